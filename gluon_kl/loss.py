@@ -4,7 +4,7 @@ from typing import Any, Optional, Tuple
 
 from gluon_kl import divergence
 from gluon_kl.inputs import (
-    REDUCTIONS, CheckedLoss, Facts, check_axis, check_choice, check_flag, check_positive, check_same_shape,
+    REDUCTIONS, CheckedLoss, Facts, check_axis, check_between, check_choice, check_flag, check_positive, check_same_shape,
     fit_sample_weight, normal_axis, observe, weigh,
 )
 
@@ -70,6 +70,18 @@ class PairLoss(CheckedLoss):
 
     def _terms(self, F: Any, pred: Any, label: Any, whole_rows: bool, label_grad: bool) -> Any:
         raise NotImplementedError
+
+    def _kl_terms(
+        self, F: Any, pred: Any, label: Any, whole_rows: bool, label_grad: bool, epsilon: float = 1e-12,
+    ) -> Any:
+        return divergence.kl_terms(
+            F, pred, label, pred_space=self._pred_space, label_space=self._label_space, axis=self._axis,
+            epsilon=epsilon, whole_rows=whole_rows, label_grad=label_grad)
+
+    def _reverse_kl_terms(self, F: Any, pred: Any, label: Any, whole_rows: bool) -> Any:
+        return divergence.kl_terms(
+            F, label, pred, pred_space=self._label_space, label_space=self._pred_space, axis=self._axis,
+            whole_rows=whole_rows)
 
 
 class KLDivLoss(PairLoss):
@@ -178,6 +190,47 @@ class KLDivLoss(PairLoss):
         return f"{super()._describe()}, epsilon={self._epsilon}"
 
     def _terms(self, F: Any, pred: Any, label: Any, whole_rows: bool, label_grad: bool) -> Any:
-        return divergence.kl_terms(
-            F, pred, label, pred_space=self._pred_space, label_space=self._label_space, axis=self._axis,
-            epsilon=self._epsilon, whole_rows=whole_rows, label_grad=label_grad)
+        return self._kl_terms(F, pred, label, whole_rows, label_grad, self._epsilon)
+
+
+class ReverseKLDivLoss(PairLoss):
+    _direction = "KL(pred ‖ label) in nats"
+
+    def __init__(
+        self, from_logits: bool = True, axis: int = -1, weight: Optional[float] = None, batch_axis: int = 0, *,
+        reduction: str = "mean", label_space: str = "probs", prefix: Optional[str] = None, params: Any = None,
+    ) -> None:
+        super().__init__(from_logits, axis, weight, batch_axis, reduction, label_space, prefix=prefix, params=params)
+
+    def _terms(self, F: Any, pred: Any, label: Any, whole_rows: bool, label_grad: bool) -> Any:
+        return self._reverse_kl_terms(F, pred, label, whole_rows)
+
+
+class JSDivLoss(PairLoss):
+    def __init__(
+        self, from_logits: bool = True, axis: int = -1, weight: Optional[float] = None, batch_axis: int = 0, *,
+        beta: float = 0.5, reduction: str = "mean", label_space: str = "probs",
+        prefix: Optional[str] = None, params: Any = None,
+    ) -> None:
+        super().__init__(from_logits, axis, weight, batch_axis, reduction, label_space, prefix=prefix, params=params)
+        check_between("beta", beta, 0, 1)
+        self._beta = beta
+
+    @property
+    def _direction(self) -> str:
+        if self._beta == 0:
+            return KLDivLoss._direction
+        if self._beta == 1:
+            return ReverseKLDivLoss._direction
+        return "beta * KL(label ‖ m) + (1 - beta) * KL(pred ‖ m) in nats, m = beta * label + (1 - beta) * pred"
+
+    def _describe(self) -> str:
+        return f"{super()._describe()}, beta={self._beta}"
+
+    def _terms(self, F: Any, pred: Any, label: Any, whole_rows: bool, label_grad: bool) -> Any:
+        if self._beta == 0:
+            return self._kl_terms(F, pred, label, whole_rows, label_grad)
+        if self._beta == 1:
+            return self._reverse_kl_terms(F, pred, label, whole_rows)
+        return divergence.js_terms(
+            F, pred, label, pred_space=self._pred_space, label_space=self._label_space, axis=self._axis, beta=self._beta)
