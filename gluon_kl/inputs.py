@@ -1,0 +1,242 @@
+"""The input contract that every loss shares.
+
+What may come in (array kinds, shapes, dtypes, sample weights), how it is lifted to one
+floating dtype, and how one block keeps one graph for each way of being called.
+"""
+
+import ctypes
+import math
+import numbers
+import operator
+from typing import Any, Callable, List, NamedTuple, Optional, Sequence, Tuple
+
+import mxnet as mx
+import numpy as np
+from mxnet import autograd
+from mxnet.base import _LIB
+from mxnet.gluon.loss import Loss
+
+_GRAPH_FIELDS = ("_cached_graph", "_cached_op", "_cached_op_args", "_in_format", "_out_format")
+
+
+class Facts(NamedTuple):
+    """What real arrays tell and Symbols cannot; one hybridized graph per value."""
+
+    ndim: int
+    dtypes: Tuple[str, ...]  # of each input that is present
+    recorded: Tuple[bool, ...]  # whether autograd may ask for a gradient of each input, None included
+    row_weight: bool  # sample_weight, if any, is one number per row along the axis
+    device: str
+
+
+def check_number(name: str, value: Any) -> None:
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number, not {value!r}")
+
+
+def check_between(name: str, value: Any, low: float, high: float) -> None:
+    check_number(name, value)
+    if not low <= value <= high:
+        raise ValueError(f"{name} must lie between {low} and {high}, not {value!r}")
+
+
+def check_flag(name: str, value: Any) -> bool:
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False, not {value!r}")
+    return bool(value)
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    if value not in choices:
+        allowed = ", ".join(repr(choice) for choice in choices[:-1]) + f" or {choices[-1]!r}"
+        raise ValueError(f"{name} must be {allowed}, not {value!r}")
+
+
+def check_positive(name: str, value: Any) -> None:
+    check_number(name, value)
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} must be positive and finite, not {value!r}")
+
+
+def check_axis(name: str, value: Any) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, not {value!r}") from None
+
+
+def normal_axis(name: str, axis: int, shape: Tuple[int, ...], of: str) -> int:
+    """`axis` counted from the front, or an error that names it."""
+    if not -len(shape) <= axis < len(shape):
+        raise ValueError(f"{name} = {axis} is out of range for {of} of shape {shape}")
+    return axis % len(shape)
+
+
+def check_kinds(names: Sequence[str], inputs: Sequence[Any]) -> bool:
+    """Whether the inputs are Symbols (else arrays); an error for anything else, or a mixture."""
+    symbolic = isinstance(inputs[0], mx.sym.Symbol)
+    for name, x in zip(names, inputs):
+        if x is None:
+            continue
+        if not isinstance(x, (mx.nd.NDArray, mx.sym.Symbol)):
+            raise TypeError(
+                f"{name} must be an MXNet array or Symbol, not {type(x).__module__}.{type(x).__name__}; "
+                f"convert it with mx.nd.array({name}) or mx.np.array({name})"
+            )
+        if isinstance(x, mx.nd.sparse.BaseSparseNDArray):
+            raise TypeError(f"{name} must be dense, not {x.stype}; convert it with {name}.tostype('default')")
+        if isinstance(x, mx.sym.Symbol) != symbolic:
+            raise TypeError(f"{names[0]} and {name} must both be arrays or both be Symbols")
+    return symbolic
+
+
+def check_same_shape(first: str, second: str, x: Any, y: Any) -> None:
+    if x.shape != y.shape:
+        raise ValueError(f"{first} and {second} must have the same shape, not {x.shape} and {y.shape}; nothing broadcasts")
+
+
+def check_same_device(names: Sequence[str], inputs: Sequence[Any]) -> str:
+    devices = [str(x.context) for x in inputs]
+    for name, device in zip(names, devices):
+        if device != devices[0]:
+            raise ValueError(f"{names[0]} is on {devices[0]} but {name} on {device}; move one with as_in_context")
+    return devices[0]
+
+
+def fit_sample_weight(weight: Any, shape: Tuple[int, ...], batch_axis: int, of: str = "pred") -> Any:
+    """`weight` with as many axes as `shape`; (batch,) means per sample."""
+    size = weight.shape
+    if len(size) == len(shape) and all(have in (1, want) for have, want in zip(size, shape)):
+        return weight
+    batch = shape[batch_axis]
+    if size == (batch,):
+        return weight.reshape(tuple(batch if i == batch_axis else 1 for i in range(len(shape))))
+    raise ValueError(
+        f"sample_weight of shape {size} does not fit {of} of shape {shape}: pass {(batch,)}, "
+        f"or {len(shape)} axes each of which is 1 or that of {of}"
+    )
+
+
+def is_recorded(x: Any) -> bool:
+    """Whether autograd may ask for a gradient of this array: it is marked, or computed from what is."""
+    if x is None or not autograd.is_recording():
+        return False
+    # Only arrays that autograd knows have a gradient state to write; what is written is what was there.
+    state = ctypes.c_int()
+    _LIB.MXNDArrayGetGradState(x.handle, ctypes.byref(state))
+    return _LIB.MXNDArraySetGradState(x.handle, state) == 0
+
+
+def lift(F: Any, facts: Optional[Facts], inputs: Sequence[Any]) -> List[Any]:
+    """The inputs in one floating dtype: float64 if any of them is, else float32."""
+    if facts is None:
+        return _lift_unknown(F, inputs)
+    target = "float64" if "float64" in facts.dtypes else "float32"
+    # Cast ignores grad_req="add"; an identity in front of it does not.
+    return [x if dtype == target else F.cast(F.identity(x) if dtype.startswith("float") else x, dtype=target)
+            for x, dtype in zip(inputs, facts.dtypes)]
+
+
+def _lift_unknown(F: Any, inputs: Sequence[Any]) -> List[Any]:
+    """`lift` inside a graph that does not know its dtypes: NumPy's type promotion, by a factor of one."""
+    one = F.ones(shape=(1,), dtype="float32").as_np_ndarray()
+    for x in inputs:
+        first = F.reshape(F.slice_axis(x, axis=0, begin=0, end=1), shape=(-1,))
+        one = one * F.ones_like(F.slice_axis(first, axis=0, begin=0, end=1)).as_np_ndarray()
+    return [(F.identity(x).as_np_ndarray() * one).as_nd_ndarray() for x in inputs]
+
+
+def weigh(
+    F: Any, terms: Callable[..., Any], inputs: Sequence[Any], weight: Any, axis: int, weight_grad: bool,
+) -> Any:
+    """``terms(*inputs) * weight``, where weight 0 silences even NaN: a whole row along `axis`, or a term."""
+    weight = F.broadcast_like(weight, inputs[0])
+    off = weight == 0
+    row_off = F.broadcast_like(F.min(off, axis=axis, keepdims=True), off)
+    zero = F.zeros_like(weight)
+    heard = terms(*(F.where(row_off, zero, x) for x in inputs))
+    weighted = F.where(off, zero, heard) * weight
+    if not weight_grad:
+        return weighted
+    # The derivative with respect to a weight of 0 is the term itself, if its row is finite.
+    silent = F.BlockGrad(terms(*(F.BlockGrad(x) for x in inputs)))
+    finite = F.abs(F.sum(silent, axis=axis, keepdims=True)) < math.inf
+    return weighted + weight * F.where(off * F.broadcast_like(finite, off), silent, zero)
+
+
+class CheckedLoss(Loss):
+    """A Gluon loss that checks real arrays, lifts dtypes, and may be called in changing ways.
+
+    A subclass names its array inputs in `_names`, checks them in ``_check(*arrays)`` (which
+    returns them with sample_weight fitted and a Facts), and computes in
+    ``_compute(F, facts, *inputs)``, where facts is None on Symbols of unknown origin.
+    """
+
+    _names: Tuple[str, ...] = ("pred", "label", "sample_weight")
+
+    def __init__(self, weight: Optional[float], batch_axis: int, **kwargs: Any) -> None:
+        if weight is not None:
+            check_number("weight", weight)
+        super().__init__(weight, check_axis("batch_axis", batch_axis), **kwargs)
+        self._facts: Optional[Facts] = None
+
+    def _check(self, *arrays: Any) -> Tuple[Tuple[Any, ...], Facts]:
+        raise NotImplementedError
+
+    def _compute(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
+        raise NotImplementedError
+
+    def _describe(self) -> str:
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._describe()})"
+
+    def forward(self, *inputs: Any) -> Any:
+        symbolic = check_kinds(self._names, inputs)
+        numpy_kind = isinstance(inputs[0], (mx.np.ndarray, mx.sym.np._Symbol))
+        legacy = [x.as_nd_ndarray() if isinstance(x, (mx.np.ndarray, mx.sym.np._Symbol)) else x for x in inputs]
+        if symbolic:
+            with self.name_scope():
+                out = self._compute(mx.sym, None, *legacy)
+        else:
+            checked, facts = self._check(*legacy)
+            if self._active:
+                self._use_graph_of(facts)
+                with checked[0].context:
+                    out = self._call_cached_op(*checked)
+            else:
+                out = self._compute(mx.nd, facts, *checked)
+        return out.as_np_ndarray() if numpy_kind else out
+
+    def hybrid_forward(self, F: Any, x: Any, *inputs: Any) -> Any:
+        """Trace the graph of the facts at hand; only a hybridized block of our own comes here."""
+        return self._compute(F, self._facts, x, *inputs)
+
+    def _use_graph_of(self, facts: Facts) -> None:
+        """Make Gluon's one cached graph the one that was traced for these facts."""
+        if facts == self._facts:
+            return
+        if self._cached_op is not None:
+            self._graphs[self._facts] = [getattr(self, field) for field in _GRAPH_FIELDS]
+        for field, value in zip(_GRAPH_FIELDS, self._graphs.get(facts, ((), None, [], None, None))):
+            setattr(self, field, value)
+        self._facts = facts
+
+    def _clear_cached_op(self) -> None:
+        super()._clear_cached_op()
+        self._graphs: dict = {}
+        self._facts = None
+
+    def __getstate__(self) -> dict:
+        """Everything but the cached graphs, which hold handles that can be neither copied nor pickled."""
+        return {**self.__dict__, "_cached_graph": (), "_cached_op": None, "_cached_op_args": [],
+                "_graphs": {}, "_facts": None}
+
+
+def observe(inputs: Sequence[Any], names: Sequence[str], row_weight: bool) -> Facts:
+    """The facts of these (checked) arrays; None stands for an input left out."""
+    present = [x for x in inputs if x is not None]
+    device = check_same_device([name for name, x in zip(names, inputs) if x is not None], present)
+    return Facts(len(inputs[0].shape), tuple(np.dtype(x.dtype).name for x in present),
+                 tuple(is_recorded(x) for x in inputs), row_weight, device)
