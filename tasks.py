@@ -228,7 +228,7 @@ def native_missing(python):
         return ""  # asked for, so nothing is missing
     ask = "from gluon_kl import native; print('' if native.is_available() else native.why_not())"
     answer = subprocess.run([str(python), "-c", ask], cwd=str(ROOT), capture_output=True, text=True)
-    return (answer.stdout if answer.returncode == 0 else answer.stderr).strip()
+    return (answer.stdout if answer.returncode == 0 else answer.stderr).strip().split("\n")[-1]
 
 
 def bench(python, arguments):

@@ -1,5 +1,6 @@
 """How the site is made: Sphinx, and sphinx-gallery to run the tutorials."""
 
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -8,8 +9,8 @@ import gluon_kl
 sys.path.insert(0, str(Path(__file__).parent))  # for reading_order
 
 project = "gluon_kl"
-author = "The gluon_kl authors"
-copyright = author
+author = "the gluon_kl authors"
+copyright = "the gluon_kl authors, under the Apache License 2.0"
 version = release = gluon_kl.__version__
 
 extensions = [
@@ -18,7 +19,6 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx.ext.viewcode",
     "sphinx_gallery.gen_gallery",
-    "sphinx-mathjax-offline",
     "myst_parser",  # for CHANGELOG.md
     "numpydoc",
 ]
@@ -33,6 +33,8 @@ autodoc_typehints = "none"  # the docstrings say it in words
 numpydoc_show_class_members = False
 
 # Everything the page needs comes with it: MathJax is copied from a Python package, and SVG needs no fonts.
+# (That package as an extension would insist on its own mathjax_path.)
+mathjax_files = Path(importlib.util.find_spec("sphinx-mathjax-offline").origin).parent / "static"
 mathjax_path = "mathjax/tex-svg.js"
 mathjax3_config = {"svg": {"fontCache": "local"}}
 
@@ -50,6 +52,7 @@ sphinx_gallery_conf = {
     "show_memory": False,
     "min_reported_time": 1e9,
     "download_all_examples": False,
+    "show_signature": False,
     "backreferences_dir": "gallery/backreferences",
     "doc_module": ("gluon_kl",),
     "reference_url": {"gluon_kl": None},
@@ -57,7 +60,9 @@ sphinx_gallery_conf = {
 
 html_theme = "pydata_sphinx_theme"
 html_title = "gluon_kl"  # a longer one overflows a phone
-html_static_path = ["static"]
+html_static_path = ["static", str(mathjax_files)]
+html_favicon = "static/icon.svg"
+html_context = {"default_mode": "auto"}
 html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sourcelink = False
