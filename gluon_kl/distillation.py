@@ -48,9 +48,9 @@ class DistillationLoss(CheckedLoss):
             raise ValueError(f"axis = {self._axis} and batch_axis = {self._batch_axis} are the same axis "
                              f"of pred of shape {shape}: categories and samples need one each")
         if teacher_pred is not None:
-            check_same_shape("pred", "teacher_pred", pred, teacher_pred)
+            check_same_shape("pred", "teacher_pred", shape, teacher_pred.shape)
         if label is not None and not self._sparse_label:
-            check_same_shape("pred", "label", pred, label)
+            check_same_shape("pred", "label", shape, label.shape)
         elif label is not None and label.shape != shape[:axis] + shape[axis + 1:]:
             raise ValueError(
                 f"label of class indices must have the shape of pred without axis {self._axis}, "
@@ -58,7 +58,7 @@ class DistillationLoss(CheckedLoss):
         if weight is not None:
             weight = fit_sample_weight(weight, shape, batch_axis)
         inputs = (pred, label, teacher_pred, weight)
-        return inputs, observe(inputs, self._names, weight is None or weight.shape[axis] == 1)
+        return inputs, observe(inputs, self._names, len(shape), weight is None or weight.shape[axis] == 1)
 
     def _compute(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
         pred, label, teacher_pred, weight = self._lifted(F, facts, self._used(*inputs))

@@ -41,13 +41,13 @@ class PairLoss(CheckedLoss):
     def _check(self, *arrays: Any) -> Tuple[Tuple[Any, ...], Facts]:
         pred, label, weight = arrays
         shape = pred.shape
-        check_same_shape("pred", "label", pred, label)
+        check_same_shape("pred", "label", shape, label.shape)
         axis = normal_axis("axis", self._axis, shape, "pred")
         batch_axis = normal_axis("batch_axis", self._batch_axis, shape, "pred")
         if weight is not None:
             weight = fit_sample_weight(weight, shape, batch_axis)
         inputs = (pred, label, weight)
-        return inputs, observe(inputs, self._names, weight is None or weight.shape[axis] == 1)
+        return inputs, observe(inputs, self._names, len(shape), weight is None or weight.shape[axis] == 1)
 
     def _whole_rows(self, facts: Optional[Facts], weight: Any) -> bool:
         """Whether the whole of `axis` is summed into one result under one weight, as far as can be known."""
