@@ -7,9 +7,10 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pytest
-import tasks
 from bs4 import BeautifulSoup
 from rendered import pages, site  # noqa: F401
+
+import tasks
 
 pytestmark = pytest.mark.site
 
