@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 ROOT = Path(__file__).resolve().parent.parent
 FIGURES = ["digits_training.png", "digits_votes.png", "distributions.png"]
@@ -41,7 +41,7 @@ def run(command, cwd):
     """Run Python on the package of this checkout; return what it wrote to standard output and error."""
     environment = dict(os.environ, PYTHONPATH=str(ROOT))
     done = subprocess.run([sys.executable, *map(str, command)], cwd=str(cwd), env=environment, timeout=300,
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+                          capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout, done.stderr
 
