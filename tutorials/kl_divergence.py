@@ -41,9 +41,11 @@ dist_4 = np.array([0.0, 0.9, 0.0, 0.1])
 fig, (left, right) = plt.subplots(1, 2, sharey=True)
 fig.suptitle("The same forecast in two seasons")
 left.set_title("Distributions 1 & 2")
-plots.draw_distributions(left, weather, dist_1, dist_2, ("dist_1", "dist_2"))
+plots.draw_distributions(
+    left, weather, dist_1, dist_2, ("dist_1", "dist_2"))
 right.set_title("Distributions 1 & 3")
-plots.draw_distributions(right, weather, dist_1, dist_3, ("dist_1", "dist_3"))
+plots.draw_distributions(
+    right, weather, dist_1, dist_3, ("dist_1", "dist_3"))
 right.set_ylabel("")
 fig.savefig(plots.FIGURES / "distributions.png", **plots.PNG)
 
@@ -117,8 +119,9 @@ seasons = batch(dist_2, dist_3, dist_1)
 print(rounded(divergence(forecasts.log(), seasons)))
 
 # %%
-# The usual accident is a forgotten logarithm, probabilities where log-probabilities belong. The loss cannot know, but
-# *you* can: no divergence is below zero.
+# The usual accident is a forgotten logarithm, probabilities where log-probabilities belong. The loss does not look
+# at values while it trains, but *you* can tell: no divergence is below zero. (``divergence.check_inputs(pred, label)``
+# looks for this and other mix-ups when asked to, say on the first batch.)
 
 print(rounded(divergence(forecasts, seasons)))
 
@@ -222,7 +225,7 @@ for name, pred, label in rows:
 # day in five. No finite number makes up for that.
 #
 # **1 against 4 is finite.** The forecast expected sun that never came. A category that never happens surprises nobody:
-# its term is 0, since :math:`p \log p \to 0` as :math:`p \to 0`.
+# its term is 0, as :math:`p \log p` has the limit 0.
 #
 # **4 against 4 is 0**, as for any perfect forecast. The two sides rule out the same things.
 #
@@ -280,11 +283,11 @@ print(f"divergence {value.asscalar():.4f}")
 
 terms = KLDivLoss(reduction="none")(batch(dist_1).log(), batch(dist_2))
 true_divergence = np.sum(dist_2 * (np.log(dist_2) - np.log(dist_1)))
-categories = len(dist_1)
+per_category = true_divergence / len(dist_1)
 
 print("terms", rounded(terms)[0])
 print(f"true divergence (NumPy): {true_divergence:.4f}")
-print(f"divided by {categories} categories: {true_divergence / categories:.4f}")
+print(f"divided by {len(dist_1)} categories: {per_category:.4f}")
 
 # %%
 # A single term may be negative, their sum may not. And now the loss, with each reduction:
@@ -312,7 +315,7 @@ value = builtin(batch(dist_1).log(), batch(dist_2)).asscalar()
 print(f"mxnet {mx.__version__}: {value:.4f}")
 
 # %%
-# Releases 1.2 to 1.8, and the 2.0 beta, average. In June 2020 a user reported that the loss disagrees with
+# The sum, this time. Releases 1.2 to 1.8, and the 2.0 beta, average. In June 2020 a user reported that the loss disagrees with
 # cross-entropy by the number of categories [5]_; the change to a sum [6]_ was carried over to the 1.x line [7]_ and
 # came out in 1.9, with a docstring that still says "averaged". So an upgrade silently multiplied every gradient of
 # this loss, by 1000 for 1000 categories, and learning rates that had been fine were not.
@@ -339,12 +342,12 @@ READERS, EXPERIENCE = 20, 40
 
 
 def votes_of_readers(scans, known_scans, known_digits, random):
-    """Share of the readers' votes for each digit, shape (scans, 10)."""
+    """Give the share of the votes for each digit, shape (scans, 10)."""
     votes = np.zeros((len(scans), 10))
     for _ in range(READERS):
-        seen = random.choice(len(known_scans), EXPERIENCE, replace=False)
-        distances = ((scans[:, None] - known_scans[seen]) ** 2).sum(axis=2)
-        nearest = seen[distances.argmin(axis=1)]
+        seen = random.permutation(len(known_scans))[:EXPERIENCE]
+        differences = scans[:, None] - known_scans[seen]
+        nearest = seen[(differences ** 2).sum(axis=2).argmin(axis=1)]
         votes[np.arange(len(scans)), known_digits[nearest]] += 1
     return votes / READERS
 
@@ -354,7 +357,8 @@ scans, digits = load_digits(return_X_y=True)
 order = random.permutation(len(scans))
 scans, digits = scans[order], digits[order]
 
-known, train, held_out = slice(0, 600), slice(600, 1400), slice(1400, None)
+known, train = slice(0, 600), slice(600, 1400)
+held_out = slice(1400, None)
 votes = votes_of_readers(scans, scans[known], digits[known], random)
 
 agreed = np.mean(votes[held_out].max(axis=1) == 1)
@@ -382,10 +386,10 @@ def make_network():
 
 
 def fit(net, loss, train, held_out, epochs, batch_size=32):
-    """Train on inputs and soft labels; watch the divergence of every row.
+    """Train on inputs and soft labels, watching the divergence.
 
-    Returns it for the rows trained on and for those held out, each of shape
-    (epochs + 1, rows): before training and after each epoch.
+    Returns it for the rows trained on and for those held out, each of
+    shape (epochs + 1, rows): before training and after each epoch.
     """
     dataset = gluon.data.ArrayDataset(*train)
     batches = gluon.data.DataLoader(dataset, batch_size, shuffle=True)
@@ -454,7 +458,7 @@ bottom.set_title("Held-out scans, digit by digit")
 plots.draw_descent(
     bottom, range(10),
     {"untrained": by_digit[:, 0], "1 epoch": by_digit[:, 1],
-     "5 epochs": by_digit[:, 5], f"{EPOCHS} epochs": by_digit[:, EPOCHS]})
+     "5 epochs": by_digit[:, 5], "30 epochs": by_digit[:, 30]})
 bottom.set_xlabel("digit that was meant")
 fig.savefig(plots.FIGURES / "digits_training.png", **plots.PNG)
 
@@ -465,7 +469,8 @@ fig.savefig(plots.FIGURES / "digits_training.png", **plots.PNG)
 beliefs = net(arrays(held_out)[0]).softmax().asnumpy()
 
 print("         favourite's share  right")
-for name, shares in (("readers", votes[held_out]), ("network", beliefs)):
+rows = [("readers", votes[held_out]), ("network", beliefs)]
+for name, shares in rows:
     right = np.mean(shares.argmax(axis=1) == digits[held_out])
     print(f"{name}  {shares.max(axis=1).mean():17.4f}  {right:.1%}")
 
@@ -475,7 +480,8 @@ for name, shares in (("readers", votes[held_out]), ("network", beliefs)):
 
 divided = np.argsort(votes[held_out].max(axis=1), kind="stable")[:3]
 
-fig, grid = plt.subplots(3, 2, figsize=(5.8, 6.8), width_ratios=[1, 3])
+fig, grid = plt.subplots(
+    3, 2, figsize=(5.8, 6.8), width_ratios=[1, 3])
 fig.suptitle("Hard to read: votes and prediction")
 for (scan, bars), row in zip(grid, divided):
     scan.set_title(f"meant: {digits[held_out][row]}")
