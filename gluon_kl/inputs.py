@@ -185,6 +185,11 @@ def weigh(
     return weighted + weight * F.where(off * F.broadcast_like(finite, off), silent, zero)
 
 
+def _legacy(x: Any) -> Any:
+    """An mx.np array or Symbol as the mx.nd or mx.sym one that shares its memory and gradient."""
+    return x.as_nd_ndarray() if isinstance(x, (mx.np.ndarray, mx.sym.np._Symbol)) else x
+
+
 class CheckedLoss(Loss):
     """A Gluon loss that checks real arrays, lifts dtypes, and may be called in changing ways.
 
@@ -215,6 +220,12 @@ class CheckedLoss(Loss):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._describe()}): {self._direction}"
 
+    def _real(self, *inputs: Any) -> List[Any]:
+        """Inputs as legacy arrays, for a look at their values."""
+        if check_kinds(self._names, inputs, self._optional):
+            raise TypeError(f"{self._names[0]} must be an MXNet array, not a Symbol: a Symbol has no values")
+        return [_legacy(x) for x in inputs]
+
     def _lifted(self, F: Any, facts: Optional[Facts], inputs: Sequence[Any]) -> List[Any]:
         """The inputs in one floating dtype, zeros if the weight of the loss is 0: it silences NaN too."""
         if self._weight == 0:
@@ -231,7 +242,7 @@ class CheckedLoss(Loss):
     def forward(self, *inputs: Any) -> Any:
         symbolic = check_kinds(self._names, inputs, self._optional)
         numpy_kind = isinstance(inputs[0], (mx.np.ndarray, mx.sym.np._Symbol))
-        legacy = [x.as_nd_ndarray() if isinstance(x, (mx.np.ndarray, mx.sym.np._Symbol)) else x for x in inputs]
+        legacy = [_legacy(x) for x in inputs]
         if symbolic:
             with self.name_scope():
                 out = self._compute(mx.sym, None, *legacy)
