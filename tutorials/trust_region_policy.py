@@ -15,7 +15,7 @@ bound :math:`\delta`:
 .. math::
 
    \max_\theta \; L(\theta) \quad \text{subject to} \quad
-   \frac{1}{N} \sum_{s} \mathrm{KL}\!\left(\pi_{\text{old}}(\cdot\,|\,s) \,\|\, \pi_\theta(\cdot\,|\,s)\right) \le \delta
+   \frac{1}{N} \sum_s \mathrm{KL}(\pi_{\text{old}}(\cdot|s) \,\|\, \pi_\theta(\cdot|s)) \le \delta
 
 This page builds such a method for the cart and pole of Gymnasium. ``KLDivLoss`` does two jobs in it: it
 *measures* each step, and, differentiated, it *shapes* the step.
@@ -27,7 +27,6 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import mxnet as mx
 import numpy as np
-import plots
 from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from mxnet import autograd, gluon, nd
 from tqdm import tqdm
@@ -219,7 +218,7 @@ states, vector = nd.array(rng.normal(size=(6, 4)), dtype="float64"), rng.normal(
 matrix = explicit_fisher(policy, states)
 product = fisher_vector_product(policy, states, policy(states), vector)
 error = np.linalg.norm(product - matrix @ vector) / np.linalg.norm(matrix @ vector)
-print(f"a matrix of {matrix.shape[0]} x {matrix.shape[1]}, never built again; relative error below 1e-5: {error < 1e-5}")
+print(f"matrix of {matrix.shape[0]} x {matrix.shape[1]}; relative error of the product below 1e-5: {error < 1e-5}")
 
 # %%
 # One update
@@ -307,8 +306,8 @@ def long_plain_steps(policy, batch):
 
 METHODS = {  # label in the figure: step, bound
     "trust region": (trust_region, options.delta),
-    "plain gradient, short steps": (short_plain_steps, np.inf),
-    "plain gradient, long steps": (long_plain_steps, np.inf),
+    "plain, short steps": (short_plain_steps, np.inf),
+    "plain, long steps": (long_plain_steps, np.inf),
 }
 runs = {}
 with tqdm(total=len(METHODS) * options.seeds * options.updates, unit="update") as bar:
@@ -333,11 +332,13 @@ def draw_comparison(figure, runs, delta):
         (line,) = left.plot(update, returns.mean(axis=0), label=name)
         left.fill_between(update, returns.min(axis=0), returns.max(axis=0), color=line.get_color(), alpha=0.15, lw=0)
         right.semilogy(update, np.round(run["divergences"].T, 6), color=line.get_color(), alpha=0.7, lw=1)
-    right.axhline(delta, color="black", lw=1, ls="--")
-    right.annotate(f"delta = {delta}", (1, delta), xytext=(0, 4), textcoords="offset points")
+    right.axhline(delta, color="black", lw=1.5, ls="--", label=f"bound, delta = {delta}")
     left.set(title="Return", xlabel="update", ylabel="steps the pole stays up", ylim=(0, 510))
     right.set(title="KL(old || new)", xlabel="update", ylabel="nats, mean over states")
+    for ax in (left, right):
+        ax.xaxis.get_major_locator().set_params(integer=True)
     left.legend(loc="upper left")
+    right.legend(loc="lower left")
 
 
 figure = plt.figure(figsize=(9, 4), layout="constrained")
@@ -351,7 +352,7 @@ figure.savefig(options.figures / "trust_region_policy.png", dpi=150, metadata={"
 
 for name, run in runs.items():
     middle, most = np.median(run["divergences"]), run["divergences"].max()
-    print(f"{name:28}  return {run['returns'][:, -5:].mean():4.0f}   KL median {middle:.4f}, largest {most:.4f}")
+    print(f"{name:18}  return {run['returns'][:, -5:].mean():4.0f}   KL median {middle:.4f}, largest {most:.4f}")
 
 # %%
 # The plain gradient has to choose. Short steps move the policy about as far as the trust region does in the
