@@ -1,0 +1,70 @@
+"""One fixture: every way of running a loss, eager, hybridized and static."""
+
+import os
+import subprocess
+import sys
+import warnings
+
+import mxnet as mx
+import numpy as np
+import pytest
+
+warnings.filterwarnings("ignore", message=".*np_shape.*")
+
+MODES = {"eager": None, "hybrid": {}, "static": {"static_alloc": True, "static_shape": True}}
+
+
+class Run:
+    """Calls a loss in one way: ``run(loss, ...)`` gives its value, ``run.gradients(loss, ...)`` its gradients."""
+
+    def __init__(self, mode):
+        self.mode = mode
+
+    def prepare(self, block):
+        if MODES[self.mode] is not None:
+            block.hybridize(**MODES[self.mode])
+        return block
+
+    def __call__(self, loss, *inputs, kind=mx.nd.array):
+        return self.prepare(loss)(*[self.array(x, kind) for x in inputs]).asnumpy()
+
+    def gradients(self, loss, *inputs, head=None, grad_req="write", kind=mx.nd.array):
+        """Gradients to every input that is given, of the sum of the outputs or under `head`."""
+        arrays = [self.array(x, kind) for x in inputs]
+        for x in arrays:
+            if x is not None:
+                x.attach_grad(grad_req)
+        with mx.autograd.record():
+            out = self.prepare(loss)(*arrays)
+        out.backward(None if head is None else self.array(head.astype(out.dtype), kind))
+        return tuple(None if x is None else x.grad.asnumpy() for x in arrays)
+
+    @staticmethod
+    def array(x, kind):
+        if x is None or isinstance(x, mx.nd.NDArray):
+            return x
+        x = np.asarray(x)
+        return kind(x, dtype=x.dtype)
+
+
+@pytest.fixture(params=list(MODES))
+def run(request):
+    return Run(request.param)
+
+
+@pytest.fixture
+def rng():
+    return np.random.RandomState(7)
+
+
+@pytest.fixture
+def in_subprocess():
+    """Run Python source in a process of its own, for what MXNet's memory of a failure would spoil; its output."""
+
+    def call(source, timeout=120, **environment):
+        done = subprocess.run([sys.executable, "-W", "ignore", "-c", source], timeout=timeout, text=True,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, **environment})
+        assert done.returncode == 0, done.stdout
+        return done.stdout
+
+    return call

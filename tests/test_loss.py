@@ -1,0 +1,467 @@
+"""KLDivLoss: values, gradients and errors, run eager, hybridized and static."""
+
+import itertools
+import math
+
+import mxnet as mx
+import numpy as np
+import oracle
+import pytest
+
+from gluon_kl import KLDivLoss
+
+DIST_1 = [0.2, 0.5, 0.2, 0.1]
+DIST_2 = [0.3, 0.4, 0.1, 0.2]
+DIST_3 = [0.1, 0.1, 0.1, 0.7]
+DIST_4 = [0.0, 0.9, 0.0, 0.1]
+LOGITS_1 = [0.39056206, 1.3068528, 0.39056206, -0.30258512]
+SPACES = ("probs", "log_probs", "logits")
+TOLERANCE = {"float16": 2e-3, "float32": 2e-5, "float64": 1e-11}
+
+
+def in_space(rng, space, shape, axis, dtype="float32"):
+    """A random distribution along axis, written in a space."""
+    logits = rng.normal(size=shape)
+    log_probs = oracle.log_softmax(logits, axis)
+    return {"probs": np.exp(log_probs), "log_probs": log_probs, "logits": logits}[space].astype(dtype)
+
+
+def close(actual, expected, dtype="float32"):
+    np.testing.assert_allclose(actual, expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
+# Published figures
+
+@pytest.mark.parametrize("pred, label, total", [
+    (DIST_1, DIST_2, 0.101696830), (DIST_1, DIST_3, 1.062564), (DIST_1, DIST_1, 0.0),
+    (DIST_4, DIST_1, math.inf), (DIST_1, DIST_4, 0.529007),
+])
+@pytest.mark.parametrize("reduction, count", [("sum", 1), ("mean", 4)])
+def test_reference_figures(run, pred, label, total, reduction, count):
+    with np.errstate(divide="ignore"):
+        log_pred = np.log(np.array([pred], dtype="float64"))
+    loss = KLDivLoss(reduction=reduction)
+    assert run(loss, log_pred, np.array([label])) == pytest.approx([total / count], abs=1e-6)
+
+
+def test_reference_logits(run):
+    pred, label = np.array([LOGITS_1]), np.array([DIST_2])
+    assert run(KLDivLoss(from_logits=False, reduction="sum"), pred, label) == pytest.approx([0.1016968], abs=1e-7)
+    assert run(KLDivLoss(from_logits=False), pred, label) == pytest.approx([0.0254242], abs=1e-7)
+
+
+def test_reference_logits_on_both_sides(run):
+    label, pred = np.array([[.05, .16, .9], [.8, 4.15, .05]]), np.array([[.7, .2, .1], [.15, .9, .05]])
+    value = run(KLDivLoss(from_logits=False, label_space="logits", reduction="sum"), pred, label)
+    assert value == pytest.approx([0.1879, 0.4534], abs=5e-5)
+    p, log_q = np.exp(oracle.log_softmax(label)), oracle.log_softmax(pred)
+    cross_entropy, entropy = -(p * log_q).sum(-1), -(p * np.log(p)).sum(-1)
+    close(value, cross_entropy - entropy, "float64")
+
+
+# The support table
+
+@pytest.mark.parametrize("label, log_pred, term, to_pred", [
+    (0.0, -1.0, 0.0, 0.0),
+    (0.0, -np.inf, 0.0, 0.0),        # absent in both
+    (-0.0, -np.inf, 0.0, 0.0),
+    (0.5, -np.inf, np.inf, -0.5),    # pred misses what label has
+    (1e-38, -np.inf, np.inf, -1e-38),
+    (1.0, 0.0, 0.0, -1.0),           # sure, and right
+    (1e-12, -1.0, 1e-12 * (math.log(1e-12) + 1), -1e-12),  # at epsilon, and no bias
+    (-0.5, -1.0, np.nan, np.nan),
+    (0.5, np.nan, np.nan, np.nan),
+    (np.nan, -1.0, np.nan, np.nan),
+])
+def test_support_edges(run, label, log_pred, term, to_pred):
+    pred, target = np.array([[log_pred, -2.0]], dtype="float32"), np.array([[label, 0.0]], dtype="float32")
+    loss = KLDivLoss(reduction="none")
+    np.testing.assert_allclose(run(loss, pred, target)[0], [term, 0.0], rtol=1e-5)
+    for reduction in ("sum", "mean"):
+        expected = term / (2 if reduction == "mean" else 1)
+        np.testing.assert_allclose(run(KLDivLoss(reduction=reduction), pred, target), [expected], rtol=1e-5)
+    gradient, _ = run.gradients(KLDivLoss(reduction="sum"), pred, target)
+    if not np.isnan(to_pred):
+        np.testing.assert_allclose(gradient, [[to_pred, 0.0]], rtol=1e-5)
+
+
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+def test_masked_logits(run, reduction):
+    pred = np.array([[0.3, -np.inf, 1.0], [0.3, -np.inf, 1.0]])
+    label = np.array([[0.4, 0.0, 0.6], [0.4, 0.1, 0.5]])
+    loss = KLDivLoss(from_logits=False, reduction=reduction)
+    expected = oracle.kl_divergence(pred, label, from_logits=False, reduction=reduction)
+    assert np.isinf(expected[1]).any() and np.isfinite(expected[0]).all()
+    close(run(loss, pred, label), expected, "float64")
+    to_pred, to_label = run.gradients(loss, pred, label)
+    want_pred, want_label, _ = oracle.kl_gradients(pred, label, from_logits=False, reduction=reduction)
+    close(to_pred, want_pred, "float64")
+    assert to_pred[0, 1] == 0 and to_pred[1, 1] == -0.1 and to_label[0, 1] == 0
+    close(to_label[0], want_label[0], "float64")
+
+
+@pytest.mark.parametrize("from_logits", [True, False])
+@pytest.mark.parametrize("label_space", ["log_probs", "logits"])
+def test_masked_on_both_sides(run, from_logits, label_space):
+    pred = np.array([[0.3, -np.inf, 1.0, -np.inf], [0.3, 0.1, 1.0, -np.inf]])
+    label = np.array([[0.5, -np.inf, -1.0, -np.inf], [0.5, -np.inf, -1.0, 0.2]])
+    if from_logits:
+        pred = oracle.log_softmax(pred)
+    if label_space == "log_probs":
+        label = oracle.log_softmax(label)
+    options = dict(from_logits=from_logits, label_space=label_space, reduction="sum")
+    value = run(KLDivLoss(**options), pred, label)
+    close(value, oracle.kl_divergence(pred, label, **options), "float64")
+    assert np.isfinite(value[0]) and np.isposinf(value[1])
+    to_pred, to_label = run.gradients(KLDivLoss(**options), pred[:1], label[:1])
+    want_pred, want_label, _ = oracle.kl_gradients(pred[:1], label[:1], **options)
+    close(to_pred, want_pred, "float64")
+    close(to_label, want_label, "float64")
+    close(run.gradients(KLDivLoss(**options), pred, label)[0], oracle.kl_gradients(pred, label, **options)[0])
+
+
+def test_row_without_a_distribution_is_nan(run):
+    label = np.full((4, 3), 1 / 3, dtype="float32")
+    pred = np.array([[-np.inf] * 3, [np.nan, 0, 1], [np.inf, 0, 1], [0, 0, 0]], dtype="float32")
+    for reduction in ("sum", "none"):
+        for label_space, target in (("probs", label), ("log_probs", np.log(label)), ("logits", label)):
+            value = run(KLDivLoss(False, reduction=reduction, label_space=label_space), pred, target)
+            assert np.isnan(value[:3]).all(), (reduction, label_space)
+            assert np.isfinite(value[3]).all()
+
+
+def test_labels_need_not_sum_to_one(run, rng):
+    pred, label = rng.normal(size=(5, 7)), 3 * rng.uniform(size=(5, 7))
+    loss = KLDivLoss(False, reduction="sum")
+    close(run(loss, pred, label), oracle.kl_divergence(pred, label, from_logits=False, reduction="sum"), "float64")
+    softmax = np.exp(oracle.log_softmax(pred))
+    close(run.gradients(loss, pred, label)[0], softmax * label.sum(-1, keepdims=True) - label, "float64")
+
+
+def test_zero_label_gradient_is_mxnets(run):
+    pred, label = np.array([[-0.5, -3.0, -60.0]]), np.array([[1.0, 0.0, 0.0]])
+    for epsilon, dtype in itertools.product((1e-12, 1e-50, 1e-3), ("float32", "float64")):
+        _, to_label = run.gradients(KLDivLoss(epsilon=epsilon, reduction="sum"), pred.astype(dtype), label.astype(dtype))
+        np.testing.assert_allclose(to_label, [[1.5, math.log(epsilon) + 3, math.log(epsilon) + 60]], rtol=1e-6)
+
+
+# Every combination, against the oracle
+
+@pytest.mark.parametrize("shape, axis, batch_axis", [
+    ((4, 6), -1, 0), ((6, 4), 0, 1), ((3, 4, 5), -1, 0), ((3, 4, 5), 1, 0), ((3, 4, 5), 1, 2), ((3, 4, 5), 0, 1),
+    ((2, 3, 4, 5), 1, 0), ((2, 3, 4, 5), -2, -3), ((4, 6), 0, 0), ((3, 4, 5), 1, 1), ((6,), 0, 0), ((6,), -1, 0),
+    ((1, 1), -1, 0), ((5, 1), -1, 0), ((1, 9), -1, 0),
+])
+@pytest.mark.parametrize("from_logits", [True, False])
+@pytest.mark.parametrize("label_space", SPACES)
+def test_values_and_gradients(run, rng, shape, axis, batch_axis, from_logits, label_space):
+    pred = in_space(rng, "log_probs" if from_logits else "logits", shape, axis, "float64")
+    label = in_space(rng, label_space, shape, axis, "float64")
+    for reduction, weight in (("mean", None), ("sum", 2.5), ("none", None)):
+        options = dict(from_logits=from_logits, label_space=label_space, axis=axis, batch_axis=batch_axis,
+                       reduction=reduction, weight=weight)
+        loss = KLDivLoss(**options)
+        expected = oracle.kl_divergence(pred, label, **options)
+        value = run(loss, pred, label)
+        assert value.shape == expected.shape
+        close(value, expected, "float64")
+        head = rng.normal(size=expected.shape)
+        for got, want in zip(run.gradients(loss, pred, label, head=head),
+                             oracle.kl_gradients(pred, label, head, **options)):
+            close(got, want, "float64")
+
+
+@pytest.mark.parametrize("from_logits", [True, False])
+@pytest.mark.parametrize("label_space", SPACES)
+def test_gradients_by_finite_differences(run, rng, from_logits, label_space):
+    inputs = [in_space(rng, "log_probs" if from_logits else "logits", (3, 4), -1, "float64"),
+              in_space(rng, label_space, (3, 4), -1, "float64"), rng.uniform(size=3)]
+    loss = KLDivLoss(from_logits, label_space=label_space)
+    gradients = run.gradients(loss, *inputs)
+    for which, index in ((0, (1, 2)), (0, (2, 0)), (1, (1, 2)), (1, (0, 3)), (2, (1,))):
+        values = []
+        for step in (1e-6, -1e-6):
+            moved = [x.copy() for x in inputs]
+            moved[which][index] += step
+            values.append(run(loss, *moved).sum())
+        assert gradients[which][index] == pytest.approx((values[0] - values[1]) / 2e-6, rel=1e-6, abs=1e-8)
+
+
+# dtypes
+
+FLOATS = ("float16", "float32", "float64")
+
+
+@pytest.mark.parametrize("pred_type, label_type", [*itertools.product(FLOATS, FLOATS), *(
+    (pred, label) for pred in FLOATS for label in ("int8", "uint8", "int32", "int64", "bool"))])
+@pytest.mark.parametrize("kind", [mx.nd.array, mx.np.array])
+@pytest.mark.parametrize("from_logits", [True, False])
+def test_dtypes(run, rng, pred_type, label_type, kind, from_logits):
+    pred = in_space(rng, "log_probs" if from_logits else "logits", (4, 6), -1, pred_type)
+    if label_type in FLOATS:
+        label = in_space(rng, "probs", (4, 6), -1, label_type)
+        label[0, :2] = 0
+    else:
+        label = np.eye(6)[[1, 0, 5, 2]].astype(label_type)
+    if label_type == "bool" and kind is mx.nd.array:
+        label = mx.np.array(label, dtype=bool).as_nd_ndarray()  # mx.nd.array itself makes no booleans
+    loss = KLDivLoss(from_logits, reduction="sum")
+    value = run(loss, pred, label, kind=kind)
+    plain = label.asnumpy() if isinstance(label, mx.nd.NDArray) else label
+    assert value.dtype == ("float64" if "float64" in (pred_type, label_type) else "float32")
+    close(value, oracle.kl_divergence(pred, plain, from_logits=from_logits, reduction="sum"))
+    want = oracle.kl_gradients(pred, plain, from_logits=from_logits, reduction="sum")
+    pred, label = run.array(pred, kind), run.array(label, kind)
+    pred.attach_grad()
+    if label_type in FLOATS:
+        label.attach_grad()
+    with mx.autograd.record():
+        out = run.prepare(loss)(pred, label)
+    out.backward()
+    assert pred.grad.dtype == np.dtype(pred_type)
+    close(pred.grad.asnumpy(), want[0], pred_type if pred_type == "float16" else "float32")
+    if label_type in FLOATS:
+        assert label.grad.dtype == np.dtype(label_type)
+        np.testing.assert_allclose(label.grad.asnumpy(), want[1], rtol=2e-3, atol=1e-3)
+
+
+def test_float16_zeros_and_many_categories(run, rng):
+    pred = rng.normal(size=(2, 50000)).astype("float16")
+    label = np.zeros((2, 50000), dtype="float16")
+    label[:, 7] = 1
+    value = run(KLDivLoss(False, reduction="sum"), pred, label)
+    np.testing.assert_allclose(value, oracle.kl_divergence(pred, label, from_logits=False, reduction="sum"), rtol=1e-5)
+    assert np.isfinite(run.gradients(KLDivLoss(False, reduction="sum"), pred, label)[0]).all()
+
+
+# Weights
+
+@pytest.mark.parametrize("shape, batch_axis, axis, sizes", [
+    ((4, 6), 0, -1, [(4,), (4, 1), (1, 6), (4, 6), (1, 1)]),
+    ((4, 4), 0, -1, [(4,), (4, 1), (1, 4)]),
+    ((3, 4, 5), 0, -1, [(3,), (3, 4, 1), (1, 4, 5), (3, 1, 1)]),
+    ((3, 4, 5), 2, 1, [(5,), (3, 1, 5), (3, 4, 5)]),
+    ((6,), 0, 0, [(6,), (1,)]),
+])
+@pytest.mark.parametrize("from_logits, label_space", [(True, "probs"), (False, "probs"), (False, "logits")])
+def test_sample_weight(run, rng, shape, batch_axis, axis, sizes, from_logits, label_space):
+    pred = in_space(rng, "log_probs" if from_logits else "logits", shape, axis, "float64")
+    label = in_space(rng, label_space, shape, axis, "float64")
+    for size, reduction in itertools.product(sizes, ("mean", "none")):
+        weight = rng.uniform(0.5, 2, size=size)
+        weight.flat[0] = 0
+        options = dict(from_logits=from_logits, label_space=label_space, axis=axis, batch_axis=batch_axis,
+                       reduction=reduction)
+        loss = KLDivLoss(**options)
+        expected = oracle.kl_divergence(pred, label, sample_weight=weight, **options)
+        close(run(loss, pred, label, weight), expected, "float64")
+        head = rng.normal(size=expected.shape)
+        gradients = run.gradients(loss, pred, label, weight, head=head)
+        for got, want in zip(gradients, oracle.kl_gradients(pred, label, head, sample_weight=weight, **options)):
+            assert got.shape == want.shape
+            close(got, want, "float64")
+
+
+@pytest.mark.parametrize("from_logits", [True, False])
+@pytest.mark.parametrize("label_space", SPACES)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("where", ["pred", "label", "both"])
+def test_weight_zero_silences_a_row(run, rng, from_logits, label_space, bad, where):
+    pred = in_space(rng, "log_probs" if from_logits else "logits", (4, 3), -1)
+    label = in_space(rng, label_space, (4, 3), -1)
+    weight = np.array([1, 0, 2, 0], dtype="float32")
+    options = dict(from_logits=from_logits, label_space=label_space, reduction="sum")
+    clean = run(KLDivLoss(**options), pred, label, weight)
+    for side, x in (("pred", pred), ("label", label)):
+        if where in (side, "both"):
+            x[1] = bad
+            x[3, 1] = bad
+    loss = KLDivLoss(**options)
+    np.testing.assert_array_equal(run(loss, pred, label, weight), clean)
+    to_pred, to_label, to_weight = run.gradients(loss, pred, label, weight)
+    assert (to_pred[[1, 3]] == 0).all() and (to_label[[1, 3]] == 0).all() and np.isfinite(to_weight).all()
+    assert np.isfinite(to_pred).all() and np.isfinite(to_label).all() and (to_pred[0] != 0).any()
+    assert to_weight[1] == 0
+
+
+def test_weight_zero_drops_a_term(run):
+    pred, label = np.array([[np.nan, -1.0], [-np.inf, -2.0]]), np.array([[0.5, 0.5], [0.5, 0.5]])
+    weight = np.array([[0.0, 1.0], [0.0, 2.0]])
+    value = run(KLDivLoss(reduction="sum"), pred, label, weight)
+    np.testing.assert_allclose(value, [0.5 * (math.log(0.5) + 1), math.log(0.5) + 2])
+    to_pred, _, _ = run.gradients(KLDivLoss(reduction="sum"), pred, label, weight)
+    np.testing.assert_allclose(to_pred, [[0, -0.5], [0, -1.0]])
+
+
+def test_loss_weight_zero_silences_all(run):
+    pred, label = np.array([[np.nan, -1.0]]), np.array([[0.5, np.nan]])
+    loss = KLDivLoss(weight=0)
+    assert run(loss, pred, label) == 0
+    assert all((gradient == 0).all() for gradient in run.gradients(loss, pred, label))
+
+
+def test_sample_weight_by_keyword(run):
+    pred, label = mx.nd.log(mx.nd.array([DIST_1, DIST_1])), mx.nd.array([DIST_2, DIST_3])
+    loss = run.prepare(KLDivLoss(reduction="sum"))
+    by_keyword = loss(pred, label, sample_weight=mx.nd.array([2, 0])).asnumpy()
+    np.testing.assert_array_equal(by_keyword, loss(pred, label, mx.nd.array([2, 0])).asnumpy())
+    np.testing.assert_allclose(by_keyword, [2 * 0.10169683, 0], rtol=1e-6)
+
+
+# Digits of small divergences
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+@pytest.mark.parametrize("categories", [2, 10, 1000])
+def test_identical_logits_give_exactly_zero(run, rng, reduction, categories):
+    x = (4 * rng.normal(size=(50, categories))).astype("float32")
+    x[0, 0] = -np.inf
+    loss = KLDivLoss(False, label_space="logits", reduction=reduction)
+    assert (run(loss, x, x) == 0).all()
+    assert (run(loss, x, x, rng.uniform(size=50).astype("float32")) == 0).all()
+    log_probs = oracle.log_softmax(x).astype("float32")
+    assert (run(KLDivLoss(label_space="log_probs", reduction=reduction), log_probs, log_probs) == 0).all()
+
+
+@pytest.mark.parametrize("noise", [1e-7, 1e-5, 1e-3, 1e-1, 1.0, 10.0])
+def test_two_softmaxes_keep_their_digits(run, rng, noise):
+    label = rng.normal(size=(200, 100)).astype("float32")
+    pred = (label + noise * rng.normal(size=label.shape)).astype("float32")
+    value = run(KLDivLoss(False, label_space="logits", reduction="sum"), pred, label)
+    expected = oracle.kl_divergence(pred, label, from_logits=False, label_space="logits", reduction="sum")
+    assert (value >= 0).all()
+    if noise >= 1e-3:
+        assert np.median(np.abs(value / expected - 1)) < 1e-4
+
+
+def test_far_apart_softmaxes(run):
+    label, pred = np.array([[0, 90.0], [200, 0]], dtype="float32"), np.array([[90.0, 0], [0, 200]], dtype="float32")
+    options = dict(from_logits=False, label_space="logits", reduction="sum")
+    np.testing.assert_allclose(run(KLDivLoss(**options), pred, label),
+                               oracle.kl_divergence(pred, label, **options), rtol=1e-6)
+
+
+# Gradients under every request
+
+@pytest.mark.parametrize("from_logits", [True, False])
+@pytest.mark.parametrize("dtypes", [("float32", "float32"), ("float16", "float32"), ("float16", "float16")])
+def test_gradients_add_up(run, rng, from_logits, dtypes):
+    pred = in_space(rng, "log_probs" if from_logits else "logits", (3, 4), -1, dtypes[0])
+    label = in_space(rng, "probs", (3, 4), -1, dtypes[1])
+    loss = run.prepare(KLDivLoss(from_logits))
+    once = run.gradients(loss, pred, label)
+    pred, label = mx.nd.array(pred, dtype=dtypes[0]), mx.nd.array(label, dtype=dtypes[1])
+    pred.attach_grad("add")
+    label.attach_grad("add")
+    for _ in range(3):
+        with mx.autograd.record():
+            out = loss(pred, label)
+        out.backward()
+    close(pred.grad.asnumpy(), 3 * once[0], "float16" if "float16" in dtypes else "float32")
+    close(label.grad.asnumpy(), 3 * once[1], "float16" if "float16" in dtypes else "float32")
+
+
+# Against MXNet's own
+
+@pytest.mark.parametrize("from_logits", [True, False])
+@pytest.mark.parametrize("axis", [-1, 1])
+def test_agrees_with_mxnet_where_mxnet_is_right(run, rng, from_logits, axis):
+    pred = in_space(rng, "log_probs" if from_logits else "logits", (4, 5, 6), axis)
+    label = in_space(rng, "probs", (4, 5, 6), axis)
+    label[0, 0, :2] = 0
+    theirs = mx.gluon.loss.KLDivLoss(from_logits, axis)
+    ours = KLDivLoss(from_logits, axis, reduction="sum")
+    close(run(ours, pred, label), run(theirs, pred, label))
+    for got, want in zip(run.gradients(ours, pred, label), run.gradients(theirs, pred, label)):
+        close(got, want)
+
+
+def test_deviates_from_mxnet_where_mxnet_is_wrong():
+    theirs = mx.gluon.loss.KLDivLoss()
+    pred, label = mx.nd.array([[-0.5, -np.inf]]), mx.nd.array([[1.0, 0.0]])
+    assert np.isnan(theirs(pred, label).asscalar()) and KLDivLoss()(pred, label).asscalar() == 0.25
+    half = [x.astype("float16") for x in (mx.nd.array([[-0.5, -1.0]]), label)]
+    assert np.isnan(theirs(*half).asscalar()) and KLDivLoss()(*half).asscalar() == 0.25
+    assert theirs(mx.nd.zeros((2, 3)), mx.nd.ones((2, 1))).shape == (2,)  # broadcast without a word
+    with pytest.raises(ValueError):
+        KLDivLoss()(mx.nd.zeros((2, 3)), mx.nd.ones((2, 1)))
+    ones = mx.nd.ones((2, 2)) / 2
+    assert theirs(ones.log(), ones * 2).asnumpy()[0] == pytest.approx(2 * math.log(2))  # a sum, said to be a mean
+    assert KLDivLoss()(ones.log(), ones * 2).asnumpy()[0] == pytest.approx(math.log(2))
+
+
+# Errors
+
+PAIR = ((2, 3), (2, 3))
+
+
+@pytest.mark.parametrize("arguments, error, words", [
+    (dict(reduction="avg"), ValueError, ["reduction", "'mean', 'sum' or 'none'", "'avg'"]),
+    (dict(label_space="prob"), ValueError, ["label_space", "'probs', 'log_probs' or 'logits'", "'prob'"]),
+    (dict(epsilon=0), ValueError, ["epsilon", "positive", "0"]),
+    (dict(epsilon=-1e-3), ValueError, ["epsilon", "-0.001"]),
+    (dict(epsilon=math.nan), ValueError, ["epsilon", "nan"]),
+    (dict(epsilon="1e-12"), TypeError, ["epsilon", "'1e-12'"]),
+    (dict(weight="2"), TypeError, ["weight", "number", "'2'"]),
+    (dict(from_logits="False"), TypeError, ["from_logits", "True or False", "'False'"]),
+    (dict(from_logits=1), TypeError, ["from_logits", "1"]),
+    (dict(axis=1.5), TypeError, ["axis", "integer", "1.5"]),
+    (dict(batch_axis="0"), TypeError, ["batch_axis", "'0'"]),
+])
+def test_argument_errors(arguments, error, words):
+    with pytest.raises(error) as caught:
+        KLDivLoss(**arguments)
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+@pytest.mark.parametrize("arguments, shapes, words", [
+    ({}, ((2, 3), (3,)), ["pred", "label", "(2, 3)", "(3,)"]),
+    ({}, ((1, 3), (3,)), ["(1, 3)", "(3,)"]),
+    ({}, ((2, 3), (1, 3)), ["(2, 3)", "(1, 3)"]),
+    ({}, ((2, 3), (2, 1)), ["(2, 3)", "(2, 1)"]),
+    ({}, ((3, 3), (3,)), ["(3, 3)", "(3,)"]),
+    (dict(axis=2), PAIR, ["axis = 2", "(2, 3)"]),
+    (dict(axis=-3), PAIR, ["axis = -3", "(2, 3)"]),
+    (dict(batch_axis=2), PAIR, ["batch_axis = 2", "(2, 3)"]),
+    ({}, (*PAIR, (3,)), ["sample_weight", "(3,)", "(2, 3)", "(2,)"]),
+    ({}, (*PAIR, (2, 2)), ["sample_weight", "(2, 2)"]),
+    ({}, (*PAIR, (1, 2, 3)), ["sample_weight", "(1, 2, 3)"]),
+])
+def test_shape_errors(run, arguments, shapes, words):
+    loss = run.prepare(KLDivLoss(**arguments))
+    good = mx.nd.zeros((2, 3)), mx.nd.ones((2, 3))
+    for _ in range(2):  # also when the block has a graph already
+        with pytest.raises(ValueError) as caught:
+            loss(*[mx.nd.ones(shape) for shape in shapes])
+        assert all(word in str(caught.value) for word in words), caught.value
+        if not arguments:
+            loss(*good)
+
+
+@pytest.mark.parametrize("position", [0, 1, 2])
+@pytest.mark.parametrize("value", [np.ones((2, 3), dtype="float32"), [[1.0] * 3] * 2, 1.0])
+def test_foreign_inputs(run, position, value):
+    inputs = [mx.nd.ones((2, 3)) for _ in range(3)]
+    inputs[position] = value
+    with pytest.raises(TypeError) as caught:
+        run.prepare(KLDivLoss())(*inputs)
+    name = ("pred", "label", "sample_weight")[position]
+    assert name in str(caught.value) and "mx.nd.array" in str(caught.value)
+
+
+def test_sparse_inputs(run):
+    with pytest.raises(TypeError, match="label must be dense, not csr"):
+        run.prepare(KLDivLoss())(mx.nd.ones((2, 3)), mx.nd.ones((2, 3)).tostype("csr"))
+
+
+def test_devices_must_agree(run):
+    with pytest.raises(ValueError, match=r"cpu\(0\).*cpu\(1\)"):
+        run.prepare(KLDivLoss())(mx.nd.ones((2, 3), ctx=mx.cpu(0)), mx.nd.ones((2, 3), ctx=mx.cpu(1)))
+
+
+def test_repr_shows_every_argument():
+    assert repr(KLDivLoss()) == (
+        "KLDivLoss(from_logits=True, axis=-1, weight=None, batch_axis=0, reduction='mean', label_space='probs', "
+        "epsilon=1e-12): KL(label ‖ pred) in nats")
+    changed = repr(KLDivLoss(False, 1, 0.5, 2, reduction="none", label_space="logits", epsilon=1e-5))
+    for part in ("from_logits=False", "axis=1", "weight=0.5", "batch_axis=2", "'none'", "'logits'", "epsilon=1e-05"):
+        assert part in changed
