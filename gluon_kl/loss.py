@@ -2,7 +2,7 @@
 
 from typing import Any, Optional, Tuple
 
-from gluon_kl import divergence
+from gluon_kl import divergence, native
 from gluon_kl.inputs import (
     REDUCTIONS, CheckedLoss, Facts, check_axis, check_choice, check_flag, check_positive, check_same_shape,
     fit_sample_weight, normal_axis, observe, weigh,
@@ -58,6 +58,10 @@ class PairLoss(CheckedLoss):
         return facts.row_weight and (self._axis - self._batch_axis) % facts.ndim != 0
 
     def _compute(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
+        if self._reduction != "none" and self._weight != 0 and native.reaches(facts, inputs[2]):
+            fused = self._fused(F, facts, *inputs)
+            if fused is not None:
+                return fused
         pred, label, weight = self._lifted(F, facts, inputs)
         whole_rows = self._whole_rows(facts, weight)
         label_grad, weight_grad = (True, True) if facts is None else facts.recorded[1:]
@@ -70,6 +74,28 @@ class PairLoss(CheckedLoss):
 
     def _terms(self, F: Any, pred: Any, label: Any, whole_rows: bool, label_grad: bool) -> Any:
         raise NotImplementedError
+
+    def _fused(self, F: Any, facts: Optional[Facts], pred: Any, label: Any, weight: Any) -> Any:
+        """The result of the fused operator; None for a divergence that it does not compute."""
+        return None
+
+    def _fused_kl(
+        self, F: Any, facts: Optional[Facts], pred: Any, label: Any, weight: Any, swap: bool, **options: Any,
+    ) -> Any:
+        """KL(label || pred) by the fused operator, or KL(pred || label) if `swap`."""
+        sides = [(pred, self._pred_space), (label, self._label_space)]
+        wanted = None if facts is None else list(facts.recorded[:2])
+        if facts is not None:
+            sides = [(F.cast(x, "uint8") if dtype == "bool" else x, space)
+                     for (x, space), dtype in zip(sides, facts.dtypes)]
+        if swap:
+            sides.reverse()
+            wanted = wanted and wanted[::-1]
+        (q, q_space), (p, p_space) = sides
+        return native.kl_divergence(
+            F, q, p, weight, wanted=wanted, axis=self._axis, batch_axis=self._batch_axis, pred_space=q_space,
+            label_space=p_space, mean=self._reduction == "mean", scale=1 if self._weight is None else self._weight,
+            **options)
 
 
 class KLDivLoss(PairLoss):
@@ -176,6 +202,9 @@ class KLDivLoss(PairLoss):
 
     def _describe(self) -> str:
         return f"{super()._describe()}, epsilon={self._epsilon}"
+
+    def _fused(self, F: Any, facts: Optional[Facts], pred: Any, label: Any, weight: Any) -> Any:
+        return self._fused_kl(F, facts, pred, label, weight, swap=False, epsilon=self._epsilon)
 
     def _terms(self, F: Any, pred: Any, label: Any, whole_rows: bool, label_grad: bool) -> Any:
         return divergence.kl_terms(

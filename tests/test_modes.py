@@ -10,6 +10,7 @@ import pytest
 
 from gluon_kl import KLDivLoss
 
+pytestmark = pytest.mark.usefixtures("path")
 FLOATS = ("float16", "float32", "float64")
 
 
