@@ -1,0 +1,56 @@
+"""Drawing for the tutorials: each function puts arrays on an axes and does nothing else."""
+
+from pathlib import Path
+
+import numpy as np
+
+STYLE = ["default", Path(__file__).resolve().with_name("matplotlibrc")]
+FIGURES = Path(__file__).resolve().parent.parent / "figures"
+# With the version of the software left out, the same picture is the same file everywhere.
+PNG = {"dpi": 150, "metadata": {"Software": None}}
+
+FIRST, SECOND = "#0072B2", "#E69F00"  # blue and orange, told apart by every kind of colour vision
+
+
+def draw_distributions(ax, categories, first, second, names):
+    """Overlay two distributions as translucent bars on one probability axis from 0 to 1."""
+    places = np.arange(len(categories))
+    for probabilities, name, color in zip((first, second), names, (FIRST, SECOND)):
+        ax.bar(places, probabilities, width=0.8, color=color, alpha=0.5, label=name)
+        ax.bar(places, probabilities, width=0.8, fill=False, edgecolor=color, linewidth=1.5)
+    ax.set_xticks(places)
+    ax.set_xticklabels(categories)
+    ax.set_ylim(0, 1)
+    ax.set_ylabel("probability")
+    ax.legend()
+
+
+def draw_loss_curves(ax, curves):
+    """Draw one line per entry of `curves`, a dict from names to one value per epoch, the first before training."""
+    for (name, values), dashes in zip(curves.items(), ("-", "--", "-.", ":")):
+        ax.plot(np.arange(len(values)), values, dashes, label=name)
+    ax.set_xlabel("epochs")
+    ax.set_ylabel("divergence (nats)")
+    ax.legend()
+
+
+def draw_descent(ax, categories, stages):
+    """Draw each category's path through `stages`, a dict from names to one value per category."""
+    values = np.array(list(stages.values()))
+    places = np.arange(len(categories))
+    ax.vlines(places, values.min(axis=0), values.max(axis=0), color="#C8C8C8", linewidth=2, zorder=1)
+    shades = ("#B8B8B8", "#E69F00", "#56B4E9", "#0072B2")
+    for name, row, marker, color in zip(stages, values, "oDs^", shades):
+        ax.plot(places, row, marker, color=color, markeredgecolor="white", markersize=9, label=name, clip_on=False)
+    ax.set_xticks(places)
+    ax.set_xticklabels(categories)
+    ax.set_ylabel("divergence (nats)")
+    ax.legend()
+
+
+def draw_scan(ax, pixels):
+    """Show a scanned digit, dark ink on white."""
+    ax.imshow(pixels, cmap="Greys")
+    ax.grid(False)
+    ax.set_xticks([])
+    ax.set_yticks([])
