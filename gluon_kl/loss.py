@@ -89,6 +89,96 @@ class PairLoss(CheckedLoss):
 
 
 class KLDivLoss(PairLoss):
+    r"""Kullback-Leibler divergence of a prediction from a target distribution, in nats.
+
+    For each sample, with :math:`p` the label and :math:`q` the prediction,
+
+    .. math:: \mathrm{KL}(p \,\|\, q) = \sum_i p_i \, (\log p_i - \log q_i),
+
+    also called the relative entropy of the label with respect to the prediction. It is
+    0 where both agree, grows without bound where the prediction misses mass that the
+    label has, and ignores what the prediction puts where the label has none.
+
+    Drop-in for :class:`mxnet.gluon.loss.KLDivLoss`, with the same positional arguments;
+    ``reduction="sum"`` keeps the scale of MXNet 1.9.
+
+    Parameters
+    ----------
+    from_logits : bool, default True
+        In Gluon's meaning: `True` if `pred` holds log-probabilities, `False` if it holds
+        raw scores, to which the loss applies log softmax over `axis`.
+    axis : int, default -1
+        The axis of the categories.
+    weight : float, optional
+        Factor for every result.
+    batch_axis : int, default 0
+        The axis of the samples; every other axis is reduced.
+    reduction : {"mean", "sum", "none"}
+        "mean" divides the sum by the number of terms of a sample, as Gluon documents;
+        "sum" is the divergence itself; "none" returns the terms.
+    label_space : {"probs", "log_probs", "logits"}
+        What `label` holds: probabilities, their logarithms, or raw scores that go through
+        softmax over `axis`.
+    epsilon : float, default 1e-12
+        Stands in for a label of exactly 0 inside the logarithm. It changes no value: only
+        the gradient to such a label, which is ``log(epsilon) - log_pred``.
+    prefix, params
+        As for every Gluon block.
+
+    Inputs
+    ------
+    pred
+        Array or Symbol of any shape with at least one axis, any floating dtype. A score of
+        -inf masks its category.
+    label
+        The same shape; any floating, integer or boolean dtype. Need not sum to 1.
+    sample_weight
+        Optional. Shape (batch,), a weight per sample; or as many axes as `pred`, each 1 or
+        that of `pred`. Weight 0 silences a row whatever it holds.
+
+    Outputs
+    -------
+    loss
+        Shape (batch,), or that of `pred` for ``reduction="none"``; float64 if an input is,
+        else float32. Of the array kind of `pred`.
+
+    Raises
+    ------
+    ValueError
+        If shapes differ, `sample_weight` does not fit, an axis is out of range, the arrays
+        are on different devices, or an argument is not among the allowed ones.
+    TypeError
+        If an input is not an MXNet array or Symbol, or an argument has the wrong type.
+
+    Notes
+    -----
+    A term whose label is 0 is 0, also at a masked score. A label above 0 at a masked score
+    gives infinity, and a negative label NaN.
+
+    Where both sides are logits and whole rows are reduced, the terms are summed in the
+    form :math:`p u + q - p` with :math:`u = \log p - \log q`: never negative, exactly 0 for
+    equal rows, and correct in its leading digits for nearly equal ones.
+
+    References
+    ----------
+    S. Kullback and R. A. Leibler, "On Information and Sufficiency", Annals of Mathematical
+    Statistics 22 (1951), 79-86.
+
+    Examples
+    --------
+    >>> import mxnet as mx
+    >>> from gluon_kl import KLDivLoss
+    >>> pred = mx.nd.log(mx.nd.array([[0.2, 0.5, 0.2, 0.1]]))
+    >>> label = mx.nd.array([[0.3, 0.4, 0.1, 0.2]])
+    >>> print(KLDivLoss(reduction="sum")(pred, label).asnumpy().round(4))
+    [0.1017]
+    >>> print(KLDivLoss()(pred, label).asnumpy().round(4))
+    [0.0254]
+    >>> scores = mx.nd.array([[2.0, 0.5, -1.0, 0.1]])
+    >>> print(KLDivLoss(from_logits=False, reduction="sum")(scores, label).asnumpy().round(4))
+    [0.3526]
+    """
+
     _direction = "KL(label ‖ pred) in nats"
 
     def __init__(

@@ -1,0 +1,88 @@
+"""What holds for every distribution (hypothesis), with the oracle nowhere in sight."""
+
+import mxnet as mx
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from gluon_kl import KLDivLoss
+
+LOSSES = {
+    "log_probs, probs": (KLDivLoss(True, reduction="sum"), True, "probs"),
+    "logits, probs": (KLDivLoss(False, reduction="sum"), False, "probs"),
+    "log_probs, log_probs": (KLDivLoss(True, reduction="sum", label_space="log_probs"), True, "log_probs"),
+    "logits, logits": (KLDivLoss(False, reduction="sum", label_space="logits"), False, "logits"),
+}
+many = settings(max_examples=60, deadline=None, derandomize=True)
+
+
+def logits(shape=None):
+    shape = shape or st.tuples(st.integers(1, 5), st.integers(1, 9))
+    return arrays.arrays(np.float64, shape, elements=st.floats(-30, 30, width=32))
+
+
+def pairs():
+    return st.tuples(st.integers(1, 5), st.integers(1, 9)).flatmap(lambda shape: st.tuples(logits(shape), logits(shape)))
+
+
+def log_softmax(x):
+    shifted = x - x.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def value(name, pred, label):
+    """The divergence of two arrays of logits, given to the loss in the spaces that it takes."""
+    loss, from_logits, label_space = LOSSES[name]
+    pred = log_softmax(pred) if from_logits else pred
+    label = {"probs": np.exp, "log_probs": lambda x: x, "logits": lambda x: x}[label_space](
+        label if label_space == "logits" else log_softmax(label))
+    return loss(mx.nd.array(pred, dtype="float64"), mx.nd.array(label, dtype="float64")).asnumpy()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@many
+@given(pair=pairs())
+def test_never_negative(name, pair):
+    assert (value(name, *pair) >= (0 if name == "logits, logits" else -1e-13)).all()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@many
+@given(x=logits())
+def test_zero_at_equality(name, x):
+    np.testing.assert_allclose(value(name, x, x), 0, atol=0 if name.endswith(("logits, logits", "log_probs, log_probs"))
+                               else 1e-13)
+
+
+@pytest.mark.parametrize("name", ["logits, probs", "logits, logits"])
+@many
+@given(pair=pairs(), shift=st.floats(-50, 50))
+def test_logits_may_be_shifted(name, pair, shift):
+    pred, label = pair
+    np.testing.assert_allclose(value(name, pred + shift, label), value(name, pred, label), rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@many
+@given(pair=pairs())
+def test_a_batch_is_its_rows(name, pair):
+    rows = [value(name, *[x[i:i + 1] for x in pair])[0] for i in range(len(pair[0]))]
+    np.testing.assert_allclose(value(name, *pair), rows, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@many
+@given(pair=pairs(), data=st.data())
+def test_categories_may_be_permuted(name, pair, data):
+    order = data.draw(st.permutations(range(pair[0].shape[1])))
+    np.testing.assert_allclose(value(name, *[x[:, order] for x in pair]), value(name, *pair), rtol=1e-9, atol=1e-12)
+
+
+@many
+@given(pair=pairs())
+def test_all_spaces_agree(pair):
+    expected = value("logits, logits", *pair)
+    for name in LOSSES:
+        np.testing.assert_allclose(value(name, *pair), expected, rtol=1e-8, atol=1e-11)
