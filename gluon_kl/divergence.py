@@ -95,3 +95,63 @@ def kl_terms(
     log_pred = log_softmax(F, pred, axis) if pred_space == "logits" else pred
     log_label = log_softmax(F, label, axis) if label_space == "logits" else label
     return relative_entropy_of_logs(F, log_pred, log_label)
+
+
+def categories(F: Any, x: Any, axis: int) -> Any:
+    """The number of categories along `axis`, shape (1,), also where shapes are unknown."""
+    return F.slice_axis(F.contrib.arange_like(x, axis=axis), axis=0, begin=-1, end=None) + 1
+
+
+def one_hot(F: Any, index: Any, pred: Any, axis: int) -> Any:
+    """Class indices, of pred's shape without `axis`, as rows of pred's shape; a row of NaN for no class of pred's."""
+    index = F.expand_dims(index, axis=axis)
+    known = (index >= 0) * (index == F.floor(index)) * F.broadcast_lesser(index, categories(F, pred, axis))
+    # Broadcasting aligns the last axis, so the categories go there and back.
+    hot = F.broadcast_equal(F.swapaxes(index, dim1=axis, dim2=-1), F.contrib.arange_like(pred, axis=axis))
+    return F.broadcast_mul(F.swapaxes(hot, dim1=axis, dim2=-1), known / known)
+
+
+def cross_entropy(F: Any, log_pred: Any, label: Any) -> Any:
+    """``-label * log_pred``; 0 where label is 0, also under ``log_pred = -inf``."""
+    # As in relative_entropy, the ceiling stops only 0 * inf.
+    surprise = F.broadcast_minimum(-log_pred, _HUGE / (label == 0))
+    return label * (surprise * (surprise != _HUGE))
+
+
+def distillation_terms(F: Any, pred: Any, teacher_pred: Any, temperature: float, axis: int) -> Any:
+    """Terms of T^2 KL(softmax(teacher / T) || softmax(pred / T)); no gradient to the teacher."""
+    teacher_pred = F.BlockGrad(teacher_pred)
+    if temperature == 1:
+        return relative_entropy_of_logits(F, pred, teacher_pred, axis)
+    return temperature**2 * relative_entropy_of_logits(F, pred / temperature, teacher_pred / temperature, axis)
+
+
+def gaussian_terms(
+    F: Any, mean: Any, log_variance: Any, prior_mean: Optional[Any], prior_log_variance: Optional[Any],
+) -> Any:
+    """KL(N(mean, exp(log_variance)) || N(prior_mean, exp(prior_log_variance))) of every dimension.
+
+    With d the difference of the log-variances and g that of the means,
+    ``(g^2 exp(-prior_log_variance) + expm1(d) - d) / 2``: both summands are at least 0.
+    """
+    gap = mean if prior_mean is None else mean - prior_mean
+    if prior_log_variance is None:
+        return gap * (0.5 * gap) + _half_expm1_excess(F, log_variance)
+    # Scaled in two steps, since exp may overflow where the product fits; and 0 * inf at no gap is 0.
+    scale = F.exp(-0.25 * F.where(gap == 0, F.zeros_like(gap), prior_log_variance))
+    gap = gap * scale * scale
+    return gap * (0.5 * gap) + _half_expm1_excess(F, log_variance - prior_log_variance)
+
+
+def _half_expm1_excess(F: Any, d: Any) -> Any:
+    """``(expm1(d) - d) / 2``, at least 0, right in its leading digits, infinite only where its value is."""
+    near = F.abs(d) < 0.0625
+    zero = F.zeros_like(d)
+    small, large = F.where(near, d, zero), F.where(near, zero, d)
+    series = zero
+    for k in range(8, 1, -1):  # Taylor's, which the difference would lose to rounding
+        series = series * small + 0.5 / math.factorial(k)
+    # expm1(d) / 2 from exponentials of d/2. They are two nodes, lest the graph merge them and
+    # their gradients add up to twice the result before they are halved.
+    half = F.expm1(large * 0.5) * (0.5 * F.exp(large / 2) + 0.5)
+    return series * small * small + (half - 0.5 * F.broadcast_minimum(large, zero + _HUGE))

@@ -16,6 +16,10 @@ from mxnet import autograd
 from mxnet.base import _LIB
 from mxnet.gluon.loss import Loss
 
+from gluon_kl.divergence import sum_per_sample
+
+REDUCTIONS = ("mean", "sum", "none")
+
 _GRAPH_FIELDS = ("_cached_graph", "_cached_op", "_cached_op_args", "_in_format", "_out_format")
 
 
@@ -23,7 +27,7 @@ class Facts(NamedTuple):
     """What real arrays tell and Symbols cannot; one hybridized graph per value."""
 
     ndim: int
-    dtypes: Tuple[str, ...]  # of each input that is present
+    dtypes: Tuple[Optional[str], ...]  # of each input, None for one that is left out
     recorded: Tuple[bool, ...]  # whether autograd may ask for a gradient of each input, None included
     row_weight: bool  # sample_weight, if any, is one number per row along the axis
     device: str
@@ -58,6 +62,12 @@ def check_positive(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be positive and finite, not {value!r}")
 
 
+def check_not_negative(name: str, value: Any) -> None:
+    check_number(name, value)
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name} must be finite and not negative, not {value!r}")
+
+
 def check_axis(name: str, value: Any) -> int:
     try:
         return operator.index(value)
@@ -72,11 +82,14 @@ def normal_axis(name: str, axis: int, shape: Tuple[int, ...], of: str) -> int:
     return axis % len(shape)
 
 
-def check_kinds(names: Sequence[str], inputs: Sequence[Any]) -> bool:
-    """Whether the inputs are Symbols (else arrays); an error for anything else, or a mixture."""
+def check_kinds(names: Sequence[str], inputs: Sequence[Any], optional: Sequence[str]) -> bool:
+    """Whether the inputs are Symbols (else arrays); an error for anything else, or a mixture.
+
+    Only an `optional` one may be None.
+    """
     symbolic = isinstance(inputs[0], mx.sym.Symbol)
     for name, x in zip(names, inputs):
-        if x is None:
+        if x is None and name in optional:
             continue
         if not isinstance(x, (mx.nd.NDArray, mx.sym.Symbol)):
             raise TypeError(
@@ -128,12 +141,12 @@ def is_recorded(x: Any) -> bool:
 
 
 def lift(F: Any, facts: Optional[Facts], inputs: Sequence[Any]) -> List[Any]:
-    """The inputs in one floating dtype: float64 if any of them is, else float32."""
+    """The inputs in one floating dtype: float64 if any of them is, else float32; None stays None."""
     if facts is None:
         return _lift_unknown(F, inputs)
     target = "float64" if "float64" in facts.dtypes else "float32"
     # Cast ignores grad_req="add"; an identity in front of it does not.
-    return [x if dtype == target else F.cast(F.identity(x) if dtype.startswith("float") else x, dtype=target)
+    return [x if dtype in (None, target) else F.cast(F.identity(x) if dtype.startswith("float") else x, dtype=target)
             for x, dtype in zip(inputs, facts.dtypes)]
 
 
@@ -141,18 +154,25 @@ def _lift_unknown(F: Any, inputs: Sequence[Any]) -> List[Any]:
     """`lift` inside a graph that does not know its dtypes: NumPy's type promotion, by a factor of one."""
     one = F.ones(shape=(1,), dtype="float32").as_np_ndarray()
     for x in inputs:
+        if x is None:
+            continue
         first = F.reshape(F.slice_axis(x, axis=0, begin=0, end=1), shape=(-1,))
         one = one * F.ones_like(F.slice_axis(first, axis=0, begin=0, end=1)).as_np_ndarray()
-    return [(F.identity(x).as_np_ndarray() * one).as_nd_ndarray() for x in inputs]
+    return [x if x is None else (F.identity(x).as_np_ndarray() * one).as_nd_ndarray() for x in inputs]
 
 
 def weigh(
-    F: Any, terms: Callable[..., Any], inputs: Sequence[Any], weight: Any, axis: int, weight_grad: bool,
+    F: Any, terms: Callable[..., Any], inputs: Sequence[Any], weight: Any, axis: Optional[int], weight_grad: bool,
 ) -> Any:
-    """``terms(*inputs) * weight``, where weight 0 silences even NaN: a whole row along `axis`, or a term."""
+    """``terms(*inputs) * weight``, where weight 0 silences even NaN: a whole row along `axis`, or a term.
+
+    `inputs` have one shape; `weight` None is 1; `axis` None says that every term is a row of its own.
+    """
+    if weight is None:
+        return terms(*inputs)
     weight = F.broadcast_like(weight, inputs[0])
     off = weight == 0
-    row_off = F.broadcast_like(F.min(off, axis=axis, keepdims=True), off)
+    row_off = off if axis is None else F.broadcast_like(F.min(off, axis=axis, keepdims=True), off)
     zero = F.zeros_like(weight)
     heard = terms(*(F.where(row_off, zero, x) for x in inputs))
     weighted = F.where(off, zero, heard) * weight
@@ -160,7 +180,7 @@ def weigh(
         return weighted
     # The derivative with respect to a weight of 0 is the term itself, if its row is finite.
     silent = F.BlockGrad(terms(*(F.BlockGrad(x) for x in inputs)))
-    finite = F.abs(F.sum(silent, axis=axis, keepdims=True)) < math.inf
+    finite = F.abs(silent if axis is None else F.sum(silent, axis=axis, keepdims=True)) < math.inf
     return weighted + weight * F.where(off * F.broadcast_like(finite, off), silent, zero)
 
 
@@ -173,6 +193,8 @@ class CheckedLoss(Loss):
     """
 
     _names: Tuple[str, ...] = ("pred", "label", "sample_weight")
+    _optional: Tuple[str, ...] = ("sample_weight",)
+    _direction = ""
 
     def __init__(self, weight: Optional[float], batch_axis: int, **kwargs: Any) -> None:
         if weight is not None:
@@ -190,10 +212,23 @@ class CheckedLoss(Loss):
         raise NotImplementedError
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._describe()})"
+        return f"{type(self).__name__}({self._describe()}): {self._direction}"
+
+    def _lifted(self, F: Any, facts: Optional[Facts], inputs: Sequence[Any]) -> List[Any]:
+        """The inputs in one floating dtype, zeros if the weight of the loss is 0: it silences NaN too."""
+        if self._weight == 0:
+            inputs = [x if x is None else F.zeros_like(x) for x in inputs]
+        return lift(F, facts, inputs)
+
+    def _reduced(self, F: Any, facts: Optional[Facts], terms: Any, reduction: str) -> Any:
+        """The terms of each sample reduced, times the weight of the loss."""
+        if reduction != "none":
+            batch_axis = self._batch_axis if facts is None else self._batch_axis % facts.ndim
+            terms = sum_per_sample(F, terms, batch_axis, reduction == "mean")
+        return terms if self._weight is None else terms * self._weight
 
     def forward(self, *inputs: Any) -> Any:
-        symbolic = check_kinds(self._names, inputs)
+        symbolic = check_kinds(self._names, inputs, self._optional)
         numpy_kind = isinstance(inputs[0], (mx.np.ndarray, mx.sym.np._Symbol))
         legacy = [x.as_nd_ndarray() if isinstance(x, (mx.np.ndarray, mx.sym.np._Symbol)) else x for x in inputs]
         if symbolic:
@@ -238,5 +273,5 @@ def observe(inputs: Sequence[Any], names: Sequence[str], row_weight: bool) -> Fa
     """The facts of these (checked) arrays; None stands for an input left out."""
     present = [x for x in inputs if x is not None]
     device = check_same_device([name for name, x in zip(names, inputs) if x is not None], present)
-    return Facts(len(inputs[0].shape), tuple(np.dtype(x.dtype).name for x in present),
+    return Facts(len(inputs[0].shape), tuple(x if x is None else np.dtype(x.dtype).name for x in inputs),
                  tuple(is_recorded(x) for x in inputs), row_weight, device)

@@ -4,11 +4,9 @@ from typing import Any, Optional, Tuple
 
 from gluon_kl import divergence
 from gluon_kl.inputs import (
-    CheckedLoss, Facts, check_axis, check_choice, check_flag, check_positive, check_same_shape,
-    fit_sample_weight, lift, normal_axis, observe, weigh,
+    REDUCTIONS, CheckedLoss, Facts, check_axis, check_choice, check_flag, check_positive, check_same_shape,
+    fit_sample_weight, normal_axis, observe, weigh,
 )
-
-REDUCTIONS = ("mean", "sum", "none")
 
 
 class PairLoss(CheckedLoss):
@@ -16,8 +14,6 @@ class PairLoss(CheckedLoss):
 
     A subclass gives the elementwise terms.
     """
-
-    _direction = ""
 
     def __init__(
         self, from_logits: bool, axis: int, weight: Optional[float], batch_axis: int,
@@ -38,9 +34,6 @@ class PairLoss(CheckedLoss):
     def _describe(self) -> str:
         return (f"from_logits={self._from_logits}, axis={self._axis}, weight={self._weight}, "
                 f"batch_axis={self._batch_axis}, reduction={self._reduction!r}, label_space={self._label_space!r}")
-
-    def __repr__(self) -> str:
-        return f"{super().__repr__()}: {self._direction}"
 
     def __call__(self, pred: Any, label: Any, sample_weight: Any = None) -> Any:
         return super().__call__(pred, label, sample_weight)
@@ -65,24 +58,15 @@ class PairLoss(CheckedLoss):
         return facts.row_weight and (self._axis - self._batch_axis) % facts.ndim != 0
 
     def _compute(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
-        pred, label, weight = inputs
+        pred, label, weight = self._lifted(F, facts, inputs)
         whole_rows = self._whole_rows(facts, weight)
         label_grad, weight_grad = (True, True) if facts is None else facts.recorded[1:]
 
         def terms(pred: Any, label: Any) -> Any:
             return self._terms(F, pred, label, whole_rows, label_grad)
 
-        if self._weight == 0:  # silences NaN too
-            pred, label = F.zeros_like(pred), F.zeros_like(label)
-        if weight is None:
-            out = terms(*lift(F, facts, (pred, label)))
-        else:
-            *pair, weight = lift(F, facts, (pred, label, weight))
-            out = weigh(F, terms, pair, weight, self._axis, weight_grad)
-        if self._reduction != "none":
-            batch_axis = self._batch_axis if facts is None else self._batch_axis % facts.ndim
-            out = divergence.sum_per_sample(F, out, batch_axis, self._reduction == "mean")
-        return out if self._weight is None else out * self._weight
+        out = weigh(F, terms, (pred, label), weight, self._axis, weight_grad)
+        return self._reduced(F, facts, out, self._reduction)
 
     def _terms(self, F: Any, pred: Any, label: Any, whole_rows: bool, label_grad: bool) -> Any:
         raise NotImplementedError
