@@ -4,8 +4,17 @@ from typing import Any, Callable, List, Optional, Tuple
 
 from gluon_kl import diagnostics, divergence
 from gluon_kl.inputs import (
-    CheckedLoss, Facts, check_axis, check_between, check_flag, check_positive, check_same_shape,
-    fit_sample_weight, normal_axis, observe, weigh,
+    CheckedLoss,
+    Facts,
+    check_axis,
+    check_between,
+    check_flag,
+    check_positive,
+    check_same_shape,
+    fit_sample_weight,
+    normal_axis,
+    observe,
+    weigh,
 )
 
 

@@ -4,8 +4,16 @@ from typing import Any, Optional, Tuple
 
 from gluon_kl import divergence
 from gluon_kl.inputs import (
-    REDUCTIONS, CheckedLoss, Facts, check_choice, check_not_negative, check_same_shape, fit_sample_weight,
-    normal_axis, observe, weigh,
+    REDUCTIONS,
+    CheckedLoss,
+    Facts,
+    check_choice,
+    check_not_negative,
+    check_same_shape,
+    fit_sample_weight,
+    normal_axis,
+    observe,
+    weigh,
 )
 
 

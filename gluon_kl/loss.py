@@ -4,8 +4,19 @@ from typing import Any, Optional, Tuple
 
 from gluon_kl import diagnostics, divergence, native
 from gluon_kl.inputs import (
-    REDUCTIONS, CheckedLoss, Facts, check_axis, check_between, check_choice, check_flag, check_positive,
-    check_same_shape, fit_sample_weight, normal_axis, observe, weigh,
+    REDUCTIONS,
+    CheckedLoss,
+    Facts,
+    check_axis,
+    check_between,
+    check_choice,
+    check_flag,
+    check_positive,
+    check_same_shape,
+    fit_sample_weight,
+    normal_axis,
+    observe,
+    weigh,
 )
 
 
@@ -327,7 +338,6 @@ class ReverseKLDivLoss(PairLoss):
     >>> print(ReverseKLDivLoss(reduction="sum")(pred, label).asnumpy().round(4))
     [0.0998]
     """
-
 
     _direction = "KL(pred ‖ label) in nats"
 

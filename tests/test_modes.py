@@ -5,9 +5,9 @@ import pickle
 
 import mxnet as mx
 import numpy as np
-import oracle
 import pytest
 
+import oracle
 from gluon_kl import KLDivLoss
 
 pytestmark = pytest.mark.usefixtures("path")

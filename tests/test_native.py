@@ -209,6 +209,6 @@ def in_process(code, **environment):
     here = os.path.dirname(os.path.abspath(__file__))
     env = dict(os.environ, PYTHONPATH=os.pathsep.join([here, os.path.dirname(here)]), **environment)
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", textwrap.dedent(code)], env=env, timeout=300,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True)
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert done.returncode == 0, done.stdout[-3000:]
     return done.stdout
