@@ -39,7 +39,7 @@ MUTATIONS = [  # what breaks, file, the source, what it becomes
     ("no gradient to a weight of 0", "inputs.py", "if not weight_grad:", "if True:"),
     ("a weight per sample runs along columns", "inputs.py", "if i == batch_axis else 1 for", "if i == len(shape) - 1 else 1 for"),
     ("float16 is not lifted", "inputs.py", 'else "float32"\n', 'else facts.dtypes[0]\n'),
-    ("cast loses grad_req add", "inputs.py", 'F.cast(F.identity(x) if dtype.startswith("float") else x,', "F.cast(x,"),
+    ("astype loses grad_req add", "inputs.py", "else F.cast(x, dtype=target) for", "else x.astype(target) for"),
     ("nested graphs do not lift", "inputs.py", "return _lift_unknown(F, inputs)", "return inputs"),
     ("shapes broadcast", "inputs.py", "if x.shape != y.shape:", "if False:"),
     ("one graph for all calls", "inputs.py", "if facts == self._facts:", "if self._cached_op is not None:"),

@@ -67,3 +67,15 @@ def draw_scan(ax, pixels):
     ax.set_aspect("equal")
     ax.invert_yaxis()
     ax.set_axis_off()
+
+
+def draw_seeds(ax, places, groups):
+    """Draw one line per entry of `groups`, names to arrays (places, seeds): the mean, with a dot for every seed."""
+    positions = np.arange(len(places))
+    shifts = np.linspace(-0.08, 0.08, len(groups))
+    for (name, values), shift, color, marker in zip(groups.items(), shifts, (SECOND, FIRST, "#009E73"), "oDs"):
+        across = np.repeat(positions[:, None] + shift, values.shape[1], axis=1)
+        ax.plot(across.ravel(), values.ravel(), marker, color=color, markersize=5, alpha=0.45, markeredgewidth=0)
+        ax.plot(positions + shift, values.mean(axis=1), f"-{marker}", color=color, markeredgecolor="white", label=name)
+    ax.set_xticks(positions)
+    ax.set_xticklabels(places)
