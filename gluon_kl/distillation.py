@@ -4,8 +4,17 @@ from typing import Any, Callable, Optional, Tuple
 
 from gluon_kl import diagnostics, divergence, native
 from gluon_kl.inputs import (
-    CheckedLoss, Facts, check_axis, check_between, check_flag, check_positive, check_same_shape,
-    fit_sample_weight, normal_axis, observe, weigh,
+    CheckedLoss,
+    Facts,
+    check_axis,
+    check_between,
+    check_flag,
+    check_positive,
+    check_same_shape,
+    fit_sample_weight,
+    normal_axis,
+    observe,
+    weigh,
 )
 
 
@@ -128,9 +137,9 @@ class DistillationLoss(CheckedLoss):
             raise ValueError(f"axis = {self._axis} and batch_axis = {self._batch_axis} are the same axis "
                              f"of pred of shape {shape}: categories and samples need one each")
         if teacher_pred is not None:
-            check_same_shape("pred", "teacher_pred", pred, teacher_pred)
+            check_same_shape("pred", "teacher_pred", shape, teacher_pred.shape)
         if label is not None and not self._sparse_label:
-            check_same_shape("pred", "label", pred, label)
+            check_same_shape("pred", "label", shape, label.shape)
         elif label is not None and label.shape != shape[:axis] + shape[axis + 1:]:
             raise ValueError(
                 f"label of class indices must have the shape of pred without axis {self._axis}, "
@@ -138,7 +147,7 @@ class DistillationLoss(CheckedLoss):
         if weight is not None:
             weight = fit_sample_weight(weight, shape, batch_axis)
         inputs = (pred, label, teacher_pred, weight)
-        return inputs, observe(inputs, self._names, weight is None or weight.shape[axis] == 1)
+        return inputs, observe(inputs, self._names, len(shape), weight is None or weight.shape[axis] == 1)
 
     def check_inputs(self, pred: Any, label: Any, teacher_pred: Any) -> None:
         """Look at the values once, on a first batch or while debugging, and name a likely mistake.

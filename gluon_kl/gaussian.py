@@ -4,8 +4,16 @@ from typing import Any, Optional, Tuple
 
 from gluon_kl import divergence
 from gluon_kl.inputs import (
-    REDUCTIONS, CheckedLoss, Facts, check_choice, check_not_negative, check_same_shape, fit_sample_weight,
-    normal_axis, observe, weigh,
+    REDUCTIONS,
+    CheckedLoss,
+    Facts,
+    check_choice,
+    check_not_negative,
+    check_same_shape,
+    fit_sample_weight,
+    normal_axis,
+    observe,
+    weigh,
 )
 
 
@@ -116,12 +124,12 @@ class GaussianKLLoss(CheckedLoss):
         mean = parameters[0]
         for name, x in zip(self._names[1:], parameters[1:]):
             if x is not None:
-                check_same_shape("mean", name, mean, x)
+                check_same_shape("mean", name, mean.shape, x.shape)
         batch_axis = normal_axis("batch_axis", self._batch_axis, mean.shape, "mean")
         if weight is not None:
             weight = fit_sample_weight(weight, mean.shape, batch_axis, "mean")
         inputs = (*parameters, weight)
-        return inputs, observe(inputs, self._names, True)
+        return inputs, observe(inputs, self._names, len(mean.shape), True)
 
     def _compute(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
         *parameters, weight = self._lifted(F, facts, inputs)

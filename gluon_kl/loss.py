@@ -4,8 +4,19 @@ from typing import Any, Optional, Tuple
 
 from gluon_kl import diagnostics, divergence, native
 from gluon_kl.inputs import (
-    REDUCTIONS, CheckedLoss, Facts, check_axis, check_between, check_choice, check_flag, check_positive,
-    check_same_shape, fit_sample_weight, normal_axis, observe, weigh,
+    REDUCTIONS,
+    CheckedLoss,
+    Facts,
+    check_axis,
+    check_between,
+    check_choice,
+    check_flag,
+    check_positive,
+    check_same_shape,
+    fit_sample_weight,
+    normal_axis,
+    observe,
+    weigh,
 )
 
 
@@ -41,13 +52,13 @@ class PairLoss(CheckedLoss):
     def _check(self, *arrays: Any) -> Tuple[Tuple[Any, ...], Facts]:
         pred, label, weight = arrays
         shape = pred.shape
-        check_same_shape("pred", "label", pred, label)
+        check_same_shape("pred", "label", shape, label.shape)
         axis = normal_axis("axis", self._axis, shape, "pred")
         batch_axis = normal_axis("batch_axis", self._batch_axis, shape, "pred")
         if weight is not None:
             weight = fit_sample_weight(weight, shape, batch_axis)
         inputs = (pred, label, weight)
-        return inputs, observe(inputs, self._names, weight is None or weight.shape[axis] == 1)
+        return inputs, observe(inputs, self._names, len(shape), weight is None or weight.shape[axis] == 1)
 
     def check_inputs(self, pred: Any, label: Any) -> None:
         """Look at the values once, on a first batch or while debugging, and name a likely mistake.
@@ -327,7 +338,6 @@ class ReverseKLDivLoss(PairLoss):
     >>> print(ReverseKLDivLoss(reduction="sum")(pred, label).asnumpy().round(4))
     [0.0998]
     """
-
 
     _direction = "KL(pred ‖ label) in nats"
 
