@@ -114,7 +114,7 @@ def check_machine(python):
         packages.insert(0, f"python{minor(python)}-venv")
     if packages:
         sudo = "sudo " if os.geteuid() else ""
-        raise CannotRun(f"This machine lacks {' and '.join(packages)}: "
+        raise CannotRun(f"This machine lacks {', '.join(packages)}: "
                         f"`{sudo}apt-get update && {sudo}apt-get install -y {' '.join(packages)}` installs what is "
                         "missing on Debian and Ubuntu.")
 
