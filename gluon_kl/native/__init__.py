@@ -11,9 +11,8 @@ import threading
 import uuid
 
 import mxnet as mx
-from mxnet.base import _LIB
 
-__all__ = ["info", "is_available", "kl_divergence", "why_not"]
+__all__ = ["info", "is_available", "kl_divergence", "reaches", "why_not"]
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
 _NAME = "_gluon_kl_divergence"
@@ -78,17 +77,6 @@ def info():
     return {"isa": library.gluon_kl_isa().decode(), "threads": library.gluon_kl_threads()}
 
 
-def _in_graph(array):
-    """Whether autograd follows `array`: as a variable with a gradient, or as the result of recorded operators.
-
-    MXNet keeps a flag per followed array and refuses to set it on any other: setting what is already there asks
-    without changing anything.
-    """
-    state = ctypes.c_int()
-    _LIB.MXNDArrayGetGradState(array.handle, ctypes.byref(state))
-    return _LIB.MXNDArraySetGradState(array.handle, state) == 0
-
-
 def _guarded(array):
     """`array` behind an operator of MXNet's own that keeps grad_req="add", which an extension's operator loses.
 
@@ -98,20 +86,32 @@ def _guarded(array):
     return array if array.grad is None else array.reshape(array.shape)
 
 
-def kl_divergence(F, pred, label, row_weight=None, *, axis=-1, batch_axis=0, pred_space="log_probs",
+def reaches(facts, weight):
+    """Whether the operator can take a call: the one rule that chooses between it and MXNet's operators.
+
+    Real arrays must be on a CPU, with one weight per row. Of Symbols without facts (inside a block of the user's)
+    neither is known: they must be free of weights, and MXNet built for CPUs alone.
+    """
+    if facts is None:
+        return weight is None and is_available() and not mx.runtime.Features().is_enabled("CUDA")
+    return facts.row_weight and facts.device.device_type.startswith("cpu") and is_available()
+
+
+def kl_divergence(F, pred, label, row_weight=None, *, wanted=None, axis=-1, batch_axis=0, pred_space="log_probs",
                   label_space="probs", mean=True, scale=1.0, epsilon=1e-12, inv_temperature=1.0):
     """KL(label || pred) per sample, in nats, as one operator.
 
     Parameters
     ----------
     F : mxnet.nd or mxnet.sym
-        What `pred`, `label` and `row_weight` are made of. With arrays only the gradients that autograd will ask for
-        are computed. A Symbol cannot tell: both are.
+        What `pred`, `label` and `row_weight` are made of.
     pred, label : NDArray or Symbol
         Of equal shape; any dtype but bool. Computed in float64 if any input is, else in float32.
     row_weight : NDArray or Symbol, optional
         As many axes as `pred`, 1 along `axis`, 1 or `pred`'s length elsewhere. A weight of 0 silences its rows,
         NaN and inf included.
+    wanted : pair of bool, optional
+        Whether autograd may ask for the gradient to `pred`, and to `label`: no other is computed. Unknown: both.
     axis, batch_axis : int
         The categories, and the axis that is kept. If they are the same, each category is its own sample.
     pred_space, label_space : {"probs", "log_probs", "logits"}
@@ -130,17 +130,14 @@ def kl_divergence(F, pred, label, row_weight=None, *, axis=-1, batch_axis=0, pre
     NDArray or Symbol
         Shape (batch,), float32, or float64 if any input is.
     """
-    attributes = {"axis": axis, "batch_axis": batch_axis, "pred_space": pred_space, "label_space": label_space}
-    if not mean:
-        attributes["mean"] = 0
-    else:
-        attributes["mean"] = 1
-    if scale != 1.0:
-        attributes["scale"] = repr(float(scale))
-    if epsilon != 1e-12:
-        attributes["epsilon"] = repr(float(epsilon))
-    if inv_temperature != 1.0:
-        attributes["inv_temperature"] = repr(float(inv_temperature))
+    attributes = {"axis": axis, "batch_axis": batch_axis, "pred_space": pred_space, "label_space": label_space,
+                  "mean": int(mean)}
+    for name, value, default in (("scale", scale, 1.0), ("epsilon", epsilon, 1e-12),
+                                 ("inv_temperature", inv_temperature, 1.0)):
+        if value != default:
+            attributes[name] = repr(float(value))
+    if wanted is not None:
+        attributes["grad"] = "both" if all(wanted) else "label" if wanted[1] else "pred"
     inputs = (pred, label)
     if row_weight is not None:
         attributes["weighted"] = 1
@@ -148,12 +145,11 @@ def kl_divergence(F, pred, label, row_weight=None, *, axis=-1, batch_axis=0, pre
     if F is mx.sym:
         # An identity of MXNet's own keeps grad_req="add" and sums over many uses right; unless its attributes tell
         # it from every other, MXNet merges it with theirs and the sum lands on the operator again.
-        inputs = [mx.sym.identity(x, attr={"__gluon_kl_use__": uuid.uuid4().hex}) for x in inputs]
-        result = getattr(mx.sym._internal, _NAME)(*inputs, **attributes)
-        return result[0]
+        asked = (True, True, True) if wanted is None else (*wanted, True)
+        inputs = [mx.sym.identity(x, attr={"__gluon_kl_use__": uuid.uuid4().hex}) if ask else x
+                  for x, ask in zip(inputs, asked)]
+        return getattr(mx.sym._internal, _NAME)(*inputs, **attributes)[0]
     if mx.autograd.is_recording():
-        wanted = [_in_graph(x) for x in inputs]
-        attributes["grad"] = "both" if wanted[0] and wanted[1] else "label" if wanted[1] else "pred"
         inputs = [_guarded(x) for x in inputs]
     if row_weight is None and label_space != "logits" and pred.size < _SMALL:
         attributes["keep"] = 0
