@@ -31,18 +31,17 @@ from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from mxnet import autograd, gluon, nd
 from tqdm import tqdm
 
+import plots
 from gluon_kl import KLDivLoss
-
-HERE = Path(__file__).resolve().parent
 
 parser = argparse.ArgumentParser(description="Natural-gradient steps within a trust region, on CartPole.")
 parser.add_argument("--updates", type=int, default=20, help="policy updates per run (default: %(default)s)")
 parser.add_argument("--episodes", type=int, default=8, help="episodes played per update (default: %(default)s)")
 parser.add_argument("--seeds", type=int, default=5, help="runs per method (default: %(default)s)")
 parser.add_argument("--delta", type=float, default=0.01, help="bound on the mean divergence (default: %(default)s)")
-parser.add_argument("--figures", type=Path, default=HERE.parent / "figures", help="folder for the figure")
+parser.add_argument("--figures", type=Path, help="folder for the figure (default: figures, beside tutorials)")
 options = parser.parse_args(None if __name__ == "__main__" else [])
-plt.style.use(HERE / "matplotlibrc")
+plt.style.use(plots.STYLE)
 
 # %%
 # The policy, and its games
@@ -310,7 +309,7 @@ METHODS = {  # label in the figure: step, bound
     "plain, long steps": (long_plain_steps, np.inf),
 }
 runs = {}
-with tqdm(total=len(METHODS) * options.seeds * options.updates, unit="update") as bar:
+with tqdm(total=len(METHODS) * options.seeds * options.updates, unit="update", disable=None) as bar:
     for name, (step, bound) in METHODS.items():
         results = [
             train(step, seed, options.updates, options.episodes, bound, bar.update) for seed in range(options.seeds)
@@ -320,39 +319,31 @@ with tqdm(total=len(METHODS) * options.seeds * options.updates, unit="update") a
 # %%
 # What happened
 # -------------
-# Left, how long the pole stayed up, as mean and range over the seeds; right, how far each update moved the
-# policy, every seed a line.
+# Above, how long the pole stayed up, as mean and range over the seeds; below, in the same colours, how far each
+# update moved the policy, every seed a line.
 
+returns = {name: run["returns"] for name, run in runs.items()}
+divergences = {name: run["divergences"] for name, run in runs.items()}
 
-def draw_comparison(figure, runs, delta):
-    left, right = figure.subplots(1, 2)
-    for name, run in runs.items():
-        returns = np.round(run["returns"], 2)
-        update = np.arange(1, returns.shape[1] + 1)
-        (line,) = left.plot(update, returns.mean(axis=0), label=name)
-        left.fill_between(update, returns.min(axis=0), returns.max(axis=0), color=line.get_color(), alpha=0.15, lw=0)
-        right.semilogy(update, np.round(run["divergences"].T, 6), color=line.get_color(), alpha=0.7, lw=1)
-    right.axhline(delta, color="black", lw=1.5, ls="--", label=f"bound, delta = {delta}")
-    left.set(title="Return", xlabel="update", ylabel="steps the pole stays up", ylim=(0, 510))
-    right.set(title="KL(old || new)", xlabel="update", ylabel="nats, mean over states")
-    for ax in (left, right):
-        ax.xaxis.get_major_locator().set_params(integer=True)
-    left.legend(loc="upper left")
-    right.legend(loc="lower left")
-
-
-figure = plt.figure(figsize=(9, 4), layout="constrained")
-draw_comparison(figure, runs, options.delta)
-options.figures.mkdir(exist_ok=True)
-figure.savefig(options.figures / "trust_region_policy.png", dpi=150, metadata={"Software": None})
+fig, (upper, lower) = plt.subplots(2, 1, sharex=True, figsize=(5.8, 6))
+fig.suptitle("CartPole, with and without a trust region")
+upper.set_title("Steps the pole stays up")
+plots.draw_runs(upper, returns, ("-", "--", ":"))
+upper.set_xlabel("")
+lower.set_title(f"KL(old ‖ new) in nats, and the bound {options.delta:g}")
+plots.draw_bounded(lower, divergences, options.delta)
+folder = options.figures or plots.FIGURES
+folder.mkdir(exist_ok=True)
+fig.savefig(folder / "trust_region_policy.png", **plots.PNG)
 
 # %%
 # The same, in numbers: the mean return over the last five updates and all seeds, and how far the policy was
 # moved by the typical and by the boldest update.
 
-for name, run in runs.items():
-    middle, most = np.median(run["divergences"]), run["divergences"].max()
-    print(f"{name:18}  return {run['returns'][:, -5:].mean():4.0f}   KL median {middle:.4f}, largest {most:.4f}")
+print("                    return  KL median  largest")
+for name in runs:
+    middle, most = np.median(divergences[name]), divergences[name].max()
+    print(f"{name:18}  {returns[name][:, -5:].mean():6.0f}  {middle:9.4f}  {most:7.4f}")
 
 # %%
 # The plain gradient has to choose. Short steps move the policy about as far as the trust region does in the
