@@ -1,5 +1,6 @@
 """The rendered site as files: links, images, what it would fetch, and the numbers printed on it."""
 
+import inspect
 import re
 import subprocess
 from pathlib import Path
@@ -7,9 +8,10 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pytest
-import tasks
 from bs4 import BeautifulSoup
 from rendered import pages, site  # noqa: F401
+
+import tasks
 
 pytestmark = pytest.mark.site
 
@@ -33,11 +35,18 @@ def test_the_pages_are_there(soups):
     assert wanted <= set(soups)
 
 
-def test_every_public_name_has_a_page(soups):
+def test_every_public_class_is_described(soups):
+    """Those that gluon_kl names, and those of the modules that it names."""
     import gluon_kl
 
-    described = {anchor for soup in soups.values() for anchor in (tag["id"] for tag in soup.select("dt[id]"))}
-    assert {f"gluon_kl.{name}" for name in gluon_kl.__all__ if isinstance(getattr(gluon_kl, name), type)} <= described
+    named = {f"gluon_kl.{name}": getattr(gluon_kl, name) for name in gluon_kl.__all__}
+    for name, module in list(named.items()):
+        if inspect.ismodule(module):
+            named.update({f"{name}.{key}": value for key, value in vars(module).items()
+                          if inspect.isclass(value) and value.__module__ == name and not key.startswith("_")})
+    classes = {name for name, value in named.items() if inspect.isclass(value)}
+    assert len(classes) > 1
+    assert classes <= {tag["id"] for soup in soups.values() for tag in soup.select("dt[id]")}
 
 
 def test_internal_links_and_anchors(soups, site):  # noqa: F811

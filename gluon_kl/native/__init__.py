@@ -94,7 +94,7 @@ def reaches(facts, weight):
     """
     if facts is None:
         return weight is None and is_available() and not mx.runtime.Features().is_enabled("CUDA")
-    return facts.row_weight and facts.device.startswith("cpu") and is_available()
+    return facts.row_weight and facts.device.device_type.startswith("cpu") and is_available()
 
 
 def kl_divergence(F, pred, label, row_weight=None, *, wanted=None, axis=-1, batch_axis=0, pred_space="log_probs",
@@ -145,7 +145,9 @@ def kl_divergence(F, pred, label, row_weight=None, *, wanted=None, axis=-1, batc
     if F is mx.sym:
         # An identity of MXNet's own keeps grad_req="add" and sums over many uses right; unless its attributes tell
         # it from every other, MXNet merges it with theirs and the sum lands on the operator again.
-        inputs = [mx.sym.identity(x, attr={"__gluon_kl_use__": uuid.uuid4().hex}) for x in inputs]
+        asked = (True, True, True) if wanted is None else (*wanted, True)
+        inputs = [mx.sym.identity(x, attr={"__gluon_kl_use__": uuid.uuid4().hex}) if ask else x
+                  for x, ask in zip(inputs, asked)]
         return getattr(mx.sym._internal, _NAME)(*inputs, **attributes)[0]
     if mx.autograd.is_recording():
         inputs = [_guarded(x) for x in inputs]
