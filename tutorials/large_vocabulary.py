@@ -164,12 +164,13 @@ import plots
 
 plt.style.use(plots.STYLE)
 
-fig, (left, right) = plt.subplots(1, 2, sharey=True)
-fig.suptitle("One step at 32,000 categories")
-names = [name.replace(", ", "\n") for name in SUBJECTS]
-plots.draw_bars(left, names, memory.values(), "{:.0f}", "memory, in copies of pred")
-relative = [seconds[name] / seconds["MXNet's own, hybridized"] for name in SUBJECTS]
-plots.draw_bars(right, names, relative, "{:.1f}", "time, relative")
+relative = {name: value / seconds["MXNet's own, hybridized"] for name, value in seconds.items()}
+fig, (top, bottom) = plt.subplots(2, 1, figsize=(5.8, 5.2))
+fig.suptitle(f"One step of the loss, {options.rows} × {options.categories:,}")
+top.set_title("Memory, in copies of pred")
+plots.draw_bars(top, SUBJECTS, memory.values(), "%.1f")
+bottom.set_title("Time, relative to MXNet's own, hybridized")
+plots.draw_bars(bottom, SUBJECTS, relative.values(), "%.2f")
 
 # %%
 # Training
@@ -238,7 +239,7 @@ for epoch, divergence in enumerate(after):
 # say, tail and all.
 
 fig, ax = plt.subplots()
-fig.suptitle("Learning 32,000 categories from soft labels")
+fig.suptitle(f"Learning {options.categories:,} categories from soft labels")
 plots.draw_training(ax, steps, after)
 folder = options.figures or plots.FIGURES
 folder.mkdir(exist_ok=True)
