@@ -221,7 +221,7 @@ def run(commands, patience, heard):
                 name, line = lines.get(timeout=patience)
             except queue.Empty:
                 waiting = ", ".join(sorted(running))
-                raise RuntimeError(f"nothing heard for {patience:g} s from any of: {waiting}; run stopped") from None
+                raise RuntimeError(f"nothing heard for {patience:g} s from {waiting}: the run was stopped") from None
             if line is not None:
                 said[name].append(line)
                 heard(name, line, processes)
@@ -231,7 +231,7 @@ def run(commands, patience, heard):
             if code:
                 how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
                 words = "".join(f"\n  {line}" for line in said[name][-5:])
-                raise RuntimeError(f"{name} {how}; run stopped; it last said:{words or ' nothing'}")
+                raise RuntimeError(f"{name} {how}, and the run was stopped\nits last words:{words or ' none'}")
     finally:
         for process in processes.values():
             process.kill()
@@ -280,12 +280,12 @@ import plots
 
 plt.style.use(plots.STYLE)
 
-fig, (left, right) = plt.subplots(1, 2)
+fig, (top, bottom) = plt.subplots(2, 1, figsize=(5.8, 6))
 fig.suptitle("One training, several processes")
-left.set_title("Who talks to whom")
-plots.draw_roles(left, options.workers)
-right.set_title("Held-out digits")
-plots.draw_agreement(right, alone, together)
+top.set_title("Who talks to whom")
+plots.draw_roles(top, options.workers)
+bottom.set_title("Held-out digits")
+plots.draw_agreement(bottom, alone, together)
 folder = options.figures or plots.FIGURES
 folder.mkdir(exist_ok=True)
 fig.savefig(folder / "distributed_training.png", **plots.PNG)

@@ -37,8 +37,8 @@ SUBJECTS = {
 parser = argparse.ArgumentParser(description="The loss at 32,000 categories: its memory, its time, and a training.")
 parser.add_argument("--categories", type=int, default=32000, help="(default: %(default)s)")
 parser.add_argument("--rows", type=int, default=320, help="rows of the step that is weighed (default: %(default)s)")
-parser.add_argument("--turns", type=int, default=5, help="timed steps of each loss (default: %(default)s)")
-parser.add_argument("--epochs", type=int, default=5, help="of the training (default: %(default)s)")
+parser.add_argument("--turns", type=int, default=4, help="timed steps of each loss (default: %(default)s)")
+parser.add_argument("--steps", type=int, default=200, help="of the training (default: %(default)s)")
 parser.add_argument("--batch", type=int, default=32, help="rows per step of the training (default: %(default)s)")
 parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
 parser.add_argument("--figures", type=Path, help="folder for the figure (default: figures, beside tutorials)")
@@ -177,7 +177,8 @@ plots.draw_bars(bottom, SUBJECTS, relative.values(), "%.2f")
 # --------
 # The teacher is a matrix: it turns 64 numbers, the state that a language model would have reached at some position,
 # into 32,000 logits. On top of that every token has a bias that falls with its rank, as word frequencies do. The
-# student has the same form, starts at zero, sees the state, and is told what the teacher says.
+# student has the same form, starts at zero, sees the state, and is told what the teacher says. States are drawn
+# afresh for every step.
 
 
 def make_teacher(categories, random, width=64):
@@ -198,41 +199,40 @@ def make_student(categories, width=64):
 # which would cost another array and, for the unlikely tokens, digits.
 
 
-def train(epochs, batch, categories, seed, examples=1536, held_out=256):
-    """The divergence of each training step, and of the held-out states before training and after each epoch."""
+def train(steps, batch, categories, seed, held_out=256, every=40):
+    """The divergence of each training step, and that of held-out states before the first and after every 40 steps."""
     random = np.random.default_rng(seed)
     matrix, bias = make_teacher(categories, random)
-    states = nd.array(random.standard_normal((examples + held_out, len(matrix)), dtype="float32"))
-    states, test_states = states[:examples], states[examples:]
     student = make_student(categories)
-    loss = KLDivLoss(from_logits=False, label_space="logits", reduction="sum")
     student.bias.lr_mult = 4  # the biases have furthest to go
-    trainer = gluon.Trainer(student.collect_params(), "adam", {"learning_rate": 0.03})
+    loss = KLDivLoss(from_logits=False, label_space="logits", reduction="sum")
+    slower = mx.lr_scheduler.CosineScheduler(max_update=steps, base_lr=0.03, final_lr=0.001)
+    trainer = gluon.Trainer(student.collect_params(), "adam", {"learning_rate": 0.03, "lr_scheduler": slower})
 
-    def measure():
-        return loss(student(test_states), nd.dot(test_states, matrix) + bias).mean().asscalar()
+    def draw_states(count):
+        return nd.array(random.standard_normal((count, len(matrix)), dtype="float32"))
 
-    steps, after = [], [measure()]
-    with tqdm(total=epochs * (examples // batch), unit="step", disable=None) as bar:
-        for _ in range(epochs):
-            order = random.permutation(examples)
-            for start in range(0, examples - batch + 1, batch):
-                seen = states[order[start : start + batch]]
-                label = nd.dot(seen, matrix) + bias
-                with autograd.record():
-                    divergence = loss(student(seen), label)
-                divergence.backward()
-                trainer.step(batch)
-                steps.append(divergence.mean().asscalar())
-                bar.update()
-            after.append(measure())
-            trainer.set_learning_rate(trainer.learning_rate * 0.6)
-    return steps, after
+    def teacher(states):
+        return nd.dot(states, matrix) + bias
+
+    unseen = draw_states(held_out)
+    trained_on, after = [], {}
+    for step in tqdm(range(steps + 1), unit="step", disable=None):
+        if step % every == 0:
+            after[step] = float(loss(student(unseen), teacher(unseen)).mean().asscalar())
+        if step < steps:
+            states = draw_states(batch)
+            with autograd.record():
+                divergence = loss(student(states), teacher(states))
+            divergence.backward()
+            trainer.step(batch)
+            trained_on.append(float(divergence.mean().asscalar()))
+    return trained_on, after
 
 
-steps, after = train(options.epochs, options.batch, options.categories, options.seed)
-for epoch, divergence in enumerate(after):
-    print(f"after {epoch} epochs: {divergence:.3f} nats on held-out states")
+trained_on, after = train(options.steps, options.batch, options.categories, options.seed)
+for step, divergence in after.items():
+    print(f"after {step:3} steps: {divergence:.3f} nats on held-out states")
 
 # %%
 # Of nearly four nats hardly anything is left: on states that it never saw, the student knows what the teacher would
@@ -240,7 +240,7 @@ for epoch, divergence in enumerate(after):
 
 fig, ax = plt.subplots()
 fig.suptitle(f"Learning {options.categories:,} categories from soft labels")
-plots.draw_training(ax, steps, after)
+plots.draw_training(ax, trained_on, after)
 folder = options.figures or plots.FIGURES
 folder.mkdir(exist_ok=True)
 fig.savefig(folder / "large_vocabulary.png", **plots.PNG)

@@ -98,10 +98,9 @@ def draw_bars(ax, names, values, form):
 
 
 def draw_training(ax, steps, after):
-    """Draw a divergence per training step, and the held-out one before training and after each epoch."""
-    per_epoch = len(steps) // (len(after) - 1)
-    ax.plot(np.arange(1, len(steps) + 1), np.round(steps, 3), color=SECOND, linewidth=1.2, label="training step")
-    ax.plot(np.arange(len(after)) * per_epoch, np.round(after, 3), "o", color=FIRST, label="held out")
+    """Draw a divergence per training step, and the held-out one by the number of steps taken, a dict."""
+    ax.plot(np.arange(len(steps)), np.round(steps, 3), color=SECOND, linewidth=1.2, label="training step")
+    ax.plot(list(after), np.round(list(after.values()), 3), "o", color=FIRST, label="held out")
     ax.set_xlabel("steps")
     label_nats(ax)
     ax.legend()
@@ -133,16 +132,16 @@ def draw_roles(ax, workers):
     ax.set_xlim(-0.5, workers - 0.5)
     ax.set_ylim(-0.4, 2.4)
     ax.set_axis_off()
-    ax.text(middle, 2, "server\nadds gradients, takes the step", ha="center", va="center", bbox=box)
+    ax.text(middle, 2, "server\nadds gradients, steps", ha="center", va="center", bbox=box)
     for i in range(workers):
         rows = ", ".join(str(i + k * workers) for k in range(3))
         ax.text(i, 0, f"worker {i}\nrows {rows}, …", ha="center", va="center", bbox=box)
-        bottom, top = np.array([i, 0.45]), np.array([middle + (i - middle) * 0.5, 1.55])
+        bottom, top = np.array([i, 0.45]), np.array([middle + (i - middle) * 0.6, 1.55])
         for shift, tail, head, color in ((-0.06, bottom, top, FIRST), (0.06, top, bottom, SECOND)):
             ax.annotate("", head + (shift, 0), tail + (shift, 0),
                         arrowprops={"arrowstyle": "->", "color": color, "linewidth": 2})
-    ax.text(-0.4, 1, "gradients", color=FIRST, va="center")
-    ax.text(workers - 0.6, 1, "parameters", color="#A66F00", ha="right", va="center")
+    ax.text(middle, 1.2, "gradients up", color=FIRST, ha="center", va="center")
+    ax.text(middle, 0.8, "parameters down", color="#A66F00", ha="center", va="center")
 
 
 def draw_agreement(ax, alone, together):
