@@ -130,7 +130,7 @@ def accuracy(scores):
 
 # %%
 # ``check_inputs`` looks at the first batch and raises an error that names the likely mistake, such as probabilities
-# where scores belong, or one-hot rows where class indices do. Later batches are made the same way, and are not looked
+# where scores belong, or a class for which there is no score. Later batches are made the same way, and are not looked
 # at again.
 #
 # The teacher
