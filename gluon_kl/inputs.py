@@ -20,6 +20,8 @@ from gluon_kl.divergence import sum_per_sample
 
 REDUCTIONS = ("mean", "sum", "none")
 
+_DTYPE_NAMES = {bool: "bool", **{np.dtype(name).type: name for name in (  # np.dtype(x).name takes microseconds
+    "float16", "float32", "float64", "uint8", "int8", "int32", "int64", "bool")}}
 _GRAPH_FIELDS = ("_cached_graph", "_cached_op", "_cached_op_args", "_in_format", "_out_format")
 
 
@@ -30,7 +32,7 @@ class Facts(NamedTuple):
     dtypes: Tuple[Optional[str], ...]  # of each input, None for one that is left out
     recorded: Tuple[bool, ...]  # whether autograd may ask for a gradient of each input, None included
     row_weight: bool  # sample_weight, if any, is one number per row along the axis
-    device: str
+    device: Any
 
 
 def check_number(name: str, value: Any) -> None:
@@ -103,17 +105,17 @@ def check_kinds(names: Sequence[str], inputs: Sequence[Any], optional: Sequence[
     return symbolic
 
 
-def check_same_shape(first: str, second: str, x: Any, y: Any) -> None:
-    if x.shape != y.shape:
-        raise ValueError(f"{first} and {second} must have the same shape, not {x.shape} and {y.shape}; nothing broadcasts")
+def check_same_shape(first: str, second: str, shape: Tuple[int, ...], other: Tuple[int, ...]) -> None:
+    if shape != other:
+        raise ValueError(f"{first} and {second} must have the same shape, not {shape} and {other}; nothing broadcasts")
 
 
-def check_same_device(names: Sequence[str], inputs: Sequence[Any]) -> str:
-    devices = [str(x.context) for x in inputs]
-    for name, device in zip(names, devices):
-        if device != devices[0]:
-            raise ValueError(f"{names[0]} is on {devices[0]} but {name} on {device}; move one with as_in_context")
-    return devices[0]
+def check_same_device(names: Sequence[str], inputs: Sequence[Any]) -> Any:
+    device = inputs[0].context
+    for name, x in zip(names[1:], inputs[1:]):
+        if x is not None and x.context != device:
+            raise ValueError(f"{names[0]} is on {device} but {name} on {x.context}; move one with as_in_context")
+    return device
 
 
 def fit_sample_weight(weight: Any, shape: Tuple[int, ...], batch_axis: int, of: str = "pred") -> Any:
@@ -145,9 +147,8 @@ def lift(F: Any, facts: Optional[Facts], inputs: Sequence[Any]) -> List[Any]:
     if facts is None:
         return _lift_unknown(F, inputs)
     target = "float64" if "float64" in facts.dtypes else "float32"
-    # Cast ignores grad_req="add"; an identity in front of it does not.
-    return [x if dtype in (None, target) else F.cast(F.identity(x) if dtype.startswith("float") else x, dtype=target)
-            for x, dtype in zip(inputs, facts.dtypes)]
+    # F.cast and not astype, which loses grad_req="add".
+    return [x if dtype in (None, target) else F.cast(x, dtype=target) for x, dtype in zip(inputs, facts.dtypes)]
 
 
 def _lift_unknown(F: Any, inputs: Sequence[Any]) -> List[Any]:
@@ -184,6 +185,11 @@ def weigh(
     return weighted + weight * F.where(off * F.broadcast_like(finite, off), silent, zero)
 
 
+def _legacy(x: Any) -> Any:
+    """An mx.np array or Symbol as the mx.nd or mx.sym one that shares its memory and gradient."""
+    return x.as_nd_ndarray() if isinstance(x, (mx.np.ndarray, mx.sym.np._Symbol)) else x
+
+
 class CheckedLoss(Loss):
     """A Gluon loss that checks real arrays, lifts dtypes, and may be called in changing ways.
 
@@ -214,6 +220,12 @@ class CheckedLoss(Loss):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._describe()}): {self._direction}"
 
+    def _real(self, *inputs: Any) -> List[Any]:
+        """Inputs as legacy arrays, for a look at their values."""
+        if check_kinds(self._names, inputs, self._optional):
+            raise TypeError(f"{self._names[0]} must be an MXNet array, not a Symbol: a Symbol has no values")
+        return [_legacy(x) for x in inputs]
+
     def _lifted(self, F: Any, facts: Optional[Facts], inputs: Sequence[Any]) -> List[Any]:
         """The inputs in one floating dtype, zeros if the weight of the loss is 0: it silences NaN too."""
         if self._weight == 0:
@@ -230,7 +242,7 @@ class CheckedLoss(Loss):
     def forward(self, *inputs: Any) -> Any:
         symbolic = check_kinds(self._names, inputs, self._optional)
         numpy_kind = isinstance(inputs[0], (mx.np.ndarray, mx.sym.np._Symbol))
-        legacy = [x.as_nd_ndarray() if isinstance(x, (mx.np.ndarray, mx.sym.np._Symbol)) else x for x in inputs]
+        legacy = [_legacy(x) for x in inputs]
         if symbolic:
             with self.name_scope():
                 out = self._compute(mx.sym, None, *legacy)
@@ -269,9 +281,7 @@ class CheckedLoss(Loss):
                 "_graphs": {}, "_facts": None}
 
 
-def observe(inputs: Sequence[Any], names: Sequence[str], row_weight: bool) -> Facts:
+def observe(inputs: Sequence[Any], names: Sequence[str], ndim: int, row_weight: bool) -> Facts:
     """The facts of these (checked) arrays; None stands for an input left out."""
-    present = [x for x in inputs if x is not None]
-    device = check_same_device([name for name, x in zip(names, inputs) if x is not None], present)
-    return Facts(len(inputs[0].shape), tuple(x if x is None else np.dtype(x.dtype).name for x in inputs),
-                 tuple(is_recorded(x) for x in inputs), row_weight, device)
+    return Facts(ndim, tuple([x if x is None else _DTYPE_NAMES[x.dtype] for x in inputs]),
+                 tuple([is_recorded(x) for x in inputs]), row_weight, check_same_device(names, inputs))

@@ -28,6 +28,51 @@ class _Sum:
 @register
 @alias("kl-divergence")
 class KLDivergence(EvalMetric):
+    """Mean over samples of KL(label ‖ pred), in nats.
+
+    A sample's divergence is what :class:`gluon_kl.KLDivLoss` gives with ``reduction="sum"``:
+    added up over the categories, and over every other axis but the first, that of the samples.
+    Registered, so that ``mx.metric.create("kl-divergence")`` finds it once gluon_kl is imported.
+
+    Parameters
+    ----------
+    from_logits : bool, default True
+        `True` if predictions are log-probabilities, `False` if they are raw scores.
+    axis : int, default -1
+        The axis of the categories.
+    label_space : {"probs", "log_probs", "logits"}
+        What labels hold.
+    name : str, default "kl-divergence"
+        What :meth:`get` calls the figure.
+    output_names, label_names : list of str, optional
+        Which outputs and labels of a module count; all of them by default.
+
+    Raises
+    ------
+    ValueError
+        If shapes differ, the numbers of labels and predictions differ, or an argument is not
+        among the allowed ones.
+    TypeError
+        If an input is not an MXNet array, or an argument has the wrong type.
+
+    Notes
+    -----
+    Divergences are computed in the precision of the loss and added up in float64, with what
+    rounding takes carried along: a small update is not lost beside a large sum. Every update
+    waits for its values.
+
+    Examples
+    --------
+    >>> import mxnet as mx
+    >>> import gluon_kl
+    >>> metric = mx.metric.create("kl-divergence")
+    >>> pred = mx.nd.log(mx.nd.array([[0.2, 0.5, 0.2, 0.1]]))
+    >>> metric.update([mx.nd.array([[0.3, 0.4, 0.1, 0.2]])], [pred])
+    >>> name, value = metric.get()
+    >>> print(name, round(value, 4))
+    kl-divergence 0.1017
+    """
+
     def __init__(
         self, from_logits: bool = True, axis: int = -1, label_space: str = "probs", name: str = "kl-divergence",
         output_names: Optional[List[str]] = None, label_names: Optional[List[str]] = None,

@@ -38,12 +38,14 @@ dist_4 = np.array([0.0, 0.9, 0.0, 0.1])
 # %%
 # A picture first. Where the bars cover each other the forecast was good; where one colour stands alone it was not.
 
-fig, (left, right) = plt.subplots(1, 2, figsize=(6.4, 3.4), sharey=True)
+fig, (left, right) = plt.subplots(1, 2, sharey=True)
 fig.suptitle("The same forecast in two seasons")
-plots.draw_distributions(left, weather, dist_1, dist_2, ["dist_1", "dist_2"])
 left.set_title("Distributions 1 & 2")
-plots.draw_distributions(right, weather, dist_1, dist_3, ["dist_1", "dist_3"])
+plots.draw_distributions(
+    left, weather, dist_1, dist_2, ("dist_1", "dist_2"))
 right.set_title("Distributions 1 & 3")
+plots.draw_distributions(
+    right, weather, dist_1, dist_3, ("dist_1", "dist_3"))
 right.set_ylabel("")
 fig.savefig(plots.FIGURES / "distributions.png", **plots.PNG)
 
@@ -117,9 +119,11 @@ seasons = batch(dist_2, dist_3, dist_1)
 print(rounded(divergence(forecasts.log(), seasons)))
 
 # %%
-# The usual accident is a forgotten logarithm. The loss cannot know, but *you* can: no divergence is below zero.
+# The usual accident is a forgotten logarithm, probabilities where log-probabilities belong. The loss does not look
+# at values while it trains, but *you* can tell: no divergence is below zero. (``divergence.check_inputs(pred, label)``
+# looks for this and other mix-ups when asked to, say on the first batch.)
 
-print(rounded(divergence(forecasts, seasons)), "<- probabilities where log-probabilities belong")
+print(rounded(divergence(forecasts, seasons)))
 
 # %%
 # .. note::
@@ -137,24 +141,26 @@ print(rounded(divergence(forecasts, seasons)), "<- probabilities where log-proba
 scores = mx.nd.array([[0.39056206, 1.3068528, 0.39056206, -0.30258512]])
 divergence_of_scores = KLDivLoss(from_logits=False, reduction="sum")
 
-print("softmax of the scores:", rounded(scores.softmax()))
-print(f"distribution 1 against 2: {divergence_of_scores(scores, batch(dist_2)).asscalar():.4f}")
+print("softmax:", rounded(scores.softmax())[0])
+value = divergence_of_scores(scores, batch(dist_2)).asscalar()
+print(f"distribution 1 against 2: {value:.4f}")
 
 # %%
 # The same figure as before. So why not call ``softmax`` and ``log`` yourself? Because a confident network breaks it.
-# Two scores 200 apart are nothing unusual early in training, yet the smaller probability, :math:`e^{-200}`, is too
-# small for a 32-bit number. It becomes 0, its logarithm minus infinity, and the loss is lost:
+# Let two scores be 200 apart, as can happen when training begins. The smaller probability, :math:`e^{-200}`, is too
+# small for a 32-bit number: it becomes 0, its logarithm minus infinity, and the loss is lost:
 
 confident = mx.nd.array([[0.0, 200.0]])
 even = batch([0.5, 0.5])
 confident.attach_grad()
 
-print("softmax, then log: ", rounded(divergence(confident.softmax().log(), even)))
+logs = confident.softmax().log()
+print("softmax, then log: ", rounded(divergence(logs, even)))
 with autograd.record():
     value = divergence_of_scores(confident, even)
 value.backward()
 print("from_logits=False: ", rounded(value))
-print("its gradient:      ", rounded(confident.grad))
+print("its gradient:      ", rounded(confident.grad)[0])
 
 # %%
 # Inside, the loss uses log-softmax, which never forms the small number:
@@ -172,9 +178,10 @@ print("its gradient:      ", rounded(confident.grad))
 
 label_scores = mx.nd.array([[0.05, 0.16, 0.9], [0.8, 4.15, 0.05]])
 pred_scores = mx.nd.array([[0.7, 0.2, 0.1], [0.15, 0.9, 0.05]])
-divergence_of_logits = KLDivLoss(from_logits=False, label_space="logits", reduction="sum")
+divergence_of_logits = KLDivLoss(
+    from_logits=False, label_space="logits", reduction="sum")
 
-print("KL(label || pred):", rounded(divergence_of_logits(pred_scores, label_scores)))
+print(rounded(divergence_of_logits(pred_scores, label_scores)))
 
 # %%
 # Step 1 built the divergence as a difference of two average surprises. Their names are *cross-entropy* and *entropy*,
@@ -204,16 +211,21 @@ print("difference:       ", rounded(cross_entropy - entropy))
 # ``dist_4`` gives sun and rain the probability 0. The categories that a distribution does not rule out are called its
 # *support*, and now the supports differ. Again, order decides:
 
-rows = [("4 against 1", dist_4, dist_1), ("1 against 4", dist_1, dist_4), ("4 against 4", dist_4, dist_4)]
+rows = [
+    ("4 against 1", dist_4, dist_1),
+    ("1 against 4", dist_1, dist_4),
+    ("4 against 4", dist_4, dist_4),
+]
 for name, pred, label in rows:
-    print(f"distribution {name}: {divergence(batch(pred).log(), batch(label)).asscalar():.4f}")
+    value = divergence(batch(pred).log(), batch(label)).asscalar()
+    print(f"distribution {name}: {value:.4f}")
 
 # %%
 # **4 against 1 is infinite, and should be.** The forecast swore that the sun never shines, and then it shone on one
 # day in five. No finite number makes up for that.
 #
 # **1 against 4 is finite.** The forecast expected sun that never came. A category that never happens surprises nobody:
-# its term is 0, since :math:`p \log p \to 0` as :math:`p \to 0`.
+# its term is 0, as :math:`p \log p` has the limit 0.
 #
 # **4 against 4 is 0**, as for any perfect forecast. The two sides rule out the same things.
 #
@@ -235,7 +247,8 @@ for epsilon in (1e-12, 1e-3):
     with autograd.record():
         value = guarded(batch(dist_1).log(), label)
     value.backward()
-    print(f"epsilon {epsilon:g}: value {value.asscalar():.4f}, gradient to the label {rounded(label.grad)[0]}")
+    print(f"epsilon {epsilon:g}: value {value.asscalar():.4f}, slopes")
+    print(rounded(label.grad)[0])
 
 # %%
 # Epsilon does **not** soften a prediction of 0: an infinite loss stays infinite, because the model really is infinitely
@@ -256,9 +269,9 @@ with autograd.record():
     value = divergence_of_scores(july_scores, july)
 value.backward()
 
-print("forecast:  ", rounded(july_scores.softmax())[0])
-print(f"divergence: {value.asscalar():.4f}")
-print("gradient:  ", rounded(july_scores.grad)[0])
+print("forecast", rounded(july_scores.softmax())[0])
+print("gradient", rounded(july_scores.grad)[0])
+print(f"divergence {value.asscalar():.4f}")
 
 # %%
 # 6. Mean or sum
@@ -270,31 +283,39 @@ print("gradient:  ", rounded(july_scores.grad)[0])
 
 terms = KLDivLoss(reduction="none")(batch(dist_1).log(), batch(dist_2))
 true_divergence = np.sum(dist_2 * (np.log(dist_2) - np.log(dist_1)))
+per_category = true_divergence / len(dist_1)
 
-print("terms:                     ", rounded(terms)[0])
-print(f"true divergence (NumPy):    {true_divergence:.4f}")
-print(f"divided by {len(dist_1)} categories:  {true_divergence / len(dist_1):.4f}")
+print("terms", rounded(terms)[0])
+print(f"true divergence (NumPy): {true_divergence:.4f}")
+print(f"divided by {len(dist_1)} categories: {per_category:.4f}")
 
 # %%
 # A single term may be negative, their sum may not. And now the loss, with each reduction:
 
-pairs = [("dist_1", "dist_2"), ("dist_1", "dist_3"), ("dist_1", "dist_1"), ("dist_4", "dist_1"), ("dist_1", "dist_4")]
-named = {"dist_1": dist_1, "dist_2": dist_2, "dist_3": dist_3, "dist_4": dist_4}
+rows = [
+    ("1 against 2", dist_1, dist_2),
+    ("1 against 3", dist_1, dist_3),
+    ("1 against 1", dist_1, dist_1),
+    ("4 against 1", dist_4, dist_1),
+    ("1 against 4", dist_1, dist_4),
+]
 
-print('pred    label   "sum"   "mean"')
-for pred, label in pairs:
-    inputs = batch(named[pred]).log(), batch(named[label])
-    total, mean = (KLDivLoss(reduction=way)(*inputs).asscalar() for way in ("sum", "mean"))
-    print(f"{pred}  {label}  {total:.4f}  {mean:.4f}")
+print('distribution    "sum"   "mean"')
+for name, pred, label in rows:
+    inputs = batch(pred).log(), batch(label)
+    summed = KLDivLoss(reduction="sum")(*inputs).asscalar()
+    averaged = KLDivLoss(reduction="mean")(*inputs).asscalar()
+    print(f"{name:13}  {summed:6.4f}   {averaged:6.4f}")
 
 # %%
 # What does MXNet's own loss do? That depends on the day you installed it:
 
-builtin = gluon.loss.KLDivLoss()(batch(dist_1).log(), batch(dist_2)).asscalar()
-print(f"mxnet {mx.__version__}: {builtin:.4f}")
+builtin = gluon.loss.KLDivLoss()
+value = builtin(batch(dist_1).log(), batch(dist_2)).asscalar()
+print(f"mxnet {mx.__version__}: {value:.4f}")
 
 # %%
-# Releases 1.2 to 1.8, and the 2.0 beta, average. In June 2020 a user reported that the loss disagrees with
+# The sum, this time. Releases 1.2 to 1.8, and the 2.0 beta, average. In June 2020 a user reported that the loss disagrees with
 # cross-entropy by the number of categories [5]_; the change to a sum [6]_ was carried over to the 1.x line [7]_ and
 # came out in 1.9, with a docstring that still says "averaged". So an upgrade silently multiplied every gradient of
 # this loss, by 1000 for 1000 categories, and learning rates that had been fine were not.
@@ -321,12 +342,13 @@ READERS, EXPERIENCE = 20, 40
 
 
 def votes_of_readers(scans, known_scans, known_digits, random):
-    """Share of the readers' votes that each digit gets, shape (scans, 10)."""
+    """Give the share of the votes for each digit, shape (scans, 10)."""
     votes = np.zeros((len(scans), 10))
     for _ in range(READERS):
-        seen = random.choice(len(known_scans), EXPERIENCE, replace=False)
-        distances = ((scans[:, None] - known_scans[None, seen]) ** 2).sum(axis=2)
-        votes[np.arange(len(scans)), known_digits[seen][distances.argmin(axis=1)]] += 1
+        seen = random.permutation(len(known_scans))[:EXPERIENCE]
+        differences = scans[:, None] - known_scans[seen]
+        nearest = seen[(differences ** 2).sum(axis=2).argmin(axis=1)]
+        votes[np.arange(len(scans)), known_digits[nearest]] += 1
     return votes / READERS
 
 
@@ -335,24 +357,26 @@ scans, digits = load_digits(return_X_y=True)
 order = random.permutation(len(scans))
 scans, digits = scans[order], digits[order]
 
-experience, train, held_out = slice(0, 600), slice(600, 1400), slice(1400, None)
-votes = votes_of_readers(scans, scans[experience], digits[experience], random)
+known, train = slice(0, 600), slice(600, 1400)
+held_out = slice(1400, None)
+votes = votes_of_readers(scans, scans[known], digits[known], random)
 
-unanimous = np.mean(votes[held_out].max(axis=1) == 1)
-print(f"{len(digits[train])} scans to learn from, {len(digits[held_out])} held out")
-print(f"held-out scans on which all {READERS} readers agree: {unanimous:.1%}")
-print(f"votes for the digit that was meant: {votes[np.arange(len(votes)), digits][held_out].mean():.1%}")
+agreed = np.mean(votes[held_out].max(axis=1) == 1)
+print(f"to learn from: {len(digits[train])} scans")
+print(f"held out: {len(digits[held_out])} scans")
+print(f"all readers agree on {agreed:.1%} of those")
 
 # %%
 # Now a small network and the loop that you would write for any Gluon loss. It trains on the votes alone and is never
 # told which digit was meant. Most labels hold exact zeros, digits that no reader voted for; step 5 is why that is no
 # trouble.
 #
-# (64-bit numbers are for this page only: round-off is then too small to show, and every machine prints the same.)
+# (64-bit numbers are for this page's sake: they keep differences of round-off between machines far below the four
+# decimals printed. In your own code 32 bits do.)
 
 
 def make_network():
-    """Build a network that gives 10 raw scores for the 64 pixels of a scan."""
+    """Build a network from 64 pixels to the raw scores of 10 digits."""
     net = gluon.nn.HybridSequential()
     net.add(gluon.nn.Dense(64, activation="relu"), gluon.nn.Dense(10))
     net.cast("float64")
@@ -361,16 +385,23 @@ def make_network():
     return net
 
 
-def fit(net, loss, train_rows, held_out_rows, epochs, batch_size=32):
-    """Train on (inputs, soft labels); return both sets' divergences per row, before training and after each epoch."""
-    batches = gluon.data.DataLoader(gluon.data.ArrayDataset(*train_rows), batch_size, shuffle=True)
-    trainer = gluon.Trainer(net.collect_params(), "adam", {"learning_rate": 0.003})
+def fit(net, loss, train, held_out, epochs, batch_size=32):
+    """Train on inputs and soft labels, watching the divergence.
+
+    Returns it for the rows trained on and for those held out, each of
+    shape (epochs + 1, rows): before training and after each epoch.
+    """
+    dataset = gluon.data.ArrayDataset(*train)
+    batches = gluon.data.DataLoader(dataset, batch_size, shuffle=True)
+    trainer = gluon.Trainer(
+        net.collect_params(), "adam", {"learning_rate": 0.003})
 
     def measure():
-        return [loss(net(inputs), labels).asnumpy() for inputs, labels in (train_rows, held_out_rows)]
+        return [loss(net(inputs), labels).asnumpy()
+                for inputs, labels in (train, held_out)]
 
     history = [measure()]
-    for _ in tqdm(range(epochs), desc="training", unit="epoch", disable=None):
+    for _ in tqdm(range(epochs), desc="training", disable=None):
         for inputs, labels in batches:
             with autograd.record():
                 values = loss(net(inputs), labels)
@@ -381,8 +412,9 @@ def fit(net, loss, train_rows, held_out_rows, epochs, batch_size=32):
 
 
 def arrays(rows):
-    """Give the scans and votes of `rows` as MXNet arrays, with pixels from 0 to 1."""
-    return mx.nd.array(scans[rows] / 16, dtype="float64"), mx.nd.array(votes[rows], dtype="float64")
+    """Give scans, with pixels from 0 to 1, and votes as MXNet arrays."""
+    return (mx.nd.array(scans[rows] / 16, dtype="float64"),
+            mx.nd.array(votes[rows], dtype="float64"))
 
 
 mx.random.seed(0)
@@ -391,11 +423,13 @@ EPOCHS = 30
 net = make_network()
 loss = KLDivLoss(from_logits=False, reduction="sum")
 loss.hybridize()
-train_history, held_out_history = fit(net, loss, arrays(train), arrays(held_out), EPOCHS)
+trained_on, unseen = fit(
+    net, loss, arrays(train), arrays(held_out), EPOCHS)
 
+print("epochs  trained on  held out")
 for epoch in (0, 1, 5, EPOCHS):
-    print(f"after {epoch:2} epochs: {train_history[epoch].mean():.4f} nats on the training scans, "
-          f"{held_out_history[epoch].mean():.4f} held out")
+    print(f"{epoch:6}  {trained_on[epoch].mean():10.4f}"
+          f"  {unseen[epoch].mean():8.4f}")
 
 # %%
 # ``reduction="sum"`` makes these numbers readable: nats per scan, comparable between any two models and any number of
@@ -403,34 +437,59 @@ for epoch in (0, 1, 5, EPOCHS):
 #
 # Does every digit get better, or just the easy ones? The loss gives a number per sample, so group them by digit:
 
-by_digit = np.array([held_out_history[:, digits[held_out] == digit].mean(axis=1) for digit in range(10)])
+by_digit = np.array([
+    unseen[:, digits[held_out] == digit].mean(axis=1)
+    for digit in range(10)
+])
 print("digit  untrained  trained")
 for digit, path in enumerate(by_digit):
     print(f"{digit:5}  {path[0]:9.4f}  {path[-1]:7.4f}")
 
-fig, (top, bottom) = plt.subplots(2, 1, figsize=(6.4, 7.2))
+# %%
+# Every one of them. Mind that the axes are logarithmic: each gridline is about half of the one above it.
+
+fig, (top, bottom) = plt.subplots(2, 1, figsize=(5.8, 6.8))
 fig.suptitle("The divergence falls, for every digit")
-plots.draw_loss_curves(top, {"training scans": train_history.mean(axis=1), "held out": held_out_history.mean(axis=1)})
 top.set_title("All digits, epoch by epoch")
-stages = {"untrained": 0, "1 epoch": 1, "5 epochs": 5, f"{EPOCHS} epochs": EPOCHS}
-plots.draw_descent(bottom, range(10), {name: by_digit[:, epoch] for name, epoch in stages.items()})
+plots.draw_loss_curves(
+    top, {"trained on": trained_on.mean(axis=1),
+          "held out": unseen.mean(axis=1)})
 bottom.set_title("Held-out scans, digit by digit")
+plots.draw_descent(
+    bottom, range(10),
+    {"untrained": by_digit[:, 0], "1 epoch": by_digit[:, 1],
+     "5 epochs": by_digit[:, 5], "30 epochs": by_digit[:, 30]})
 bottom.set_xlabel("digit that was meant")
 fig.savefig(plots.FIGURES / "digits_training.png", **plots.PNG)
 
 # %%
-# And did it learn to be unsure? These are the three held-out scans that divided the readers most.
+# And did it learn to be unsure? Compare how much of the votes the favourite digit gets, and how often that favourite
+# is what the writer meant.
 
-divided = np.argsort(votes[held_out].max(axis=1), kind="stable")[:3]
 beliefs = net(arrays(held_out)[0]).softmax().asnumpy()
 
-fig, grid = plt.subplots(3, 2, figsize=(6.4, 7.2), gridspec_kw={"width_ratios": [1, 3]})
+print("         favourite's share  right")
+rows = [("readers", votes[held_out]), ("network", beliefs)]
+for name, shares in rows:
+    right = np.mean(shares.argmax(axis=1) == digits[held_out])
+    print(f"{name}  {shares.max(axis=1).mean():17.4f}  {right:.1%}")
+
+# %%
+# It is about as sure as the readers, no more, and nearly as often right, though nobody ever told it an answer. Here
+# are the three held-out scans that divided the readers most.
+
+divided = np.argsort(votes[held_out].max(axis=1), kind="stable")[:3]
+
+fig, grid = plt.subplots(
+    3, 2, figsize=(5.8, 6.8), width_ratios=[1, 3])
 fig.suptitle("Hard to read: votes and prediction")
 for (scan, bars), row in zip(grid, divided):
-    plots.draw_scan(scan, scans[held_out][row].reshape(8, 8))
     scan.set_title(f"meant: {digits[held_out][row]}")
-    plots.draw_distributions(bars, range(10), votes[held_out][row], beliefs[row], ["readers", "network"])
-    bars.set_title(f"{held_out_history[-1, row]:.2f} nats apart")
+    plots.draw_scan(scan, scans[held_out][row].reshape(8, 8))
+    bars.set_title(f"divergence {unseen[-1, row]:.2f} nats")
+    names = ("readers", "network") if row == divided[0] else None
+    plots.draw_distributions(
+        bars, range(10), votes[held_out][row], beliefs[row], names)
 fig.savefig(plots.FIGURES / "digits_votes.png", **plots.PNG)
 
 # %%

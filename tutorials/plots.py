@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+from matplotlib.ticker import LogLocator
 
 STYLE = ["default", Path(__file__).resolve().with_name("matplotlibrc")]
 FIGURES = Path(__file__).resolve().parent.parent / "figures"
@@ -12,17 +13,20 @@ PNG = {"dpi": 150, "metadata": {"Software": None}}
 FIRST, SECOND = "#0072B2", "#E69F00"  # blue and orange, told apart by every kind of colour vision
 
 
-def draw_distributions(ax, categories, first, second, names):
-    """Overlay two distributions as translucent bars on one probability axis from 0 to 1."""
+def draw_distributions(ax, categories, first, second, names=None):
+    """Overlay two distributions as translucent bars on one probability axis from 0 to 1; a legend shows `names`."""
     places = np.arange(len(categories))
-    for probabilities, name, color in zip((first, second), names, (FIRST, SECOND)):
-        ax.bar(places, probabilities, width=0.8, color=color, alpha=0.5, label=name)
-        ax.bar(places, probabilities, width=0.8, fill=False, edgecolor=color, linewidth=1.5)
+    pairs = list(zip((first, second), names or (None, None), (FIRST, SECOND)))
+    for probabilities, name, color in pairs:
+        ax.bar(places, probabilities, color=color, alpha=0.5, label=name)
+    for probabilities, _, color in pairs:  # last, so that no bar hides the other's top
+        ax.hlines(probabilities, places - 0.4, places + 0.4, color=color, linewidth=2.5)
     ax.set_xticks(places)
     ax.set_xticklabels(categories)
     ax.set_ylim(0, 1)
     ax.set_ylabel("probability")
-    ax.legend()
+    if names:
+        ax.legend()
 
 
 def draw_loss_curves(ax, curves):
@@ -30,30 +34,39 @@ def draw_loss_curves(ax, curves):
     for (name, values), dashes in zip(curves.items(), ("-", "--", "-.", ":")):
         ax.plot(np.arange(len(values)), values, dashes, label=name)
     ax.set_xlabel("epochs")
-    ax.set_ylabel("divergence (nats)")
+    label_nats(ax)
     ax.legend()
 
 
 def draw_descent(ax, categories, stages):
-    """Draw each category's path through `stages`, a dict from names to one value per category."""
+    """Draw each category's way down through `stages`, a dict from names to one value per category."""
     values = np.array(list(stages.values()))
     places = np.arange(len(categories))
     ax.vlines(places, values.min(axis=0), values.max(axis=0), color="#C8C8C8", linewidth=2, zorder=1)
-    shades = ("#B8B8B8", "#E69F00", "#56B4E9", "#0072B2")
-    for name, row, marker, color in zip(stages, values, "oDs^", shades):
-        ax.plot(places, row, marker, color=color, markeredgecolor="white", markersize=9, label=name, clip_on=False)
+    for name, row, marker, color in zip(stages, values, "oDs^", ("#8A8A8A", SECOND, "#56B4E9", FIRST)):
+        ax.plot(places, row, marker, color=color, markeredgecolor="white", markersize=9, label=name)
     ax.set_xticks(places)
     ax.set_xticklabels(categories)
+    label_nats(ax)
+    ax.set_ylim(top=values.max() * 5)  # room for the legend
+    ax.legend(loc="upper center", ncol=2)
+
+
+def label_nats(ax):
+    """Make the vertical axis one of divergences: logarithmic, since they fall by factors, with plain numbers."""
+    ax.set_yscale("log")
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.minorticks_off()
     ax.set_ylabel("divergence (nats)")
-    ax.legend()
 
 
 def draw_scan(ax, pixels):
     """Show a scanned digit, dark ink on white."""
-    ax.imshow(pixels, cmap="Greys")
-    ax.grid(False)
-    ax.set_xticks([])
-    ax.set_yticks([])
+    ax.pcolormesh(pixels, cmap="Greys")  # imshow resamples, by a shade differently in each matplotlib
+    ax.set_aspect("equal")
+    ax.invert_yaxis()
+    ax.set_axis_off()
 
 
 def draw_seeds(ax, places, groups):

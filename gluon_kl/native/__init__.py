@@ -1,0 +1,157 @@
+"""The fused CPU operator: loaded once, on first use, through MXNet's extension interface.
+
+`is_available` says whether it is there and `why_not` why it is not. ``GLUON_KL_NATIVE=0`` turns it off.
+"""
+
+import ctypes
+import functools
+import importlib.machinery
+import os
+import threading
+import uuid
+
+import mxnet as mx
+
+__all__ = ["info", "is_available", "kl_divergence", "reaches", "why_not"]
+
+_HERE = os.path.dirname(os.path.abspath(__file__))
+_NAME = "_gluon_kl_divergence"
+_LOCK = threading.Lock()
+_SMALL = 1 << 15  # elements: below, finding the softmax again costs less than MXNet's book-keeping for a kept output
+
+
+class _Unavailable(Exception):
+    pass
+
+
+def _library_path():
+    for suffix in importlib.machinery.EXTENSION_SUFFIXES:
+        path = os.path.join(_HERE, "_kernels" + suffix)
+        if os.path.exists(path):
+            return path
+    reason = os.path.join(_HERE, "build_failed.txt")
+    if os.path.exists(reason):
+        with open(reason, encoding="utf-8") as file:
+            raise _Unavailable("it could not be built when gluon_kl was installed: " + file.read().strip())
+    raise _Unavailable("it was not built; `pip install` gluon_kl where a C++17 compiler is")
+
+
+@functools.lru_cache(maxsize=None)
+def _load():
+    """(library, None) or (None, reason), found once."""
+    if os.environ.get("GLUON_KL_NATIVE") == "0":
+        return None, "it is turned off by GLUON_KL_NATIVE=0"
+    try:
+        path = _library_path()
+        mx.library.load(path, verbose=False)
+        return ctypes.CDLL(path), None
+    except (_Unavailable, OSError, mx.MXNetError) as error:
+        return None, str(error)
+
+
+def _loaded():
+    with _LOCK:  # MXNet's registry of operators is not made for two loads at once
+        return _load()
+
+
+def is_available():
+    """Whether the fused operator was built, loads, and is not turned off."""
+    return _loaded()[0] is not None
+
+
+def why_not():
+    """Why the fused operator is not available, as a sentence; None where it is."""
+    return _loaded()[1]
+
+
+def info():
+    """What runs: ``{"isa": "avx512" | "avx2" | "baseline", "threads": int}``, or None where it is not available.
+
+    Threads: ``GLUON_KL_NUM_THREADS`` if set, else the cores this process may use, at most ``OMP_NUM_THREADS``;
+    read when the operator first runs.
+    """
+    library = _loaded()[0]
+    if library is None:
+        return None
+    library.gluon_kl_isa.restype = ctypes.c_char_p
+    return {"isa": library.gluon_kl_isa().decode(), "threads": library.gluon_kl_threads()}
+
+
+def _guarded(array):
+    """`array` behind an operator of MXNet's own that keeps grad_req="add", which an extension's operator loses.
+
+    Only variables need it: gradients of intermediate results are written, then added up by MXNet. A reshape shares
+    memory going forward.
+    """
+    return array if array.grad is None else array.reshape(array.shape)
+
+
+def reaches(facts, weight):
+    """Whether the operator can take a call: the one rule that chooses between it and MXNet's operators.
+
+    Real arrays must be on a CPU, with one weight per row. Of Symbols without facts (inside a block of the user's)
+    neither is known: they must be free of weights, and MXNet built for CPUs alone.
+    """
+    if facts is None:
+        return weight is None and is_available() and not mx.runtime.Features().is_enabled("CUDA")
+    return facts.row_weight and facts.device.device_type.startswith("cpu") and is_available()
+
+
+def kl_divergence(F, pred, label, row_weight=None, *, wanted=None, axis=-1, batch_axis=0, pred_space="log_probs",
+                  label_space="probs", mean=True, scale=1.0, epsilon=1e-12, inv_temperature=1.0):
+    """KL(label || pred) per sample, in nats, as one operator.
+
+    Parameters
+    ----------
+    F : mxnet.nd or mxnet.sym
+        What `pred`, `label` and `row_weight` are made of.
+    pred, label : NDArray or Symbol
+        Of equal shape; any dtype but bool. Computed in float64 if any input is, else in float32.
+    row_weight : NDArray or Symbol, optional
+        As many axes as `pred`, 1 along `axis`, 1 or `pred`'s length elsewhere. A weight of 0 silences its rows,
+        NaN and inf included.
+    wanted : pair of bool, optional
+        Whether autograd may ask for the gradient to `pred`, and to `label`: no other is computed. Unknown: both.
+    axis, batch_axis : int
+        The categories, and the axis that is kept. If they are the same, each category is its own sample.
+    pred_space, label_space : {"probs", "log_probs", "logits"}
+        What the numbers are; a softmax over `axis` is applied to logits.
+    mean : bool
+        Divide by the number of elements per sample.
+    scale : float
+        Multiplies the result.
+    epsilon : float
+        Stands in for a label of exactly 0 inside the logarithm of the label's gradient (`label_space="probs"`).
+    inv_temperature : float
+        Multiplies logits, on both sides, inside the softmax.
+
+    Returns
+    -------
+    NDArray or Symbol
+        Shape (batch,), float32, or float64 if any input is.
+    """
+    attributes = {"axis": axis, "batch_axis": batch_axis, "pred_space": pred_space, "label_space": label_space,
+                  "mean": int(mean)}
+    for name, value, default in (("scale", scale, 1.0), ("epsilon", epsilon, 1e-12),
+                                 ("inv_temperature", inv_temperature, 1.0)):
+        if value != default:
+            attributes[name] = repr(float(value))
+    if wanted is not None:
+        attributes["grad"] = "both" if all(wanted) else "label" if wanted[1] else "pred"
+    inputs = (pred, label)
+    if row_weight is not None:
+        attributes["weighted"] = 1
+        inputs += (row_weight,)
+    if F is mx.sym:
+        # An identity of MXNet's own keeps grad_req="add" and sums over many uses right; unless its attributes tell
+        # it from every other, MXNet merges it with theirs and the sum lands on the operator again.
+        asked = (True, True, True) if wanted is None else (*wanted, True)
+        inputs = [mx.sym.identity(x, attr={"__gluon_kl_use__": uuid.uuid4().hex}) if ask else x
+                  for x, ask in zip(inputs, asked)]
+        return getattr(mx.sym._internal, _NAME)(*inputs, **attributes)[0]
+    if mx.autograd.is_recording():
+        inputs = [_guarded(x) for x in inputs]
+    if row_weight is None and label_space != "logits" and pred.size < _SMALL:
+        attributes["keep"] = 0
+    result = getattr(mx.nd._internal, _NAME)(*inputs, **attributes)
+    return result[0] if isinstance(result, list) else result

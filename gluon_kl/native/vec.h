@@ -1,0 +1,266 @@
+// Vectors of the widest kind this translation unit may use, with exp and log. GCC's vector extensions carry the
+// arithmetic (Clang has them too); intrinsics stand only where they save what the extensions cannot say.
+// No standard C++ header here: a function template instantiated under -mavx512f could be the copy the linker keeps.
+#ifndef GLUON_KL_VEC_H_
+#define GLUON_KL_VEC_H_
+
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace {  // each translation unit has its own copy, compiled for its own instruction set
+
+#if defined(__AVX512F__)
+constexpr int kBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kBytes = 32;
+#else
+constexpr int kBytes = 16;
+#endif
+
+template <class T> struct VecOf;
+template <> struct VecOf<float> {
+  typedef float V __attribute__((vector_size(kBytes)));
+  typedef uint32_t U __attribute__((vector_size(kBytes)));
+  typedef int32_t I __attribute__((vector_size(kBytes)));
+  typedef uint32_t Bits;
+};
+template <> struct VecOf<double> {
+  typedef double V __attribute__((vector_size(kBytes)));
+  typedef uint64_t U __attribute__((vector_size(kBytes)));
+  typedef int64_t I __attribute__((vector_size(kBytes)));
+  typedef uint64_t Bits;
+};
+template <class T> using Vec = typename VecOf<T>::V;
+template <class T> constexpr int kLanes = kBytes / sizeof(T);
+
+#define KL_INLINE inline __attribute__((always_inline))
+
+template <class T> constexpr T inf() { return static_cast<T>(__builtin_inf()); }
+template <class T> constexpr T nan() { return static_cast<T>(__builtin_nan("")); }
+
+template <class T> KL_INLINE Vec<T> splat(T x) { return x - Vec<T>{}; }
+template <class T> KL_INLINE Vec<T> load(const T* p) {
+  Vec<T> v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+template <class T> KL_INLINE void store(T* p, Vec<T> v) { memcpy(p, &v, sizeof v); }
+
+// The first m lanes, the others filled.
+template <class T> KL_INLINE Vec<T> load_part(const T* p, int64_t m, T fill) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) return (Vec<T>)_mm512_mask_loadu_ps((__m512)splat<T>(fill), (__mmask16)((1u << m) - 1), p);
+  else return (Vec<T>)_mm512_mask_loadu_pd((__m512d)splat<T>(fill), (__mmask8)((1u << m) - 1), p);
+#else
+  Vec<T> v = splat<T>(fill);
+  memcpy(&v, p, m * sizeof(T));
+  return v;
+#endif
+}
+template <class T> KL_INLINE void store_part(T* p, int64_t m, Vec<T> v) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) _mm512_mask_storeu_ps(p, (__mmask16)((1u << m) - 1), (__m512)v);
+  else _mm512_mask_storeu_pd(p, (__mmask8)((1u << m) - 1), (__m512d)v);
+#else
+  memcpy(p, &v, m * sizeof(T));
+#endif
+}
+
+// Past the cache, to an address that is a multiple of the vector.
+template <class T> KL_INLINE void stream(T* p, Vec<T> v) {
+#if defined(__AVX512F__)
+  _mm512_stream_si512((__m512i*)p, (__m512i)v);
+#elif defined(__AVX2__)
+  _mm256_stream_si256((__m256i*)p, (__m256i)v);
+#elif defined(__x86_64__)
+  _mm_stream_si128((__m128i*)p, (__m128i)v);
+#else
+  store<T>(p, v);
+#endif
+}
+// Makes streamed stores visible before whatever tells another thread that they are done.
+KL_INLINE void stream_fence() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
+}
+
+// NaN in x is passed over: the sum of exponentials that follows keeps it.
+template <class T> KL_INLINE Vec<T> max_over(Vec<T> best, Vec<T> x) { return x > best ? x : best; }
+
+template <class T> KL_INLINE T hmax(Vec<T> v) {
+  T best = v[0];
+  for (int i = 1; i < kLanes<T>; ++i) best = v[i] > best ? v[i] : best;
+  return best;
+}
+
+// Sums in double, one per lane: float vectors are added up for a block of categories only, then moved here.
+template <class T> struct Sums;
+template <> struct Sums<float> {
+  Vec<double> part[2] = {};
+  KL_INLINE void add(Vec<float> v) {
+    typedef float Half __attribute__((vector_size(kBytes / 2)));
+    Half half[2];
+    memcpy(half, &v, sizeof v);
+    part[0] += __builtin_convertvector(half[0], Vec<double>);
+    part[1] += __builtin_convertvector(half[1], Vec<double>);
+  }
+  KL_INLINE void scale(Vec<float> v) {
+    typedef float Half __attribute__((vector_size(kBytes / 2)));
+    Half half[2];
+    memcpy(half, &v, sizeof v);
+    part[0] *= __builtin_convertvector(half[0], Vec<double>);
+    part[1] *= __builtin_convertvector(half[1], Vec<double>);
+  }
+  KL_INLINE void get(double* lanes) const { memcpy(lanes, part, sizeof part); }
+  KL_INLINE void set(const double* lanes) { memcpy(part, lanes, sizeof part); }
+};
+template <> struct Sums<double> {
+  Vec<double> part = {};
+  KL_INLINE void add(Vec<double> v) { part += v; }
+  KL_INLINE void scale(Vec<double> v) { part *= v; }
+  KL_INLINE void get(double* lanes) const { memcpy(lanes, &part, sizeof part); }
+  KL_INLINE void set(const double* lanes) { memcpy(&part, lanes, sizeof part); }
+};
+template <class T> KL_INLINE Vec<T> narrow(const Sums<T>& s) {
+  double lanes[kLanes<T>];
+  s.get(lanes);
+  Vec<T> v;
+  for (int i = 0; i < kLanes<T>; ++i) v[i] = static_cast<T>(lanes[i]);
+  return v;
+}
+
+// ---- exp ---------------------------------------------------------------------------------------------------------
+// x = k ln 2 + r, |r| <= ln(2)/2; e^r by a polynomial; times 2^k in two steps, so that results below the smallest
+// normal number round once and do not vanish early. exp(-inf) = 0, exp(NaN) = NaN, overflow gives inf.
+KL_INLINE Vec<float> exp_poly(Vec<float> r) {
+  // Fitted for the least relative error on |r| <= ln(2)/2: 3e-9.
+  Vec<float> p = splat(0.001381459878757596f);
+  p = p * r + 0.008368716575205326f;
+  p = p * r + 0.04166838899254799f;
+  p = p * r + 0.1666652113199234f;
+  p = p * r + 0.4999999403953552f;
+  return p * (r * r) + r + 1.0f;
+}
+KL_INLINE Vec<double> exp_poly(Vec<double> r) {
+  // Taylor to r^13: the next term is below 5e-18.
+  constexpr double c[] = {1.0 / 6227020800, 1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320,
+                          1.0 / 5040,       1.0 / 720,       1.0 / 120,      1.0 / 24,      1.0 / 6,      0.5};
+  Vec<double> p = splat(c[0]);
+  for (int i = 1; i < 12; ++i) p = p * r + c[i];
+  return p * (r * r) + r + 1.0;
+}
+
+template <class T> struct ExpRange;
+template <> struct ExpRange<float> {
+  static constexpr float low = -104.0f, high = 89.0f, shift = 12582912.0f;  // 1.5 * 2^23
+  static constexpr float log2e = 1.44269504088896341f, ln2_hi = 0.693145751953125f, ln2_lo = 1.42860682030941723e-6f;
+  static constexpr int mantissa = 23, bias = 127;
+};
+template <> struct ExpRange<double> {
+  static constexpr double low = -746.0, high = 710.0, shift = 6755399441055744.0;  // 1.5 * 2^52
+  static constexpr double log2e = 1.44269504088896341, ln2_hi = 0.693147180369123816490, ln2_lo = 1.90821492927058770002e-10;
+  static constexpr int mantissa = 52, bias = 1023;
+};
+
+template <class T> KL_INLINE Vec<T> exp(Vec<T> x) {
+  using R = ExpRange<T>;
+  x = x < R::low ? splat<T>(R::low) : x;
+  x = x > R::high ? splat<T>(R::high) : x;
+  const Vec<T> shifted = x * R::log2e + R::shift;  // the integer k sits in the low bits
+  const Vec<T> k = shifted - R::shift;
+  const Vec<T> r = (x - k * R::ln2_hi) - k * R::ln2_lo;
+  const Vec<T> p = exp_poly(r);
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) return (Vec<T>)_mm512_scalef_ps((__m512)p, (__m512)k);
+  else return (Vec<T>)_mm512_scalef_pd((__m512d)p, (__m512d)k);
+#else
+  using I = typename VecOf<T>::I;
+  using U = typename VecOf<T>::U;
+  const U ik = (U)shifted - (U)splat<T>(R::shift);
+  const U half = (U)((I)ik >> 1);
+  const Vec<T> s1 = (Vec<T>)((half + R::bias) << R::mantissa);
+  const Vec<T> s2 = (Vec<T>)((ik - half + R::bias) << R::mantissa);
+  return p * s1 * s2;
+#endif
+}
+
+// ---- log ---------------------------------------------------------------------------------------------------------
+// x = 2^e m, 3/4 <= m < 3/2, f = m - 1. log(0) = -inf, log(inf) = inf, log of a negative number = NaN.
+KL_INLINE Vec<float> log1p_poly(Vec<float> f, Vec<float> e_lo) {
+  // Fitted for the least relative error on -0.293 <= f <= 0.5: 1.2e-8.
+  constexpr float c[] = {-0.055683985352516174f, 0.11690684407949448f, -0.13479763269424438f, 0.14389750361442566f,
+                         -0.1660766303539276f,   0.1999133825302124f,  -0.2500109374523163f,  0.33333471417427063f};
+  Vec<float> p = splat(c[0]);
+  for (int i = 1; i < 8; ++i) p = p * f + c[i];
+  const Vec<float> f2 = f * f;
+  return f + (f2 * (p * f - 0.5f) + e_lo);
+}
+KL_INLINE Vec<double> log1p_poly(Vec<double> f, Vec<double> e_lo) {
+  // log1p(f) = 2 atanh(s), s = f / (2 + f), |s| <= 1/5: the series to s^25, then f - (f^2/2 - s (f^2/2 + R)).
+  const Vec<double> s = f / (f + 2.0), z = s * s, half = f * f * 0.5;
+  Vec<double> p = splat(2.0 / 25);
+  for (int i = 23; i >= 3; i -= 2) p = p * z + 2.0 / i;
+  return f - ((half - (s * (half + z * p) + e_lo)));
+}
+
+template <class T> KL_INLINE Vec<T> log(Vec<T> x) {
+  using R = ExpRange<T>;
+  Vec<T> m, e;
+#if defined(__AVX512F__)
+  // getmant and getexp know denormals, 0, inf and NaN, and turn a negative number into NaN.
+  if constexpr (sizeof(T) == 4) {
+    m = (Vec<T>)_mm512_getmant_ps((__m512)x, _MM_MANT_NORM_p75_1p5, _MM_MANT_SIGN_nan);
+    e = (Vec<T>)_mm512_getexp_ps((__m512)x);
+  } else {
+    m = (Vec<T>)_mm512_getmant_pd((__m512d)x, _MM_MANT_NORM_p75_1p5, _MM_MANT_SIGN_nan);
+    e = (Vec<T>)_mm512_getexp_pd((__m512d)x);
+  }
+  e = m < T(1) ? e + T(1) : e;
+  const Vec<T> f = m - T(1);
+  return e * R::ln2_hi + log1p_poly(f, e * R::ln2_lo);
+#else
+  using I = typename VecOf<T>::I;
+  using U = typename VecOf<T>::U;
+  constexpr T smallest = sizeof(T) == 4 ? T(1.17549435e-38) : T(2.2250738585072014e-308);
+  constexpr T lift = T(int64_t(1) << R::mantissa) * T(2);
+  const Vec<T> lifted = x < smallest ? x * lift : x;  // denormals become normal
+  const Vec<T> unlift = x < smallest ? splat<T>(R::mantissa + 1) : Vec<T>{};
+  const U base = (U)splat<T>(T(0.75));
+  const U offset = (U)lifted - base;
+  constexpr auto mantissa = (typename VecOf<T>::Bits(1) << R::mantissa) - 1;
+  m = (Vec<T>)((offset & mantissa) + base);
+  e = __builtin_convertvector((I)offset >> R::mantissa, Vec<T>) - unlift;
+  Vec<T> r = e * R::ln2_hi + log1p_poly(Vec<T>(m - T(1)), Vec<T>(e * R::ln2_lo));
+  r = x < inf<T>() ? r : x;  // inf and NaN are their own logarithm
+  const Vec<T> outside = x < T(0) ? splat(nan<T>()) : splat(-inf<T>());
+  return x <= T(0) ? outside : r;
+#endif
+}
+
+// g(u) = u + expm1(-u) >= 0 for |u| < 1, with its leading digits near 0, where the sum would lose them:
+// u^2 (1/2! - u/3! + u^2/4! - ...); the next term is below 1e-9 (float), 1e-17 (double) of the sum.
+template <class T> struct GapSeries {
+  static constexpr int terms = sizeof(T) == 4 ? 11 : 18;
+  T c[terms] = {};
+  constexpr GapSeries() {
+    double factorial = 1;
+    for (int i = 0; i < terms; ++i) {
+      factorial *= i + 2;
+      c[i] = static_cast<T>((i % 2 ? -1 : 1) / factorial);
+    }
+  }
+};
+template <class T> KL_INLINE Vec<T> gap(Vec<T> u) {
+  constexpr GapSeries<T> series;
+  Vec<T> p = splat<T>(series.c[series.terms - 1]);
+  for (int i = series.terms - 2; i >= 0; --i) p = p * u + series.c[i];
+  return p * (u * u);
+}
+
+}  // namespace
+#endif  // GLUON_KL_VEC_H_

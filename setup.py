@@ -1,0 +1,83 @@
+"""The Python-version guard and the optional C++ operator; everything else is in setup.cfg."""
+
+import sys
+
+if not (3, 8) <= sys.version_info[:2] <= (3, 11):
+    sys.exit(
+        "gluon_kl needs Python 3.8 to 3.11, where Apache MXNet 1.9.1 runs, and this is Python %d.%d: "
+        "make a virtual environment with one of those and install again." % sys.version_info[:2]
+    )
+
+import importlib.util
+import os
+import platform
+from concurrent.futures import ThreadPoolExecutor
+from distutils.errors import CompileError
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+NATIVE = "gluon_kl/native/"
+FLAGS = ["-std=c++17", "-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-fvisibility-inlines-hidden"]
+# One source per instruction set; which one runs is decided on the machine that runs it.
+ISA_FLAGS = {
+    "kernel_avx2.cc": ["-mavx2", "-mfma", "-mf16c"],
+    "kernel_avx512.cc": ["-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mfma", "-mf16c"],
+}
+
+
+def sources():
+    names = ["op.cc", "kernel_baseline.cc"]
+    if platform.machine() in ("x86_64", "AMD64"):
+        names += sorted(ISA_FLAGS)
+    return [NATIVE + name for name in names]
+
+
+def mxnet_headers():
+    spec = importlib.util.find_spec("mxnet")  # found, not imported: that takes seconds
+    if spec is None:
+        raise FileNotFoundError("MXNet is not installed where gluon_kl is built")
+    home = os.path.dirname(spec.origin)
+    found = [os.path.join(home, *parts) for parts in (("include", "mxnet"), ("include",), ("src",))]
+    for path in (os.path.join(found[0], "lib_api.h"), os.path.join(found[2], "lib_api.cc")):
+        if not os.path.exists(path):
+            raise FileNotFoundError("this MXNet carries no " + os.path.basename(path))
+    return found
+
+
+class BuildOperator(build_ext):
+    """Compiles each source with its own flags, side by side. A failure is noted for `native.why_not`, not raised."""
+
+    def run(self):
+        in_tree = self.inplace or getattr(self, "editable_mode", False)
+        self.note = os.path.join("" if in_tree else self.build_lib, NATIVE, "build_failed.txt")
+        super().run()
+
+    def build_extension(self, ext):
+        if os.path.exists(self.note):
+            os.remove(self.note)
+        try:
+            self.headers = mxnet_headers()
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                objects = sum(pool.map(self.compile_one, ext.sources), [])
+            target = self.get_ext_fullpath(ext.name)
+            self.compiler.link_shared_object(objects, target, target_lang="c++", extra_postargs=["-pthread"])
+        except Exception as error:
+            os.makedirs(os.path.dirname(self.note), exist_ok=True)
+            with open(self.note, "w", encoding="utf-8") as file:
+                file.write("%s: %s\n" % (type(error).__name__, error))
+            raise CompileError(str(error)) from error  # what `optional` forgives
+
+    def compile_one(self, source):
+        return self.compiler.compile(
+            [source],
+            output_dir=self.build_temp,
+            include_dirs=self.headers,
+            extra_postargs=FLAGS + ["-pthread"] + ISA_FLAGS.get(os.path.basename(source), []),
+        )
+
+
+setup(
+    ext_modules=[Extension("gluon_kl.native._kernels", sources(), optional=True, language="c++")],
+    cmdclass={"build_ext": BuildOperator},
+)
