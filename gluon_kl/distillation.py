@@ -1,8 +1,8 @@
 """Knowledge distillation: a student learns from a teacher's softened predictions, and from labels."""
 
-from typing import Any, Callable, List, Optional, Tuple
+from typing import Any, Callable, Optional, Tuple
 
-from gluon_kl import diagnostics, divergence
+from gluon_kl import diagnostics, divergence, native
 from gluon_kl.inputs import (
     CheckedLoss,
     Facts,
@@ -174,25 +174,46 @@ class DistillationLoss(CheckedLoss):
 
     def _compute(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
         pred, label, teacher_pred, weight = self._lifted(F, facts, self._used(*inputs))
-        parts: List[Tuple[float, Callable[..., Any], Any]] = []
+        parts = []
         if label is not None:
-            if self._sparse_label:
-                label = divergence.one_hot(F, label, pred, self._axis)
-            parts.append((self._hard_weight, self._hard_terms, label))
+            parts.append(self._hard_weight * self._hard(F, facts, pred, label, weight))
         if teacher_pred is not None:
-            parts.append((1 - self._hard_weight, self._soft_terms, teacher_pred))
-        results = [share * self._per_sample(F, facts, terms, pred, target, weight) for share, terms, target in parts]
-        return results[0] if len(results) == 1 else results[0] + results[1]
+            parts.append((1 - self._hard_weight) * self._soft(F, facts, pred, teacher_pred, weight))
+        per_element = parts[0] if len(parts) == 1 else parts[0] + parts[1]
+        return F.broadcast_mul(per_element, divergence.categories(F, pred, self._axis))
 
-    def _hard_terms(self, F: Any, pred: Any, label: Any) -> Any:
-        return divergence.cross_entropy(F, divergence.log_softmax(F, pred, self._axis), label)
+    def _hard(self, F: Any, facts: Optional[Facts], pred: Any, label: Any, weight: Any) -> Any:
+        """Cross-entropy with the label, averaged over all elements of a sample."""
+        if self._sparse_label:
+            label = divergence.one_hot(F, label, pred, self._axis)
+            if native.reaches(facts, weight):  # one-hot rows have no entropy: their divergence is the cross-entropy
+                return self._fused(F, facts, pred, label, weight, label_space="probs")
 
-    def _soft_terms(self, F: Any, pred: Any, teacher_pred: Any) -> Any:
-        return divergence.distillation_terms(F, pred, teacher_pred, self._temperature, self._axis)
+        def terms(pred: Any, label: Any) -> Any:
+            return divergence.cross_entropy(F, divergence.log_softmax(F, pred, self._axis), label)
 
-    def _per_sample(self, F: Any, facts: Optional[Facts], terms: Any, pred: Any, target: Any, weight: Any) -> Any:
-        """Terms between pred and target, weighted, summed over categories and averaged over other axes."""
+        return self._unfused(F, facts, terms, pred, label, weight)
+
+    def _soft(self, F: Any, facts: Optional[Facts], pred: Any, teacher_pred: Any, weight: Any) -> Any:
+        """T^2 KL(teacher || pred), averaged over all elements of a sample; no gradient to the teacher."""
+        teacher_pred = F.BlockGrad(teacher_pred)
+        if native.reaches(facts, weight):
+            return self._fused(F, facts, pred, teacher_pred, weight, label_space="logits",
+                               inv_temperature=1 / self._temperature) * self._temperature**2
+
+        def terms(pred: Any, teacher_pred: Any) -> Any:
+            return divergence.softened_terms(F, pred, teacher_pred, self._temperature, self._axis)
+
+        return self._unfused(F, facts, terms, pred, teacher_pred, weight)
+
+    def _fused(self, F: Any, facts: Optional[Facts], pred: Any, target: Any, weight: Any, **options: Any) -> Any:
+        wanted = None if facts is None else (facts.recorded[0], False)
+        return native.kl_divergence(F, pred, target, weight, wanted=wanted, axis=self._axis, mean=True,
+                                    batch_axis=self._batch_axis, pred_space="logits",
+                                    scale=1 if self._weight is None else self._weight, **options)
+
+    def _unfused(
+        self, F: Any, facts: Optional[Facts], terms: Callable[..., Any], pred: Any, target: Any, weight: Any,
+    ) -> Any:
         weight_grad = facts is None or facts.recorded[-1]
-        out = weigh(F, lambda *pair: terms(F, *pair), (pred, target), weight, self._axis, weight_grad)
-        mean = self._reduced(F, facts, out, "mean")
-        return F.broadcast_mul(mean, divergence.categories(F, pred, self._axis))
+        return self._reduced(F, facts, weigh(F, terms, (pred, target), weight, self._axis, weight_grad), "mean")

@@ -160,12 +160,11 @@ def cross_entropy(F: Any, log_pred: Any, label: Any) -> Any:
     return label * (surprise * (surprise != _HUGE))
 
 
-def distillation_terms(F: Any, pred: Any, teacher_pred: Any, temperature: float, axis: int) -> Any:
-    """Terms of T^2 KL(softmax(teacher / T) || softmax(pred / T)); no gradient to the teacher."""
-    teacher_pred = F.BlockGrad(teacher_pred)
+def softened_terms(F: Any, pred: Any, label: Any, temperature: float, axis: int) -> Any:
+    """Terms of T^2 KL(softmax(label / T) || softmax(pred / T))."""
     if temperature == 1:
-        return relative_entropy_of_logits(F, pred, teacher_pred, axis)
-    return temperature**2 * relative_entropy_of_logits(F, pred / temperature, teacher_pred / temperature, axis)
+        return relative_entropy_of_logits(F, pred, label, axis)
+    return temperature**2 * relative_entropy_of_logits(F, pred / temperature, label / temperature, axis)
 
 
 def gaussian_terms(
