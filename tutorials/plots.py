@@ -81,6 +81,11 @@ def draw_seeds(ax, places, groups):
     ax.set_xticklabels(places)
 
 
+def draw_level(ax, value, name, dashes):
+    """Draw a thin black line at one height, to compare the others with."""
+    ax.axhline(value, color="black", linewidth=1.2, linestyle=dashes, label=name)
+
+
 def draw_dimensions(ax, history, awake):
     """Draw one line per latent dimension of `history` (epochs, dimensions), grey if it ends below `awake`."""
     for path in history.T:
@@ -96,7 +101,9 @@ def draw_sheet(ax, images):
     rows, columns, height, width = images.shape
     sheet = np.full((rows, columns, height + 2, width + 2), np.nan)
     sheet[:, :, 1:-1, 1:-1] = images
-    ax.imshow(sheet.swapaxes(1, 2).reshape(rows * (height + 2), -1), cmap="Greys", vmin=0, vmax=1)
+    ax.pcolormesh(sheet.swapaxes(1, 2).reshape(rows * (height + 2), -1), cmap="Greys", vmin=0, vmax=1)
+    ax.set_aspect("equal")
+    ax.invert_yaxis()
     ax.set_axis_off()
 
 

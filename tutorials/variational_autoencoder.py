@@ -8,7 +8,7 @@ numbers of real scans look like draws from a standard normal distribution, so th
 
 What makes them look like that is a KL divergence, and it works against the drawing. Where it wins, latent dimensions
 fall asleep: they become pure noise, and the decoder learns to ignore them. That is *posterior collapse*. This page
-lets it happen, dimension by dimension, and then prevents it in two ways.
+lets it happen, one dimension after the other; then it postpones it, and then prevents it.
 """
 
 # %%
@@ -16,18 +16,17 @@ lets it happen, dimension by dimension, and then prevents it in two ways.
 # ---------------
 #
 # The encoder turns a scan :math:`x` into a mean and a variance for each latent dimension, a distribution
-# :math:`q(z|x)`. A draw :math:`z` from it goes to the decoder, which gives every pixel a probability of ink. Two things
-# should be small:
+# :math:`q(z|x)`. A draw :math:`z` from it goes to the decoder, which makes a drawing :math:`\hat x`: for every pixel a
+# probability of ink. Two things should be small:
 #
-# .. math:: \mathrm{KL}(x \,\|\, \text{drawing from } z) \;+\; w \, \mathrm{KL}(q(z|x) \,\|\, \mathcal{N}(0, 1))
+# .. math:: \mathrm{KL}(x \,\|\, \hat x) + w \, \mathrm{KL}(q(z|x) \,\|\, \mathcal{N}(0, 1))
 #
-# The first is the loss of drawing: each pixel of the scan is a share of ink, a distribution over "ink" and "paper",
-# and so is each pixel of the drawing. (It is the usual cross-entropy less the entropy of the scan, and so 0 for a
-# perfect drawing.) The second is the price of telling scans apart: how many nats :math:`z` says about :math:`x`. With
-# a weight :math:`w` of 1 their sum is the *negative evidence lower bound*, which is what a variational autoencoder
-# stands for.
+# The first is the loss of drawing. Each pixel of a scan is a share of ink, a distribution over "ink" and "paper", and
+# so is each pixel of the drawing. The second is the price of telling scans apart: :math:`q(z|x)` costs nothing only if
+# it is the same standard normal for every scan. With a weight :math:`w` of 1 their sum is the *negative evidence lower
+# bound* that a variational autoencoder stands for, less the entropy of the scans, which no network can change.
 #
-# Both are summed, over pixels and over latent dimensions, and this matters: had the first been *averaged* over its 64
+# Both are summed, over pixels and over latent dimensions, and this matters. Had the first been *averaged* over its 64
 # pixels and the second not, the price would weigh 64 times too much, and no latent dimension would survive.
 
 import argparse
@@ -44,25 +43,35 @@ from tqdm import tqdm
 import plots
 from gluon_kl import GaussianKLLoss, KLDivLoss
 
-parser = argparse.ArgumentParser(description="Train variational autoencoders on digits, collapsing and not.")
-parser.add_argument("--epochs", type=int, default=80, help="passes over the scans (default: %(default)s)")
-parser.add_argument("--latent", type=int, default=8, help="latent dimensions (default: %(default)s)")
-parser.add_argument("--hidden", type=int, default=128, help="units of each hidden layer (default: %(default)s)")
-parser.add_argument("--free-nats", type=float, default=0.5, help="for each latent dimension (default: %(default)s)")
-parser.add_argument("--seed", type=int, default=0, help="of weights, batches and noise (default: %(default)s)")
-parser.add_argument("--figures", type=Path, default=plots.FIGURES, help="folder for the figures")
+parser = argparse.ArgumentParser(
+    description="Train autoencoders on digits, collapsing and not.")
+option = parser.add_argument
+option("--epochs", type=int, default=60,
+       help="passes over the scans (default: %(default)s)")
+option("--latent", type=int, default=8,
+       help="latent dimensions (default: %(default)s)")
+option("--hidden", type=int, default=128,
+       help="units of each hidden layer (default: %(default)s)")
+option("--free-nats", type=float, default=0.5,
+       help="free nats of each dimension (default: %(default)s)")
+option("--seed", type=int, default=0,
+       help="of weights, batches and noise (default: %(default)s)")
+option("--figures", type=Path, default=plots.FIGURES,
+       help="folder for the figures (default: figures/ beside tutorials/)")
 options = parser.parse_args(None if __name__ == "__main__" else [])
 plt.style.use(plots.STYLE)
 
 
 def load_scans():
-    """Load the scans, with pixels from 0 to 1, and their digits: those to learn from, and 600 held out."""
+    """Load scans, pixels from 0 to 1, and digits; 600 are held out."""
     scans, digits = load_digits(return_X_y=True)
-    return train_test_split(scans / 16, digits, test_size=600, stratify=digits, random_state=0)
+    return train_test_split(
+        scans / 16, digits, test_size=600, stratify=digits, random_state=0)
 
 
 scans, held_out, _, held_out_digits = load_scans()
-print(f"{len(scans)} scans to learn from, {len(held_out)} held out")
+print(f"to learn from: {len(scans)} scans")
+print(f"held out: {len(held_out)} scans")
 
 # %%
 # The network
@@ -74,101 +83,117 @@ print(f"{len(scans)} scans to learn from, {len(held_out)} held out")
 
 
 class Autoencoder(gluon.nn.HybridBlock):
-    """Give the scores of a drawing's pixels, and the mean and log-variance of its latent variables."""
+    """Give the scores of the drawn pixels, and the latent distribution."""
 
     def __init__(self, latent, hidden):
         super().__init__()
         with self.name_scope():
-            self.mean, self.log_variance = gluon.nn.Dense(latent), gluon.nn.Dense(latent)
-            self.encoder, self.decoder = gluon.nn.HybridSequential(), gluon.nn.HybridSequential()
+            self.encoder = gluon.nn.HybridSequential()
             self.encoder.add(gluon.nn.Dense(hidden, activation="tanh"))
-            self.decoder.add(gluon.nn.Dense(hidden, activation="tanh"), gluon.nn.Dense(hidden, activation="tanh"))
-            self.decoder.add(gluon.nn.Dense(64))
+            self.mean = gluon.nn.Dense(latent)
+            self.log_variance = gluon.nn.Dense(latent)
+            self.decoder = gluon.nn.HybridSequential()
+            self.decoder.add(gluon.nn.Dense(hidden, activation="tanh"),
+                             gluon.nn.Dense(hidden, activation="tanh"),
+                             gluon.nn.Dense(64))
 
     def hybrid_forward(self, F, scans, noise):
-        features = self.encoder(scans)
-        mean, log_variance = self.mean(features), self.log_variance(features)
-        return self.decoder(mean + F.exp(log_variance / 2) * noise), mean, log_variance
+        code = self.encoder(scans)
+        mean, log_variance = self.mean(code), self.log_variance(code)
+        draw = mean + F.exp(log_variance / 2) * noise
+        return self.decoder(draw), mean, log_variance
 
 
-def array(x):
-    """Make an MXNet array of 64-bit numbers (for this page only: every machine prints the same)."""
-    return nd.array(x, dtype="float64")
-
-
-def ink_and_paper(scans):
-    """Give each pixel's two probabilities, shape (scans, 64, 2)."""
-    return nd.stack(1 - scans, scans, axis=2)
-
-
-def scores_of(drawing):
-    """Give each pixel's two scores, shape (scans, 64, 2): 0 for paper, the network's for ink."""
-    return nd.stack(nd.zeros_like(drawing), drawing, axis=2)
-
-
-# %%
-# The losses are :class:`~gluon_kl.KLDivLoss` on raw scores and :class:`~gluon_kl.GaussianKLLoss`, which knows the
-# divergence of normal distributions in closed form. The same class with ``reduction="none"`` says what each latent
-# dimension carries.
-
-drawing_loss = KLDivLoss(from_logits=False, reduction="sum")
-per_dimension = GaussianKLLoss(reduction="none")
-drawing_loss.hybridize()
-per_dimension.hybridize()
-
-
-def fit(weights, latent, free_nats=0.0, batch_size=100, rate=0.002):
-    """Train with one weight of the latent divergence per epoch; return the network and what its dimensions carried.
-
-    The second result is the held-out divergence of each latent dimension, shape (epochs + 1, latent).
-    """
+def make_network(latent):
+    """Build and hybridize an autoencoder with first weights from the seed."""
     mx.random.seed(options.seed)
-    random = np.random.RandomState(options.seed)
     net = Autoencoder(latent, options.hidden)
     net.cast("float64")
     net.initialize(mx.init.Xavier())
     net.hybridize(static_alloc=True, static_shape=True)
-    latent_loss = GaussianKLLoss(free_nats=free_nats)
-    latent_loss.hybridize()
-    trainer = gluon.Trainer(net.collect_params(), "adam", {"learning_rate": rate})
+    return net
 
-    history = [carried(net, latent)]
-    for weight in tqdm(weights, desc="training", unit="epoch", disable=None):
-        order = random.permutation(len(scans))
-        for rows in np.array_split(order, len(order) // batch_size):
-            inputs, noise = array(scans[rows]), array(random.randn(len(rows), latent))
-            with autograd.record():
-                drawing, mean, log_variance = net(inputs, noise)
-                values = drawing_loss(scores_of(drawing), ink_and_paper(inputs))
-                values = values + weight * latent_loss(mean, log_variance)
-            values.backward()
-            trainer.step(len(rows))
-        history.append(carried(net, latent))
-    return net, np.array(history)
+
+def array(x):
+    """Make an MXNet array of 64-bit numbers."""
+    return nd.array(x, dtype="float64")
+
+
+# %%
+# (64-bit numbers are for this page only: round-off is then too small to show, and every machine prints the same.)
+#
+# The losses
+# ----------
+#
+# :class:`~gluon_kl.KLDivLoss` measures the drawing: a pixel has two categories, paper and ink, with the scores 0 and
+# whatever the network gives. :class:`~gluon_kl.GaussianKLLoss` knows the divergence of normal distributions in closed
+# form. With ``reduction="none"`` it tells what each latent dimension carries.
+
+drawing_loss = KLDivLoss(from_logits=False, reduction="sum")
+per_dimension = GaussianKLLoss(reduction="none")
+drawing_loss.hybridize(static_alloc=True, static_shape=True)
+per_dimension.hybridize()
+
+
+def misdrawn(drawing, scans):
+    """Nats by which each drawing differs from its scan."""
+    scores = nd.stack(nd.zeros_like(drawing), drawing, axis=2)
+    shares = nd.stack(1 - scans, scans, axis=2)
+    return drawing_loss(scores, shares)
 
 
 def carried(net, latent):
-    """Divergence of each latent dimension, averaged over the held-out scans."""
-    _, mean, log_variance = net(array(held_out), nd.zeros((len(held_out), latent), dtype="float64"))
+    """Average what each latent dimension carries for held-out scans."""
+    noise = nd.zeros((len(held_out), latent), dtype="float64")
+    _, mean, log_variance = net(array(held_out), noise)
     return per_dimension(mean, log_variance).asnumpy().mean(axis=0)
+
+
+def fit(net, weights, latent, free_nats=0.0, batch_size=100):
+    """Train for one epoch per weight of the latent divergence.
+
+    Returns what each latent dimension carries, before training and
+    after each epoch: shape (epochs + 1, latent).
+    """
+    latent_loss = GaussianKLLoss(free_nats=free_nats)
+    latent_loss.hybridize(static_alloc=True, static_shape=True)
+    trainer = gluon.Trainer(
+        net.collect_params(), "adam", {"learning_rate": 0.002})
+    random = np.random.RandomState(options.seed)
+    history = [carried(net, latent)]
+    for weight in tqdm(weights, unit="epoch", disable=None):
+        order = random.permutation(len(scans))
+        for rows in np.array_split(order, len(order) // batch_size):
+            inputs = array(scans[rows])
+            noise = array(random.randn(len(rows), latent))
+            with autograd.record():
+                drawing, mean, log_variance = net(inputs, noise)
+                price = weight * latent_loss(mean, log_variance)
+                values = misdrawn(drawing, inputs) + price
+            values.backward()
+            trainer.step(len(rows))
+        history.append(carried(net, latent))
+    return np.array(history)
 
 
 # %%
 # First run: the formula, as it stands
 # ------------------------------------
 
-always = np.ones(options.epochs)
-plain, plain_history = fit(always, options.latent)
+AWAKE = 0.1  # nats; a dimension that carries less is asleep
 
 
-def report(name, history):
-    """Print what each latent dimension carries in the end, the largest first, and how many are awake."""
+def report(history):
+    """Print what each dimension carries at the end, the largest first."""
     final = np.sort(history[-1])[::-1]
-    print(f"{name}: {' '.join(f'{nats:.2f}' for nats in final)} nats; {np.sum(final > AWAKE)} of {len(final)} awake")
+    print(" ".join(f"{nats:.2f}" for nats in final), "nats")
+    print(f"awake: {np.sum(final > AWAKE)} of {len(final)}")
 
 
-AWAKE = 0.05
-report("plain", plain_history)
+always = np.ones(options.epochs)
+plain = make_network(options.latent)
+plain_history = fit(plain, always, options.latent)
+report(plain_history)
 
 # %%
 # Some of the dimensions carry nothing. Early on drawings are poor whatever :math:`z` says, while the price of saying it
@@ -182,9 +207,10 @@ report("plain", plain_history)
 # One cure is to let the network draw before it has to pay [2]_: the weight rises from 0 to 1 over the first half of
 # the training.
 
-rising = np.minimum(1, np.arange(options.epochs) / (options.epochs / 2))
-annealed, annealed_history = fit(rising, options.latent)
-report("annealed", annealed_history)
+rising = np.minimum(1, 2 * np.arange(options.epochs) / options.epochs)
+annealed = make_network(options.latent)
+annealed_history = fit(annealed, rising, options.latent)
+report(annealed_history)
 
 # %%
 # Third run: some nats for free
@@ -193,30 +219,32 @@ report("annealed", annealed_history)
 # The other cure is to change the price [3]_. With ``free_nats`` a dimension counts as at least that much, whatever it
 # carries, so there is nothing to be saved by falling below. Both cures together:
 
-free, free_history = fit(rising, options.latent, free_nats=options.free_nats)
-report("annealed, free nats", free_history)
+free = make_network(options.latent)
+free_history = fit(free, rising, options.latent, options.free_nats)
+report(free_history)
 
 # %%
 # Here are the three, epoch by epoch, one line per latent dimension.
 
 runs = {
     "plain": (plain, plain_history),
-    "annealed weight": (annealed, annealed_history),
-    f"annealed weight, {options.free_nats:g} free nats": (free, free_history),
+    "annealed": (annealed, annealed_history),
+    "free nats": (free, free_history),
 }
-fig, axes = plt.subplots(len(runs), 1, figsize=(6.4, 8.4), sharex=True, sharey=True)
+fig, axes = plt.subplots(3, 1, figsize=(6.4, 8.4), sharex=True, sharey=True)
 fig.suptitle("What each latent dimension carries")
 for ax, (name, (_, history)) in zip(axes, runs.items()):
     plots.draw_dimensions(ax, history, AWAKE)
+    awake = np.sum(history[-1] > AWAKE)
+    ax.set_title(f"{name}: {awake} of {options.latent} awake")
     ax.set_ylim(0, 1.5)
-    ax.set_title(f"{name}: {np.sum(history[-1] > AWAKE)} of {options.latent} awake")
 axes[-1].set_xlabel("epochs")
 fig.savefig(options.figures / "autoencoder_dimensions.png", **plots.PNG)
 
 # %%
 # Dashed grey lines are dimensions that end asleep. Without a price, at the start of the lower two, all of them carry
 # far more than fits in the picture; then the price rises. Annealing alone only gives them a better start, and some are
-# given up later. Free nats hold all of them, just above the line below which nothing is charged.
+# given up later, when the price has risen. Free nats hold all of them, at half a nat and above.
 #
 # Awake, or only restless?
 # ------------------------
@@ -226,27 +254,32 @@ fig.savefig(options.figures / "autoencoder_dimensions.png", **plots.PNG)
 
 
 def measure(net, latent):
-    """Held-out drawing loss, latent divergence, and what the drawing loses when each dimension is shuffled."""
+    """Average the two divergences, and what shuffling each dimension costs."""
     random = np.random.RandomState(1)
-    inputs, noise = array(held_out), array(random.randn(len(held_out), latent))
+    inputs = array(held_out)
+    noise = array(random.randn(len(held_out), latent))
     _, mean, log_variance = net(inputs, noise)
     draws = (mean + (log_variance / 2).exp() * noise).asnumpy()
 
-    def loss_of(draws):
-        return drawing_loss(scores_of(net.decoder(array(draws))), ink_and_paper(inputs)).mean().asscalar()
+    def drawing_of(draws):
+        drawing = net.decoder(array(draws))
+        return misdrawn(drawing, inputs).mean().asscalar()
 
-    losses = []
+    costs = []
     for dimension in range(latent):
         shuffled = draws.copy()
-        shuffled[:, dimension] = random.permutation(draws[:, dimension])
-        losses.append(loss_of(shuffled) - loss_of(draws))
-    return loss_of(draws), per_dimension(mean, log_variance).sum(axis=1).mean().asscalar(), np.array(losses)
+        random.shuffle(shuffled[:, dimension])
+        costs.append(drawing_of(shuffled) - drawing_of(draws))
+    nats = per_dimension(mean, log_variance).sum(axis=1).mean().asscalar()
+    return drawing_of(draws), nats, np.sort(costs)[::-1]
 
 
-measured = {name: measure(net, options.latent) for name, (net, _) in runs.items()}
-print("nats that drawings lose when one dimension is shuffled")
-for name, (_, _, losses) in measured.items():
-    print(f"{name:31} {' '.join(f'{nats:.2f}' for nats in np.sort(losses)[::-1])}")
+measured = {name: measure(net, options.latent)
+            for name, (net, _) in runs.items()}
+print("nats lost by shuffling each dimension")
+for name, (_, _, costs) in measured.items():
+    print(f"{name}:")
+    print(" ".join(f"{cost:.2f}" for cost in costs))
 
 # %%
 # The sleepers are deaf: shuffle them, and nothing happens. The dimensions that free nats kept awake are all heard.
@@ -254,15 +287,15 @@ for name, (_, _, losses) in measured.items():
 # What it costs
 # -------------
 
-print("per held-out scan, in nats       drawing  latent    sum")
-for name, (drawing, latent, _) in measured.items():
-    print(f"{name:31}  {drawing:7.2f}  {latent:6.2f}  {drawing + latent:5.2f}")
+print("nats       drawing  latent    sum")
+for name, (drawing, nats, _) in measured.items():
+    print(f"{name:9}  {drawing:7.2f}  {nats:6.2f}  {drawing + nats:5.2f}")
 
 # %%
 # Free nats buy better drawings and better-used latent variables, and pay for them in the sum: the negative evidence
 # lower bound is *higher* than without. That is no accident. The bound itself is content to leave a dimension asleep
 # that gives less than it costs, and free nats overrule it. Take them when the latent variables are what you are after,
-# to search, to sort or to steer by. If it is the bound that you want, anneal, and let sleepers lie.
+# to search, to sort or to steer by. If it is the bound that you want, let sleepers lie.
 #
 # Pictures
 # --------
@@ -270,37 +303,40 @@ for name, (drawing, latent, _) in measured.items():
 # One held-out scan of each digit, and how the networks draw it from the mean of its latent variables.
 
 
-def draw_from(net, latent_values):
-    """Let the decoder draw; shape (drawings, 8, 8)."""
-    return net.decoder(array(latent_values)).sigmoid().asnumpy().reshape(-1, 8, 8)
+def draw_from(net, places):
+    """Let the decoder draw from latent values: shape (drawings, 8, 8)."""
+    ink = net.decoder(array(places)).sigmoid()
+    return ink.asnumpy().reshape(-1, 8, 8)
 
 
-def means_of(net, latent):
-    """Give the means of the held-out scans' latent variables, shape (scans, latent)."""
-    return net(array(held_out), nd.zeros((len(held_out), latent), dtype="float64"))[1].asnumpy()
+def means_of(net, latent, scans):
+    """Give the means of the latent variables of scans."""
+    noise = nd.zeros((len(scans), latent), dtype="float64")
+    return net(array(scans), noise)[1].asnumpy()
 
 
-examples = [np.flatnonzero(held_out_digits == digit)[0] for digit in range(10)]
-drawings = {
-    "held-out scans": held_out[examples].reshape(-1, 8, 8),
-    "drawn by the plain run": draw_from(plain, means_of(plain, options.latent)[examples]),
-    "drawn by the run with free nats": draw_from(free, means_of(free, options.latent)[examples]),
-}
+examples = held_out[[np.flatnonzero(held_out_digits == digit)[0]
+                     for digit in range(10)]]
+drawings = {"held-out scans": examples.reshape(-1, 8, 8)}
+for name, net in (("plain", plain), ("free nats", free)):
+    means = means_of(net, options.latent, examples)
+    drawings[f"drawn again: {name}"] = draw_from(net, means)
+
 fig, axes = plt.subplots(3, 1, figsize=(6.4, 3.4))
-fig.suptitle("Scans, drawn again")
+fig.suptitle("Ten scans, and two networks that draw them")
 for ax, (name, images) in zip(axes, drawings.items()):
     plots.draw_sheet(ax, images[None])
     ax.set_title(name)
 fig.savefig(options.figures / "autoencoder_drawings.png", **plots.PNG)
 
 # %%
-# And digits that nobody wrote: standard normal draws, straight to the decoder.
+# And digits that nobody wrote: standard normal draws, straight to the decoder, the same draws for both.
 
-random = np.random.RandomState(2)
-draws = random.randn(40, options.latent)
+draws = np.random.RandomState(2).randn(40, options.latent)
+
 fig, axes = plt.subplots(2, 1, figsize=(6.4, 5.6))
-fig.suptitle("Scans that never were")
-for ax, name, net in zip(axes, ("plain run", "run with free nats"), (plain, free)):
+fig.suptitle("Digits that nobody wrote")
+for ax, name, net in zip(axes, ("plain", "free nats"), (plain, free)):
     plots.draw_sheet(ax, draw_from(net, draws).reshape(4, 10, 8, 8))
     ax.set_title(name)
 fig.savefig(options.figures / "autoencoder_samples.png", **plots.PNG)
@@ -315,25 +351,28 @@ fig.savefig(options.figures / "autoencoder_samples.png", **plots.PNG)
 # With two latent dimensions everything that the network knows fits on paper. Above, where the held-out scans land;
 # nobody told the network which digit they are. Below, what the decoder draws at each place of the same plane.
 
-plane, plane_history = fit(always, 2)
-report("plane", plane_history)
+plane = make_network(2)
+report(fit(plane, always, 2))
 
 EDGE = 2.5
 steps = np.linspace(-EDGE, EDGE, 13)
-places = np.array([[(x, y) for x in steps] for y in steps[::-1]])
+places = np.array([(x, y) for y in steps[::-1] for x in steps])
 
 fig, (top, bottom) = plt.subplots(2, 1, figsize=(6.4, 12))
-fig.suptitle("The latent plane")
-plots.draw_plane(top, means_of(plane, 2), held_out_digits, EDGE)
+fig.suptitle("The latent plane, read and drawn")
+plots.draw_plane(top, means_of(plane, 2, held_out), held_out_digits, EDGE)
 top.set_title("where held-out scans land")
-plots.draw_sheet(bottom, draw_from(plane, places.reshape(-1, 2)).reshape(13, 13, 8, 8))
+drawn = draw_from(plane, places).reshape(13, 13, 8, 8)
+plots.draw_sheet(bottom, drawn)
 bottom.set_title("what is drawn there")
 fig.savefig(options.figures / "autoencoder_plane.png", **plots.PNG)
 
 # %%
-# In one number: the nats that the most neglected dimension carries, plain and with free nats.
+# And in one number per run: what is left of the dimension that carries least.
 
-print(f"smallest dimension: {plain_history[-1].min():.2f} nats plain, {free_history[-1].min():.2f} with free nats")
+print("the dimension that carries least, in nats")
+for name, (_, history) in runs.items():
+    print(f"{name}: {history[-1].min():.2f}")
 
 # %%
 # What to take away
@@ -342,7 +381,7 @@ print(f"smallest dimension: {plain_history[-1].min():.2f} nats plain, {free_hist
 # * Sum both losses: ``KLDivLoss(reduction="sum")`` or a cross-entropy summed over pixels, and ``GaussianKLLoss()``, which
 #   sums by default.
 # * Watch ``GaussianKLLoss(reduction="none")`` per dimension. The total hides who is asleep.
-# * Multiply the latent loss by a weight that rises. Annealing delays the collapse, and sometimes averts it.
+# * Multiply the latent loss by a weight that rises. Annealing postpones the collapse, and spares some dimensions.
 # * ``free_nats`` prevents it, at a price in the bound that you should know.
 #
 # .. rubric:: Sources
