@@ -39,7 +39,7 @@ from sklearn.model_selection import train_test_split
 from tqdm import tqdm
 
 import plots
-from gluon_kl import DistillationLoss, KLDivLoss
+from gluon_kl import DistillationLoss
 from gluon_kl.metric import KLDivergence
 
 parser = argparse.ArgumentParser(
@@ -54,9 +54,9 @@ option("--steps", type=int, default=200,
 option("--hidden", type=int, default=32,
        help="hidden units of a student (default: %(default)s)")
 option("--temperature", type=float, default=4.0,
-       help="what the teacher's scores are divided by (default: %(default)s)")
+       help="softens the teacher's opinion (default: %(default)s)")
 option("--figures", type=Path, default=plots.FIGURES,
-       help="folder for the figures (default: figures/ beside tutorials/)")
+       help="folder for the figures (default: that of the project)")
 options = parser.parse_args(None if __name__ == "__main__" else [])
 T = options.temperature
 plt.style.use(plots.STYLE)
@@ -65,8 +65,8 @@ plt.style.use(plots.STYLE)
 def load_scans():
     """Load scans, pixels from 0 to 1, and digits; 600 are held out."""
     scans, digits = load_digits(return_X_y=True)
-    return train_test_split(
-        scans / 16, digits, test_size=600, stratify=digits, random_state=0)
+    return train_test_split(scans / 16, digits, test_size=600,
+                            stratify=digits, random_state=0)
 
 
 scans, held_out_scans, digits, held_out_digits = load_scans()
@@ -116,8 +116,9 @@ def fit(net, loss, scans, digits, teacher_scores, steps, rate, seed):
     arrays = [array(x) for x in (scans, digits, teacher_scores)]
     size = min(50, len(scans))
     random = np.random.RandomState(seed)
-    order = np.concatenate([random.permutation(len(scans))
-                            for _ in range(steps * size // len(scans) + 1)])
+    epochs = steps * size // len(scans) + 1
+    order = np.concatenate([
+        random.permutation(len(scans)) for _ in range(epochs)])
     for step in range(steps):
         rows = nd.array(order[step * size:(step + 1) * size])
         inputs, labels, targets = (x.take(rows) for x in arrays)
@@ -213,20 +214,20 @@ STUDENTS = {
 def few_rows(each, seed):
     """Draw rows at random, `each` of every digit."""
     random = np.random.RandomState(seed)
+    members = [np.flatnonzero(digits == digit) for digit in range(10)]
     return np.concatenate([
-        random.choice(np.flatnonzero(digits == digit), each, replace=False)
-        for digit in range(10)])
+        random.choice(rows, each, replace=False) for rows in members])
 
 
 def distance_to_teacher(scores):
-    """Average KL(teacher || student) over the held-out scans, in nats."""
+    """Average KL(teacher || student) over held-out scans, in nats."""
     metric = KLDivergence(from_logits=False, label_space="logits")
     metric.update(array(teacher_held_out), array(scores))
     return metric.get()[1]
 
 
 def teach(loss, rows, seed, teacher_scores=teacher_scores):
-    """Train a student on `rows`: its accuracy, and distance to the teacher."""
+    """Train a student on `rows`; give its accuracy and distance."""
     mx.random.seed(seed)
     student = make_network(options.hidden)
     fit(student, loss, scans[rows], digits[rows], teacher_scores[rows],
@@ -248,13 +249,13 @@ print("rows told by         mean  worst   best")
 for i, each in enumerate(options.rows):
     for name, values in results.items():
         right = values[i, :, 0]
-        print(f"{each:4} {name:13} {right.mean():6.1%} {right.min():6.1%} "
-              f"{right.max():6.1%}")
+        print(f"{each:4} {name:13} {right.mean():6.1%} "
+              f"{right.min():6.1%} {right.max():6.1%}")
 
 # %%
-# On two rows of each digit the teacher's opinion does what labels do on five, and on five nearly what they do on twenty.
-# Adding the labels to it changes little: the teacher is right about nearly all of these rows, so its opinion has the
-# label in it.
+# On two rows of each digit the teacher's opinion does what labels do on five, and on five nearly what labels do on
+# twenty. Adding the labels to it changes little: the teacher is right about nearly all of these rows, so its opinion
+# has the label in it.
 #
 # Is it the teacher, or only the softness?
 # ----------------------------------------
@@ -269,8 +270,9 @@ even_scores = np.log(0.9 * np.eye(10)[digits] + 0.01)
 
 def teach_all(loss, teacher_scores):
     """Teach one student per seed on the middle number of rows."""
+    rows = [few_rows(options.rows[middle], seed) for seed in seeds]
     return np.array([
-        teach(loss, few_rows(options.rows[middle], seed), seed, teacher_scores)
+        teach(loss, rows[seed], seed, teacher_scores)
         for seed in tqdm(seeds, unit="student", disable=None)])
 
 
@@ -318,7 +320,8 @@ fig.suptitle("Taught by labels, by a teacher, by both")
 for ax, kind in ((top, 0), (bottom, 1)):
     plots.draw_seeds(ax, options.rows, {
         name: values[:, :, kind] for name, values in results.items()})
-plots.draw_level(top, accuracy(teacher_held_out), "the teacher itself", ":")
+reached = accuracy(teacher_held_out)
+plots.draw_level(top, reached, "the teacher itself", ":")
 plots.draw_level(top, right.mean(), "taught on all scans", "-")
 top.set_ylabel("read rightly (held out)")
 top.yaxis.set_major_formatter("{x:.0%}")
@@ -332,8 +335,8 @@ fig.savefig(options.figures / "knowledge_distillation.png", **plots.PNG)
 # And in one number, seed by seed on equal rows and equal first weights: how much more of the held-out scans the student
 # reads that learned from the teacher.
 
-accuracies = {name: values[middle, :, 0] for name, values in results.items()}
-gain = 100 * (accuracies["teacher alone"] - accuracies["labels alone"])
+gain = results["teacher alone"] - results["labels alone"]
+gain = 100 * gain[middle, :, 0]
 print(f"gain with {options.rows[middle]} rows of each digit:")
 print(f"{gain.mean():.1f} points, {gain.min():.1f} to {gain.max():.1f}")
 

@@ -57,7 +57,7 @@ option("--free-nats", type=float, default=0.5,
 option("--seed", type=int, default=0,
        help="of weights, batches and noise (default: %(default)s)")
 option("--figures", type=Path, default=plots.FIGURES,
-       help="folder for the figures (default: figures/ beside tutorials/)")
+       help="folder for the figures (default: that of the project)")
 options = parser.parse_args(None if __name__ == "__main__" else [])
 plt.style.use(plots.STYLE)
 
@@ -65,8 +65,8 @@ plt.style.use(plots.STYLE)
 def load_scans():
     """Load scans, pixels from 0 to 1, and digits; 600 are held out."""
     scans, digits = load_digits(return_X_y=True)
-    return train_test_split(
-        scans / 16, digits, test_size=600, stratify=digits, random_state=0)
+    return train_test_split(scans / 16, digits, test_size=600,
+                            stratify=digits, random_state=0)
 
 
 scans, held_out, _, held_out_digits = load_scans()
@@ -83,7 +83,7 @@ print(f"held out: {len(held_out)} scans")
 
 
 class Autoencoder(gluon.nn.HybridBlock):
-    """Give the scores of the drawn pixels, and the latent distribution."""
+    """Give the scores of drawn pixels and the latent distribution."""
 
     def __init__(self, latent, hidden):
         super().__init__()
@@ -105,7 +105,7 @@ class Autoencoder(gluon.nn.HybridBlock):
 
 
 def make_network(latent):
-    """Build and hybridize an autoencoder with first weights from the seed."""
+    """Build an autoencoder with first weights from the seed."""
     mx.random.seed(options.seed)
     net = Autoencoder(latent, options.hidden)
     net.cast("float64")
@@ -179,14 +179,16 @@ def fit(net, weights, latent, free_nats=0.0, batch_size=100):
 # %%
 # First run: the formula, as it stands
 # ------------------------------------
+#
+# What each of the eight dimensions carries for a held-out scan, in nats, is printed when the training is over.
 
 AWAKE = 0.1  # nats; a dimension that carries less is asleep
 
 
 def report(history):
-    """Print what each dimension carries at the end, the largest first."""
+    """Print what each dimension carries in the end, in order."""
     final = np.sort(history[-1])[::-1]
-    print(" ".join(f"{nats:.2f}" for nats in final), "nats")
+    print(" ".join(f"{nats:.2f}" for nats in final))
     print(f"awake: {np.sum(final > AWAKE)} of {len(final)}")
 
 
@@ -196,7 +198,7 @@ plain_history = fit(plain, always, options.latent)
 report(plain_history)
 
 # %%
-# Some of the dimensions carry nothing. Early on drawings are poor whatever :math:`z` says, while the price of saying it
+# Half of the dimensions carry nothing. Early on drawings are poor whatever :math:`z` says, while the price of saying it
 # is due from the first step. A dimension that does not pay at once is given up: its mean goes to 0 and its variance to
 # 1 for every scan. From there the decoder hears only noise and ignores it, and so there is no gradient that would wake
 # the dimension again.
@@ -231,7 +233,8 @@ runs = {
     "annealed": (annealed, annealed_history),
     "free nats": (free, free_history),
 }
-fig, axes = plt.subplots(3, 1, figsize=(6.4, 8.4), sharex=True, sharey=True)
+fig, axes = plt.subplots(
+    3, 1, figsize=(6.4, 8.4), sharex=True, sharey=True)
 fig.suptitle("What each latent dimension carries")
 for ax, (name, (_, history)) in zip(axes, runs.items()):
     plots.draw_dimensions(ax, history, AWAKE)
@@ -254,7 +257,7 @@ fig.savefig(options.figures / "autoencoder_dimensions.png", **plots.PNG)
 
 
 def measure(net, latent):
-    """Average the two divergences, and what shuffling each dimension costs."""
+    """Give both divergences, and what shuffling a dimension costs."""
     random = np.random.RandomState(1)
     inputs = array(held_out)
     noise = array(random.randn(len(held_out), latent))
@@ -270,8 +273,8 @@ def measure(net, latent):
         shuffled = draws.copy()
         random.shuffle(shuffled[:, dimension])
         costs.append(drawing_of(shuffled) - drawing_of(draws))
-    nats = per_dimension(mean, log_variance).sum(axis=1).mean().asscalar()
-    return drawing_of(draws), nats, np.sort(costs)[::-1]
+    nats = per_dimension(mean, log_variance).asnumpy().sum(axis=1)
+    return drawing_of(draws), nats.mean(), np.sort(costs)[::-1]
 
 
 measured = {name: measure(net, options.latent)
@@ -289,7 +292,8 @@ for name, (_, _, costs) in measured.items():
 
 print("nats       drawing  latent    sum")
 for name, (drawing, nats, _) in measured.items():
-    print(f"{name:9}  {drawing:7.2f}  {nats:6.2f}  {drawing + nats:5.2f}")
+    bound = drawing + nats
+    print(f"{name:9}  {drawing:7.2f}  {nats:6.2f}  {bound:5.2f}")
 
 # %%
 # Free nats buy better drawings and better-used latent variables, and pay for them in the sum: the negative evidence
@@ -304,7 +308,7 @@ for name, (drawing, nats, _) in measured.items():
 
 
 def draw_from(net, places):
-    """Let the decoder draw from latent values: shape (drawings, 8, 8)."""
+    """Let the decoder draw; latent values to (drawings, 8, 8)."""
     ink = net.decoder(array(places)).sigmoid()
     return ink.asnumpy().reshape(-1, 8, 8)
 
@@ -360,7 +364,8 @@ places = np.array([(x, y) for y in steps[::-1] for x in steps])
 
 fig, (top, bottom) = plt.subplots(2, 1, figsize=(6.4, 12))
 fig.suptitle("The latent plane, read and drawn")
-plots.draw_plane(top, means_of(plane, 2, held_out), held_out_digits, EDGE)
+means = means_of(plane, 2, held_out)
+plots.draw_plane(top, means, held_out_digits, EDGE)
 top.set_title("where held-out scans land")
 drawn = draw_from(plane, places).reshape(13, 13, 8, 8)
 plots.draw_sheet(bottom, drawn)
@@ -370,7 +375,7 @@ fig.savefig(options.figures / "autoencoder_plane.png", **plots.PNG)
 # %%
 # And in one number per run: what is left of the dimension that carries least.
 
-print("the dimension that carries least, in nats")
+print("nats of the least dimension")
 for name, (_, history) in runs.items():
     print(f"{name}: {history[-1].min():.2f}")
 
@@ -378,8 +383,8 @@ for name, (_, history) in runs.items():
 # What to take away
 # -----------------
 #
-# * Sum both losses: ``KLDivLoss(reduction="sum")`` or a cross-entropy summed over pixels, and ``GaussianKLLoss()``, which
-#   sums by default.
+# * Sum both losses: ``KLDivLoss(reduction="sum")`` or a cross-entropy summed over pixels, and ``GaussianKLLoss()``,
+#   which sums by default.
 # * Watch ``GaussianKLLoss(reduction="none")`` per dimension. The total hides who is asleep.
 # * Multiply the latent loss by a weight that rises. Annealing postpones the collapse, and spares some dimensions.
 # * ``free_nats`` prevents it, at a price in the bound that you should know.
