@@ -23,7 +23,12 @@ QUICK_NOTICE = "Only the walkthrough was run. <code>python3 tasks.py docs</code>
 
 # Run by each interpreter that might do: the only honest way to know one (a pyenv shim exists and may still fail).
 PROBE = f"""
-import ctypes, importlib.util, json, os, sys
+import ctypes, json, os, sys
+try:
+    import venv
+    from ensurepip import version  # Debian splits it off
+except ImportError:
+    venv = None
 def absent(library):
     try:
         ctypes.CDLL(library)
@@ -33,7 +38,7 @@ def absent(library):
 print(json.dumps({{
     "version": ".".join(map(str, sys.version_info[:3])),
     "executable": os.path.realpath(sys.executable),
-    "venv": all(importlib.util.find_spec(name) for name in ("venv", "ensurepip")),
+    "venv": venv is not None,
     "libraries": [library for library in {list(LIBRARIES)} if absent(library)],
 }}))
 """
@@ -109,7 +114,7 @@ def check_machine(python):
         packages.insert(0, f"python{minor(python)}-venv")
     if packages:
         sudo = "sudo " if os.geteuid() else ""
-        raise CannotRun(f"This machine lacks {' and '.join(packages)}: "
+        raise CannotRun(f"This machine lacks {', '.join(packages)}: "
                         f"`{sudo}apt-get update && {sudo}apt-get install -y {' '.join(packages)}` installs what is "
                         "missing on Debian and Ubuntu.")
 

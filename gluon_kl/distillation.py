@@ -185,6 +185,8 @@ class DistillationLoss(CheckedLoss):
     def _hard(self, F: Any, facts: Optional[Facts], pred: Any, label: Any, weight: Any) -> Any:
         """Cross-entropy with the label, averaged over all elements of a sample."""
         if self._sparse_label:
+            if self._weight == 0:
+                label = F.zeros_like(label)  # the class that there always is
             label = divergence.one_hot(F, label, pred, self._axis)
             if native.reaches(facts, weight):  # one-hot rows have no entropy: their divergence is the cross-entropy
                 return self._fused(F, facts, pred, label, weight, label_space="probs")
@@ -202,7 +204,9 @@ class DistillationLoss(CheckedLoss):
                                inv_temperature=1 / self._temperature) * self._temperature**2
 
         def terms(pred: Any, teacher_pred: Any) -> Any:
-            return divergence.softened_terms(F, pred, teacher_pred, self._temperature, self._axis)
+            return self._temperature**2 * divergence.kl_terms(
+                F, pred / self._temperature, teacher_pred / self._temperature, pred_space="logits",
+                label_space="logits", axis=self._axis, whole_rows=weight is None if facts is None else facts.row_weight)
 
         return self._unfused(F, facts, terms, pred, teacher_pred, weight)
 

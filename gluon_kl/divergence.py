@@ -160,13 +160,6 @@ def cross_entropy(F: Any, log_pred: Any, label: Any) -> Any:
     return label * (surprise * (surprise != _HUGE))
 
 
-def softened_terms(F: Any, pred: Any, label: Any, temperature: float, axis: int) -> Any:
-    """Terms of T^2 KL(softmax(label / T) || softmax(pred / T))."""
-    if temperature == 1:
-        return relative_entropy_of_logits(F, pred, label, axis)
-    return temperature**2 * relative_entropy_of_logits(F, pred / temperature, label / temperature, axis)
-
-
 def gaussian_terms(
     F: Any, mean: Any, log_variance: Any, prior_mean: Optional[Any], prior_log_variance: Optional[Any],
 ) -> Any:

@@ -4,7 +4,6 @@ What may come in (array kinds, shapes, dtypes, sample weights), how it is lifted
 floating dtype, and how one block keeps one graph for each way of being called.
 """
 
-import ctypes
 import math
 import numbers
 import operator
@@ -12,11 +11,10 @@ from typing import Any, Callable, List, NamedTuple, Optional, Sequence, Tuple
 
 import mxnet as mx
 import numpy as np
-from mxnet import autograd
-from mxnet.base import _LIB
 from mxnet.gluon.loss import Loss
 
 from gluon_kl.divergence import sum_per_sample
+from gluon_kl.native.requests import guard, is_recorded
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -132,16 +130,6 @@ def fit_sample_weight(weight: Any, shape: Tuple[int, ...], batch_axis: int, of: 
     )
 
 
-def is_recorded(x: Any) -> bool:
-    """Whether autograd may ask for a gradient of this array: it is marked, or computed from what is."""
-    if x is None or not autograd.is_recording():
-        return False
-    # Only arrays that autograd knows have a gradient state to write; what is written is what was there.
-    state = ctypes.c_int()
-    _LIB.MXNDArrayGetGradState(x.handle, ctypes.byref(state))
-    return _LIB.MXNDArraySetGradState(x.handle, state) == 0
-
-
 def lift(F: Any, facts: Optional[Facts], inputs: Sequence[Any]) -> List[Any]:
     """The inputs in one floating dtype: float64 if any of them is, else float32; None stays None."""
     if facts is None:
@@ -174,8 +162,8 @@ def weigh(
     weight = F.broadcast_like(weight, inputs[0])
     off = weight == 0
     row_off = off if axis is None else F.broadcast_like(F.min(off, axis=axis, keepdims=True), off)
-    zero = F.zeros_like(weight)
-    heard = terms(*(F.where(row_off, zero, x) for x in inputs))
+    zero, one = F.zeros_like(weight), F.ones_like(weight)
+    heard = terms(*(F.where(row_off, one, x) for x in inputs))  # 1 is finite in every space, and so are its terms
     weighted = F.where(off, zero, heard) * weight
     if not weight_grad:
         return weighted
@@ -227,9 +215,9 @@ class CheckedLoss(Loss):
         return [_legacy(x) for x in inputs]
 
     def _lifted(self, F: Any, facts: Optional[Facts], inputs: Sequence[Any]) -> List[Any]:
-        """The inputs in one floating dtype, zeros if the weight of the loss is 0: it silences NaN too."""
+        """The inputs in one floating dtype, ones if the weight of the loss is 0: it silences NaN too."""
         if self._weight == 0:
-            inputs = [x if x is None else F.zeros_like(x) for x in inputs]
+            inputs = [x if x is None else F.ones_like(x) for x in inputs]
         return lift(F, facts, inputs)
 
     def _reduced(self, F: Any, facts: Optional[Facts], terms: Any, reduction: str) -> Any:
@@ -248,6 +236,7 @@ class CheckedLoss(Loss):
                 out = self._compute(mx.sym, None, *legacy)
         else:
             checked, facts = self._check(*legacy)
+            checked = tuple([guard(x) if recorded else x for x, recorded in zip(checked, facts.recorded)])
             if self._active:
                 self._use_graph_of(facts)
                 with checked[0].context:

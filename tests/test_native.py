@@ -212,3 +212,50 @@ def in_process(code, **environment):
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert done.returncode == 0, done.stdout[-3000:]
     return done.stdout
+
+
+# ---- gradients under "add" and with many uses: what the extension interface gets wrong unguarded -------------------
+
+
+class Many(mx.gluon.HybridBlock):
+    """The sum of n divergences of one pred and one label, both as they come or as results of an operator."""
+
+    def __init__(self, n, intermediate, spaces):
+        super().__init__()
+        self.n, self.intermediate, self.spaces = n, intermediate, spaces
+
+    def hybrid_forward(self, F, pred, label, weight):
+        if self.intermediate:
+            pred, label, weight = pred * 1.5, label * 1.5, weight * 1.5
+        pred_space, label_space = self.spaces
+        return sum(native.kl_divergence(F, pred, label, weight, pred_space=pred_space, label_space=label_space,
+                                        scale=1.0 + i) for i in range(self.n))
+
+
+def check_many(static, uses=(1, 2, 7, 8, 9, 10, 20)):
+    rng = np.random.RandomState(0)
+    spaces = ("logits", "log_probs")
+    arrays = [rng.randn(4, 5), log_softmax(rng.randn(4, 5), 1) / 1.5, rng.rand(4, 1) + 0.5]
+    for intermediate in (False, True):
+        once = run(*[x * (1.5 if intermediate else 1.0) for x in arrays], pred_space=spaces[0], label_space=spaces[1])
+        for n in uses:
+            factor = n * (n + 1) / 2 * (1.5 if intermediate else 1.0)
+            for grad_req, passes in (("write", 1), ("add", 1), ("add", 3)):
+                block = Many(n, intermediate, spaces)
+                if static is not None:
+                    block.hybridize(static_alloc=static, static_shape=static)
+                inputs = [mx.nd.array(x, dtype=x.dtype) for x in arrays]
+                for x in inputs:
+                    x.attach_grad(grad_req)
+                for _ in range(passes):
+                    with autograd.record():
+                        out = block(*inputs)
+                    out.backward()
+                for name, x, expected in zip(("pred", "label", "weight"), inputs, once[1:]):
+                    np.testing.assert_allclose(x.grad.asnumpy(), expected * factor * passes, rtol=1e-9, atol=1e-12,
+                                               err_msg=f"{name} {intermediate} {n} {grad_req} {passes}")
+
+
+@pytest.mark.parametrize("static", [None, False, True], ids=["eager", "hybrid", "static"])
+def test_gradients_add_up(static):
+    in_process(f"import test_native as t; t.check_many({static})")

@@ -123,7 +123,7 @@ def test_missing_packages_are_named_with_their_command(monkeypatch, lacking, pac
     monkeypatch.setattr(os, "geteuid", lambda: user)
     with pytest.raises(tasks.CannotRun) as caught:
         tasks.check_machine(lacking)
-    assert f"lacks {' and '.join(packages.split())}:" in str(caught.value)
+    assert f"lacks {', '.join(packages.split())}:" in str(caught.value)
     assert f"`{sudo}apt-get update && {sudo}apt-get install -y {packages}`" in str(caught.value)
 
 

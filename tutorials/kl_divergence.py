@@ -315,10 +315,10 @@ value = builtin(batch(dist_1).log(), batch(dist_2)).asscalar()
 print(f"mxnet {mx.__version__}: {value:.4f}")
 
 # %%
-# The sum, this time. Releases 1.2 to 1.8, and the 2.0 beta, average. In June 2020 a user reported that the loss disagrees with
-# cross-entropy by the number of categories [5]_; the change to a sum [6]_ was carried over to the 1.x line [7]_ and
-# came out in 1.9, with a docstring that still says "averaged". So an upgrade silently multiplied every gradient of
-# this loss, by 1000 for 1000 categories, and learning rates that had been fine were not.
+# The sum, this time. Releases 1.2 to 1.8, and the 2.0 beta, average. In June 2020 a user reported that the loss
+# disagrees with cross-entropy by the number of categories [5]_; the change to a sum [6]_ was carried over to the 1.x
+# line [7]_ and came out in 1.9, with a docstring that still says "averaged". So an upgrade silently multiplied every
+# gradient of this loss, by 1000 for 1000 categories, and learning rates that had been fine were not.
 #
 # ``gluon_kl`` lets you say which one you mean:
 #

@@ -12,6 +12,8 @@ import uuid
 
 import mxnet as mx
 
+from gluon_kl.native.requests import guard, is_recorded
+
 __all__ = ["info", "is_available", "kl_divergence", "reaches", "why_not"]
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
@@ -77,15 +79,6 @@ def info():
     return {"isa": library.gluon_kl_isa().decode(), "threads": library.gluon_kl_threads()}
 
 
-def _guarded(array):
-    """`array` behind an operator of MXNet's own that keeps grad_req="add", which an extension's operator loses.
-
-    Only variables need it: gradients of intermediate results are written, then added up by MXNet. A reshape shares
-    memory going forward.
-    """
-    return array if array.grad is None else array.reshape(array.shape)
-
-
 def reaches(facts, weight):
     """Whether the operator can take a call: the one rule that chooses between it and MXNet's operators.
 
@@ -111,7 +104,8 @@ def kl_divergence(F, pred, label, row_weight=None, *, wanted=None, axis=-1, batc
         As many axes as `pred`, 1 along `axis`, 1 or `pred`'s length elsewhere. A weight of 0 silences its rows,
         NaN and inf included.
     wanted : pair of bool, optional
-        Whether autograd may ask for the gradient to `pred`, and to `label`: no other is computed. Unknown: both.
+        Whether autograd may ask for the gradient to `pred`, and to `label`: no other is computed. Who knows has
+        passed the arrays through `requests.guard`; if None, both are computed and all inputs are guarded here.
     axis, batch_axis : int
         The categories, and the axis that is kept. If they are the same, each category is its own sample.
     pred_space, label_space : {"probs", "log_probs", "logits"}
@@ -138,19 +132,18 @@ def kl_divergence(F, pred, label, row_weight=None, *, wanted=None, axis=-1, batc
             attributes[name] = repr(float(value))
     if wanted is not None:
         attributes["grad"] = "both" if all(wanted) else "label" if wanted[1] else "pred"
-    inputs = (pred, label)
+    inputs = [pred, label]
     if row_weight is not None:
         attributes["weighted"] = 1
-        inputs += (row_weight,)
+        inputs.append(row_weight)
     if F is mx.sym:
-        # An identity of MXNet's own keeps grad_req="add" and sums over many uses right; unless its attributes tell
-        # it from every other, MXNet merges it with theirs and the sum lands on the operator again.
-        asked = (True, True, True) if wanted is None else (*wanted, True)
-        inputs = [mx.sym.identity(x, attr={"__gluon_kl_use__": uuid.uuid4().hex}) if ask else x
-                  for x, ask in zip(inputs, asked)]
+        if wanted is None:
+            # An identity of MXNet's own keeps grad_req="add" and sums over many uses right; unless its attributes
+            # tell it from every other, MXNet merges it with theirs and the sum lands on the operator again.
+            inputs = [mx.sym.identity(x, attr={"__gluon_kl_use__": uuid.uuid4().hex}) for x in inputs]
         return getattr(mx.sym._internal, _NAME)(*inputs, **attributes)[0]
-    if mx.autograd.is_recording():
-        inputs = [_guarded(x) for x in inputs]
+    if wanted is None:
+        inputs = [guard(x) if is_recorded(x) else x for x in inputs]
     if row_weight is None and label_space != "logits" and pred.size < _SMALL:
         attributes["keep"] = 0
     result = getattr(mx.nd._internal, _NAME)(*inputs, **attributes)

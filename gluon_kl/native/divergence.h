@@ -176,13 +176,8 @@ class Divergence {
       share(pieces.count(), [&](int64_t i) {
         int64_t begin, end;
         pieces.bounds(i, &begin, &end);
-        double small[64];
-        std::vector<double> large;
-        double* value = by_piece ? small : &part[begin];
-        if (by_piece && end - begin > 64) {
-          large.resize(end - begin);
-          value = large.data();
-        }
+        double values[kMaxGrain];
+        double* const value = by_piece ? values : &part[begin];
         k.forward(job_, begin, end, value);
         if (weight_.data) weigh(begin, end, value);
         if (by_piece) {
@@ -194,7 +189,7 @@ class Divergence {
       if (by_piece) {
         for (int64_t i = 0; i < pieces.count(); ++i) total[i / pieces.per_run % batch_] += part[i];
       } else {
-        for (int64_t r = 0; r < rows_; ++r) total[r / batch_stride_ % batch_] += part[r];
+        samples(0, rows_, [&](int64_t r, int64_t b) { total[b] += part[r]; });
       }
     }
     for (int64_t b = 0; b < batch_; ++b) put_out(out, b, scaled(total[b]));
@@ -213,10 +208,10 @@ class Divergence {
       share(pieces.count(), [&](int64_t i) {
         int64_t begin, end;
         pieces.bounds(i, &begin, &end);
-        std::vector<double> factor(end - begin);
-        for (int64_t r = begin; r < end; ++r) factor[r - begin] = out_grad(ograd, r / batch_stride_ % batch_) * factor_;
-        if (weight_.data) weigh(begin, end, factor.data());
-        k.backward(job_, begin, end, factor.data());
+        double factor[kMaxGrain];
+        samples(begin, end, [&](int64_t r, int64_t b) { factor[r - begin] = out_grad(ograd, b) * factor_; });
+        if (weight_.data) weigh(begin, end, factor);
+        k.backward(job_, begin, end, factor);
       });
     }
     if (weight_grad) weight_gradient(ograd, weight_grad);
@@ -239,6 +234,16 @@ class Divergence {
     const int64_t run = batch_stride_ > 1 && batch_stride_ >= std::min<int64_t>(grain, 64) ? batch_stride_ : 1;
     const int64_t length = run > 1 ? run : rows_;
     return {rows_, run, grain, (length + grain - 1) / grain};
+  }
+  // f(row, sample) for rows [begin, end).
+  template <class F> void samples(int64_t begin, int64_t end, F f) const {
+    int64_t b = begin / batch_stride_ % batch_, left = batch_stride_ - begin % batch_stride_;
+    for (int64_t r = begin; r < end; ++r) {
+      f(r, b);
+      if (--left) continue;
+      left = batch_stride_;
+      if (++b == batch_) b = 0;
+    }
   }
   template <class F> void share(int64_t pieces, const F& task) const {
     const double work = static_cast<double>(rows_) * static_cast<double>(job_.n);
@@ -296,12 +301,13 @@ class Divergence {
   }
   void weight_gradient(const void* ograd, void* grad) const {
     std::vector<double> total(weight_size_, 0.0);
-    for (int64_t r = 0; r < rows_ && job_.n > 0; ++r) {
-      const int64_t at = weight_at(r);
-      const double value = number(job_.stats[kValue], double_ ? kFloat64 : kFloat32, r);
-      if (!std::isfinite(value) && number(weight_.data, weight_.type, at) == 0) continue;
-      total[at] += out_grad(ograd, r / batch_stride_ % batch_) * factor_ * value;
-    }
+    if (rows_ > 0 && job_.n > 0)
+      samples(0, rows_, [&](int64_t r, int64_t b) {
+        const int64_t at = weight_at(r);
+        const double value = number(job_.stats[kValue], double_ ? kFloat64 : kFloat32, r);
+        if (std::isfinite(value) || number(weight_.data, weight_.type, at) != 0)
+          total[at] += out_grad(ograd, b) * factor_ * value;
+      });
     for (int64_t i = 0; i < weight_size_; ++i) put(grad, weight_.type, i, total[i]);
   }
 

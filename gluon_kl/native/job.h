@@ -49,9 +49,11 @@ struct Kernels {
   void (*forward)(const Job&, int64_t begin, int64_t end, double* value);
   // Gradients of rows [begin, end), times factor[0 ... end - begin); a factor of 0 gives 0 whatever the row holds.
   void (*backward)(const Job&, int64_t begin, int64_t end, const double* factor);
-  // How many neighbouring rows are worth passing at once.
+  // How many neighbouring rows are worth passing at once: at most kMaxGrain.
   int64_t (*grain)(const Job&);
 };
+
+constexpr int64_t kMaxGrain = 512;
 
 enum Precision { kSingle = 0, kDouble = 1 };
 

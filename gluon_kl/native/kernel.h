@@ -18,7 +18,6 @@ using namespace gluon_kl;
 constexpr int64_t kRowBlock = 1024;      // categories
 constexpr int64_t kLaneBlock = 64;
 constexpr int64_t kTileBytes = 32 << 10;  // of one side's tile
-constexpr int64_t kMaxLanes = 512;
 constexpr int64_t kShortRow = 48;        // below this many categories, contiguous rows are worth transposing
 
 // What stands in the lanes past the end of a row: it adds nothing to any sum.
@@ -57,6 +56,18 @@ template <class T> struct Row {
     for (; i + kLanes<T> <= count; i += kLanes<T>) each(load(x + i));
     if (i < count) each(load_part(x + i, count - i, fill));
   }
+  // Largest of a block and of `best`, in every lane; four at a time, since each step waits for the one before.
+  V largest(bool label, int64_t k, int64_t count, V best) const {
+    const T* x = label ? fetch(job.label, job.label_type, k, count, label_buffer)
+                       : fetch(job.pred, job.pred_type, k, count, pred_buffer);
+    V m[4] = {best, best, best, best};
+    int64_t i = 0;
+    for (; i + 4 * kLanes<T> <= count; i += 4 * kLanes<T>)
+      for (int j = 0; j < 4; ++j) m[j] = max_over<T>(m[j], load(x + i + j * kLanes<T>));
+    for (; i + kLanes<T> <= count; i += kLanes<T>) m[0] = max_over<T>(m[0], load(x + i));
+    if (i < count) m[1] = max_over<T>(m[1], load_part(x + i, count - i, -inf<T>()));
+    return splat<T>(hmax<T>(max_over<T>(max_over<T>(m[0], m[1]), max_over<T>(m[2], m[3]))));
+  }
   template <class Each> KL_INLINE void both(int64_t k, int64_t count, Each each) const {
     const T* b = fetch(job.pred, job.pred_type, k, count, pred_buffer);
     const T* a = fetch(job.label, job.label_type, k, count, label_buffer);
@@ -94,41 +105,52 @@ template <class T> struct Row {
     });
   }
 
-  KL_INLINE V joined_max(V v) const { return splat<T>(hmax<T>(v)); }
-  KL_INLINE void join(Sums<T>& sums) const {
-    double lanes[kLanes<T>], total = 0;
-    sums.get(lanes);
-    for (double lane : lanes) total += lane;
-    for (double& lane : lanes) lane = total;
-    sums.set(lanes);
-  }
+  KL_INLINE void join(Sums<T>& sums) const { sums.join(); }
   V load_stat(int stat) const { return splat<T>(static_cast<const T*>(job.stats[stat])[row]); }
   void store_stat(int stat, V v) const {
     if (job.stats[stat]) static_cast<T*>(job.stats[stat])[row] = v[0];
   }
 };
 
+// `rows` rows of n numbers, one after the other, to n lines of `stride` lanes, and back.
+template <class T> void transpose_in(const T* from, int64_t rows, int64_t n, T* to, int64_t stride) {
+  int64_t i = 0;
+  if constexpr (sizeof(T) == 4) {
+    i = transpose_in_vectors(from, rows, n, to, stride);
+  }
+  for (; i < rows; ++i)
+    for (int64_t k = 0; k < n; ++k) to[k * stride + i] = from[i * n + k];
+}
+template <class T> void transpose_out(const T* from, int64_t stride, int64_t rows, int64_t n, T* to) {
+  int64_t i = 0;
+  if constexpr (sizeof(T) == 4) {
+    i = transpose_out_vectors(from, stride, rows, n, to);
+  }
+  for (; i < rows; ++i)
+    for (int64_t k = 0; k < n; ++k) to[i * n + k] = from[k * stride + i];
+}
+
 // A tile of `rows` rows from `begin` on, category-major with `stride` lanes; held whole where it fits.
 template <class T> struct Tile {
   const Job& job;
-  int64_t begin, rows, stride;
+  int64_t begin, rows, end, stride;
   bool held;
-  T *pred, *label, *grad;
+  T *pred, *label, *grad, *staging;
 
   static int64_t lanes(const Job& job) {
     int64_t fit = kTileBytes / (static_cast<int64_t>(sizeof(T)) * job.n);
-    fit = fit < kMaxLanes ? fit / kLanes<T> * kLanes<T> : kMaxLanes;
+    fit = fit < kMaxGrain ? fit / kLanes<T> * kLanes<T> : kMaxGrain;
     return fit > kLanes<T> ? fit : kLanes<T>;
   }
   static bool fits(const Job& job) { return job.n <= 4096; }
-  static int64_t scratch(const Job& job) { return 3 * lanes(job) * (fits(job) ? job.n : kLaneBlock); }
+  static int64_t size(const Job& job) { return lanes(job) * (fits(job) ? job.n : kLaneBlock); }
+  static int64_t scratch(const Job& job) { return 4 * size(job); }
 
-  Tile(const Job& j, int64_t first, int64_t count, T* memory)
-      : job(j), begin(first), rows(count), stride((count + kLanes<T> - 1) / kLanes<T> * kLanes<T>), held(fits(j)) {
-    const int64_t size = lanes(job) * (held ? job.n : kLaneBlock);
-    pred = memory;
-    label = memory + size;
-    grad = memory + 2 * size;
+  // Rows [first, last), at most lanes(job) of them.
+  Tile(const Job& j, int64_t first, int64_t last, T* memory)
+      : job(j), begin(first), rows(last - first < lanes(j) ? last - first : lanes(j)), end(last),
+        stride((rows + kLanes<T> - 1) / kLanes<T> * kLanes<T>), held(fits(j)), pred(memory), label(memory + size(j)),
+        grad(memory + 2 * size(j)), staging(memory + 3 * size(j)) {
     if (held) {
       gather(pred, job.pred, job.pred_type, 0, job.n);
       gather(label, job.label, job.label_type, 0, job.n);
@@ -148,36 +170,51 @@ template <class T> struct Tile {
     if (stride != rows)
       for (int64_t k = 0; k < count; ++k)
         for (int64_t i = rows; i < stride; ++i) to[k * stride + i] = T(0);
-    if (job.inner == 1) {
-      T buffer[kLaneBlock];
-      for (int64_t i = 0; i < rows; ++i)
-        for (int64_t k = 0; k < count; k += kLaneBlock) {
-          const int64_t m = count - k < kLaneBlock ? count - k : kLaneBlock;
-          convert_in(buffer, side, type, (begin + i) * job.n + k0 + k, m);
-          for (int64_t c = 0; c < m; ++c) to[(k + c) * stride + i] = buffer[c];
-        }
-      return;
+    if (job.inner == 1) {  // whole rows: short ones, or they would not be here
+      const T* from = static_cast<const T*>(side) + begin * job.n;
+      if (type != type_of<T>()) {
+        convert_in(staging, side, type, begin * job.n, rows * job.n);
+        from = staging;
+      }
+      return transpose_in(from, rows, job.n, to, stride);
     }
     runs([&](int64_t o, int64_t at, int64_t i, int64_t m) {
-      for (int64_t k = 0; k < count; ++k)
-        convert_in(to + k * stride + i, side, type, (o * job.n + k0 + k) * job.inner + at, m);
+      for (int64_t k = 0; k < count; ++k) {
+        const int64_t from = (o * job.n + k0 + k) * job.inner + at;
+        if (type == type_of<T>()) copy_run(to + k * stride + i, static_cast<const T*>(side) + from, m, false);
+        else convert_in(to + k * stride + i, side, type, from, m);
+      }
     });
   }
   void scatter(void* side, Type type, int64_t k0, int64_t count) const {
     if (job.inner == 1) {
-      T buffer[kLaneBlock];
-      for (int64_t i = 0; i < rows; ++i)
-        for (int64_t k = 0; k < count; k += kLaneBlock) {
-          const int64_t m = count - k < kLaneBlock ? count - k : kLaneBlock;
-          for (int64_t c = 0; c < m; ++c) buffer[c] = grad[(k + c) * stride + i];
-          convert_out(side, type, (begin + i) * job.n + k0 + k, buffer, m);
-        }
+      T* to = static_cast<T*>(side) + begin * job.n;
+      const bool direct = type == type_of<T>() && !job.stream;
+      transpose_out(grad, stride, rows, job.n, direct ? to : staging);
+      if (direct) return;
+      if (type == type_of<T>()) copy_run(to, staging, rows * job.n, true);
+      else convert_out(side, type, begin * job.n, staging, rows * job.n);
       return;
     }
     runs([&](int64_t o, int64_t at, int64_t i, int64_t m) {
-      for (int64_t k = 0; k < count; ++k)
-        convert_out(side, type, (o * job.n + k0 + k) * job.inner + at, grad + k * stride + i, m);
+      for (int64_t k = 0; k < count; ++k) {
+        const int64_t to = (o * job.n + k0 + k) * job.inner + at;
+        if (type == type_of<T>()) copy_run(static_cast<T*>(side) + to, grad + k * stride + i, m, job.stream);
+        else convert_out(side, type, to, grad + k * stride + i, m);
+      }
     });
+  }
+  // Asks for what the next tile will want at this lane, while this one is being computed: its lines lie too far
+  // apart for the processor to guess.
+  KL_INLINE void look_ahead(int64_t lane) const {
+    const int64_t row = begin + rows + lane;
+    if (job.inner < kLanes<T> || row >= end || !held) return;
+    const int64_t start = row / job.inner * job.n * job.inner + row % job.inner;
+    const int64_t b = size_of(job.pred_type), a = size_of(job.label_type);
+    for (int64_t k = 0; k < job.n; ++k) {
+      __builtin_prefetch(static_cast<const char*>(job.pred) + (start + k * job.inner) * b);
+      __builtin_prefetch(static_cast<const char*>(job.label) + (start + k * job.inner) * a);
+    }
   }
 };
 
@@ -203,6 +240,11 @@ template <class T> struct Lanes {
     const T* x = fetch(label, k, count);
     for (int64_t i = 0; i < count; ++i) each(load(x + i * tile.stride));
   }
+  V largest(bool label, int64_t k, int64_t count, V best) const {
+    const T* x = fetch(label, k, count);
+    for (int64_t i = 0; i < count; ++i) best = max_over<T>(best, load(x + i * tile.stride));
+    return best;
+  }
   template <class Each> KL_INLINE void both(int64_t k, int64_t count, Each each) const {
     const T *b = fetch(false, k, count), *a = fetch(true, k, count);
     for (int64_t i = 0; i < count; ++i) each(load(b + i * tile.stride), load(a + i * tile.stride));
@@ -217,7 +259,6 @@ template <class T> struct Lanes {
     });
   }
 
-  KL_INLINE V joined_max(V v) const { return v; }
   KL_INLINE void join(Sums<T>&) const {}
   int64_t width() const { return tile.rows - lane < kLanes<T> ? tile.rows - lane : kLanes<T>; }
   V load_stat(int stat) const {
@@ -247,10 +288,7 @@ void softmax_stats(const L& rows, bool label, Vec<T> t, Vec<T>& largest, Sums<T>
   using V = Vec<T>;
   V best = splat(-inf<T>());
   rows.blocks([&](int64_t k, int64_t count) {
-    V m[4] = {best, best, best, best};
-    int turn = 0;
-    rows.one(label, k, count, [&](V x) { m[turn & 3] = max_over<T>(m[turn & 3], x); ++turn; });
-    const V new_best = rows.joined_max(max_over<T>(max_over<T>(m[0], m[1]), max_over<T>(m[2], m[3])));
+    const V new_best = rows.largest(label, k, count, best);
     const V base = new_best == -inf<T>() ? V{} : new_best;
     if (k) sum.scale(exp<T>((best - base) * t));
     V part = {};
@@ -328,13 +366,13 @@ template <class T, class L> struct Rows {
     if (job.pred_space == kLogits) {
       Sums<T> sum;
       softmax_stats<T>(rows, false, r.pred_t, r.pred_max, sum);
-      pred_sum_t = narrow<T>(sum);
+      pred_sum_t = sum.narrow();
       rows.store_stat(kPredMax, r.pred_max);
       rows.store_stat(kPredSum, pred_sum_t);
     }
     if (job.label_space == kLogits) {
       softmax_stats<T>(rows, true, r.label_t, r.label_max, label_sum);
-      label_sum_t = narrow<T>(label_sum);
+      label_sum_t = label_sum.narrow();
       rows.store_stat(kLabelMax, r.label_max);
       rows.store_stat(kLabelSum, label_sum_t);
     }
@@ -363,7 +401,7 @@ template <class T, class L> struct Rows {
     });
   }
   // The value of each row in hand, in double; sets and keeps the stats that go with it.
-  void value(double* lanes) {
+  Sums<T> value() {
     Sums<T> total, mass;
     if (both_logits()) {
       const Params<T> p = r;
@@ -373,25 +411,22 @@ template <class T, class L> struct Rows {
         total.add(part);
       });
       rows.join(total);
-      total.get(lanes);
     } else {
       const bool label_log = job.label_space != kProbs;
       if (job.pred_space != kProbs) label_log ? sum_terms<true, true>(total, mass) : sum_terms<true, false>(total, mass);
       else label_log ? sum_terms<false, true>(total, mass) : sum_terms<false, false>(total, mass);
       rows.join(total);
-      total.get(lanes);
       if (job.label_space == kLogits) {
-        double sums[kLanes<T>];
-        label_sum.get(sums);
-        for (int i = 0; i < kLanes<T>; ++i) lanes[i] /= sums[i];
-      } else {
+        total.divide(label_sum);
+      } else if (job.pred_space == kLogits) {
         rows.join(mass);
-        r.mass = narrow<T>(mass);
+        r.mass = mass.narrow();
         rows.store_stat(kMass, r.mass);
       }
     }
-    for (int i = 0; i < kLanes<T>; ++i) r.value[i] = static_cast<T>(lanes[i]);
+    r.value = total.narrow();
     rows.store_stat(kValue, r.value);
+    return total;
   }
   // Sum of the label alone, where the backward has to find it again.
   void compute_mass() {
@@ -404,7 +439,7 @@ template <class T, class L> struct Rows {
       mass.add(part);
     });
     rows.join(mass);
-    r.mass = narrow<T>(mass);
+    r.mass = mass.narrow();
   }
 
   template <Space kPred, bool kLabelLog> void pred_gradient(V g) const {
@@ -472,12 +507,8 @@ template <class T, class L> void ready(Rows<T, L>& work, const L& rows) {
     else work.compute_mass();
   }
   if (job.label_space == kLogits && job.label_grad) {
-    if (job.stats[kValue]) {
-      work.r.value = rows.load_stat(kValue);
-    } else {
-      double lanes[kLanes<T>];
-      work.value(lanes);
-    }
+    if (job.stats[kValue]) work.r.value = rows.load_stat(kValue);
+    else work.value();
   }
 }
 
@@ -485,42 +516,47 @@ template <class T, class L> void ready(Rows<T, L>& work, const L& rows) {
 
 template <class T> bool by_rows(const Job& job) { return job.inner == 1 && job.n >= kShortRow; }
 
-template <class T> struct Scratch {
-  T* memory;
-  explicit Scratch(int64_t count) {
-    void* p = nullptr;
-    if (posix_memalign(&p, 64, (count + 1) * sizeof(T))) __builtin_trap();
-    memory = static_cast<T*>(p);
+// Working memory that a thread keeps: a fresh allocation would bring fresh pages each time.
+template <class T> T* scratch(int64_t count) {
+  struct Held {
+    void* memory = nullptr;
+    size_t bytes = 0;
+    ~Held() { free(memory); }
+  };
+  static thread_local Held held;
+  const size_t bytes = count * sizeof(T);
+  if (bytes > held.bytes) {
+    free(held.memory);
+    held.memory = nullptr;
+    held.bytes = 0;
+    if (posix_memalign(&held.memory, 64, bytes)) abort();  // a few hundred KB at most
+    held.bytes = bytes;
   }
-  ~Scratch() { free(memory); }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-};
+  return static_cast<T*>(held.memory);
+}
 
 template <class T> void forward(const Job& job, int64_t begin, int64_t end, double* value) {
-  double lanes[kLanes<T>];
   if (by_rows<T>(job)) {
     alignas(64) T buffers[2 * kRowBlock];
     for (int64_t row = begin; row < end; ++row) {
       const Row<T> rows(job, row, buffers);
       Rows<T, Row<T>> work(rows);
       work.compute_stats();
-      work.value(lanes);
-      value[row - begin] = lanes[0];
+      value[row - begin] = work.value().first();
     }
     return;
   }
-  const int64_t step = Tile<T>::lanes(job);
-  const Scratch<T> scratch(Tile<T>::scratch(job));
-  for (int64_t row = begin; row < end; row += step) {
-    const Tile<T> tile(job, row, end - row < step ? end - row : step, scratch.memory);
+  T* const memory = scratch<T>(Tile<T>::scratch(job));
+  for (int64_t row = begin; row < end;) {
+    const Tile<T> tile(job, row, end, memory);
     for (int64_t lane = 0; lane < tile.rows; lane += kLanes<T>) {
+      tile.look_ahead(lane);
       const Lanes<T> rows(tile, lane);
       Rows<T, Lanes<T>> work(rows);
       work.compute_stats();
-      work.value(lanes);
-      memcpy(value + (row - begin) + lane, lanes, rows.width() * sizeof(double));
+      work.value().get(value + (row - begin) + lane, rows.width());
     }
+    row += tile.rows;
   }
 }
 
@@ -536,23 +572,24 @@ template <class T> void backward(const Job& job, int64_t begin, int64_t end, con
       if (job.label_grad) work.write_label_gradient(g);
     }
   } else {
-    const int64_t step = Tile<T>::lanes(job);
-    const Scratch<T> scratch(Tile<T>::scratch(job));
-    for (int64_t row = begin; row < end; row += step) {
-      const Tile<T> tile(job, row, end - row < step ? end - row : step, scratch.memory);
+    T* const memory = scratch<T>(Tile<T>::scratch(job));
+    for (int64_t row = begin; row < end;) {
+      const Tile<T> tile(job, row, end, memory);
       for (int side = 0; side < 2; ++side) {
         void* grad = side ? job.label_grad : job.pred_grad;
         if (!grad) continue;
         for (int64_t lane = 0; lane < tile.rows; lane += kLanes<T>) {
+          tile.look_ahead(lane);
           const Lanes<T> rows(tile, lane);
           Rows<T, Lanes<T>> work(rows);
-          Vec<T> g = {};
+          T g[kLanes<T>] = {};
           for (int64_t i = 0; i < rows.width(); ++i) g[i] = static_cast<T>(factor[row - begin + lane + i]);
           ready(work, rows);
-          side ? work.write_label_gradient(g) : work.write_pred_gradient(g);
+          side ? work.write_label_gradient(load(g)) : work.write_pred_gradient(load(g));
         }
         if (tile.held) tile.scatter(grad, side ? job.label_type : job.pred_type, 0, job.n);
       }
+      row += tile.rows;
     }
   }
   if (job.stream) stream_fence();
@@ -561,7 +598,7 @@ template <class T> void backward(const Job& job, int64_t begin, int64_t end, con
 template <class T> int64_t grain(const Job& job) {
   if (!by_rows<T>(job)) return Tile<T>::lanes(job);
   const int64_t rows = (int64_t(1) << 15) / job.n;
-  return rows > 1 ? rows : 1;
+  return rows > kMaxGrain ? kMaxGrain : rows > 1 ? rows : 1;
 }
 
 template <class T> constexpr Kernels table(const char* isa) { return {isa, forward<T>, backward<T>, grain<T>}; }

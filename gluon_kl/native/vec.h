@@ -99,39 +99,129 @@ template <class T> KL_INLINE T hmax(Vec<T> v) {
 }
 
 // Sums in double, one per lane: float vectors are added up for a block of categories only, then moved here.
-template <class T> struct Sums;
-template <> struct Sums<float> {
-  Vec<double> part[2] = {};
-  KL_INLINE void add(Vec<float> v) {
-    typedef float Half __attribute__((vector_size(kBytes / 2)));
-    Half half[2];
-    memcpy(half, &v, sizeof v);
-    part[0] += __builtin_convertvector(half[0], Vec<double>);
-    part[1] += __builtin_convertvector(half[1], Vec<double>);
+template <class T> struct Sums {
+  static constexpr int kParts = sizeof(double) / sizeof(T);
+  Vec<double> part[kParts] = {};
+
+  static KL_INLINE void widen(Vec<T> v, Vec<double>* wide) {
+    typedef T Piece __attribute__((vector_size(kBytes / kParts)));
+    Piece piece[kParts];
+    memcpy(piece, &v, sizeof v);
+    for (int i = 0; i < kParts; ++i) wide[i] = __builtin_convertvector(piece[i], Vec<double>);
   }
-  KL_INLINE void scale(Vec<float> v) {
-    typedef float Half __attribute__((vector_size(kBytes / 2)));
-    Half half[2];
-    memcpy(half, &v, sizeof v);
-    part[0] *= __builtin_convertvector(half[0], Vec<double>);
-    part[1] *= __builtin_convertvector(half[1], Vec<double>);
+  KL_INLINE void add(Vec<T> v) {
+    Vec<double> wide[kParts];
+    widen(v, wide);
+    for (int i = 0; i < kParts; ++i) part[i] += wide[i];
   }
-  KL_INLINE void get(double* lanes) const { memcpy(lanes, part, sizeof part); }
-  KL_INLINE void set(const double* lanes) { memcpy(part, lanes, sizeof part); }
+  KL_INLINE void scale(Vec<T> v) {
+    Vec<double> wide[kParts];
+    widen(v, wide);
+    for (int i = 0; i < kParts; ++i) part[i] *= wide[i];
+  }
+  KL_INLINE void divide(const Sums& by) {
+    for (int i = 0; i < kParts; ++i) part[i] /= by.part[i];
+  }
+  // All lanes added up, in every lane.
+  KL_INLINE void join() {
+    double lanes[kLanes<double>];
+    Vec<double> sum = part[0];
+    for (int i = 1; i < kParts; ++i) sum += part[i];
+    memcpy(lanes, &sum, sizeof sum);
+    for (int width = kLanes<double> / 2; width; width /= 2)
+      for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+    for (int i = 0; i < kParts; ++i) part[i] = splat<double>(lanes[0]);
+  }
+  KL_INLINE Vec<T> narrow() const {
+    typedef T Piece __attribute__((vector_size(kBytes / kParts)));
+    Piece piece[kParts];
+    for (int i = 0; i < kParts; ++i) piece[i] = __builtin_convertvector(part[i], Piece);
+    Vec<T> v;
+    memcpy(&v, piece, sizeof v);
+    return v;
+  }
+  KL_INLINE void get(double* lanes, int64_t count) const { memcpy(lanes, part, count * sizeof(double)); }
+  KL_INLINE double first() const { return part[0][0]; }
 };
-template <> struct Sums<double> {
-  Vec<double> part = {};
-  KL_INLINE void add(Vec<double> v) { part += v; }
-  KL_INLINE void scale(Vec<double> v) { part *= v; }
-  KL_INLINE void get(double* lanes) const { memcpy(lanes, &part, sizeof part); }
-  KL_INLINE void set(const double* lanes) { memcpy(&part, lanes, sizeof part); }
-};
-template <class T> KL_INLINE Vec<T> narrow(const Sums<T>& s) {
-  double lanes[kLanes<T>];
-  s.get(lanes);
-  Vec<T> v;
-  for (int i = 0; i < kLanes<T>; ++i) v[i] = static_cast<T>(lanes[i]);
-  return v;
+
+// Copies a run of numbers, past the cache if asked.
+template <class T> KL_INLINE void copy_run(T* to, const T* from, int64_t count, bool past_cache) {
+  int64_t i = 0;
+  if (past_cache) {
+    const int64_t skew = reinterpret_cast<uintptr_t>(to) % kBytes / sizeof(T);
+    const int64_t head = skew ? kLanes<T> - skew : 0;
+    if (head <= count) {
+      for (; i < head; ++i) to[i] = from[i];
+      for (; i + kLanes<T> <= count; i += kLanes<T>) stream(to + i, load(from + i));
+    }
+  }
+  for (; i + kLanes<T> <= count; i += kLanes<T>) store<T>(to + i, load(from + i));
+  if (i < count) store_part(to + i, count - i, load_part(from + i, count - i, T(0)));
+}
+
+// ---- transposing -------------------------------------------------------------------------------------------------
+// Floats in squares of 4 by 4 (four squares at once with AVX-512). Both return how many rows they did; n < 4 and the
+// rows left over are for plain loops. Where n is no multiple of 4 the last square overlaps the one before.
+#if defined(__AVX512F__)
+constexpr int64_t kSquareRows = 16;
+typedef __m512 Square;
+KL_INLINE Square square_load(const float* p, int64_t n) {  // rows 0, 4, 8, 12
+  Square v = _mm512_castps128_ps512(_mm_loadu_ps(p));
+  v = _mm512_insertf32x4(v, _mm_loadu_ps(p + 4 * n), 1);
+  v = _mm512_insertf32x4(v, _mm_loadu_ps(p + 8 * n), 2);
+  return _mm512_insertf32x4(v, _mm_loadu_ps(p + 12 * n), 3);
+}
+KL_INLINE void square_store(float* p, int64_t n, Square v) {
+  _mm_storeu_ps(p, _mm512_castps512_ps128(v));
+  _mm_storeu_ps(p + 4 * n, _mm512_extractf32x4_ps(v, 1));
+  _mm_storeu_ps(p + 8 * n, _mm512_extractf32x4_ps(v, 2));
+  _mm_storeu_ps(p + 12 * n, _mm512_extractf32x4_ps(v, 3));
+}
+KL_INLINE void square_turn(Square* v) {
+  const Square a = _mm512_unpacklo_ps(v[0], v[1]), b = _mm512_unpackhi_ps(v[0], v[1]);
+  const Square c = _mm512_unpacklo_ps(v[2], v[3]), d = _mm512_unpackhi_ps(v[2], v[3]);
+  v[0] = _mm512_shuffle_ps(a, c, 0x44), v[1] = _mm512_shuffle_ps(a, c, 0xee);
+  v[2] = _mm512_shuffle_ps(b, d, 0x44), v[3] = _mm512_shuffle_ps(b, d, 0xee);
+}
+KL_INLINE Square line_load(const float* p) { return _mm512_loadu_ps(p); }
+KL_INLINE void line_store(float* p, Square v) { _mm512_storeu_ps(p, v); }
+#elif defined(__x86_64__)
+constexpr int64_t kSquareRows = 4;
+typedef __m128 Square;
+KL_INLINE Square square_load(const float* p, int64_t) { return _mm_loadu_ps(p); }
+KL_INLINE void square_store(float* p, int64_t, Square v) { _mm_storeu_ps(p, v); }
+KL_INLINE void square_turn(Square* v) { _MM_TRANSPOSE4_PS(v[0], v[1], v[2], v[3]); }
+KL_INLINE Square line_load(const float* p) { return _mm_loadu_ps(p); }
+KL_INLINE void line_store(float* p, Square v) { _mm_storeu_ps(p, v); }
+#endif
+
+inline int64_t transpose_in_vectors(const float* from, int64_t rows, int64_t n, float* to, int64_t stride) {
+  int64_t i = 0;
+#if defined(__x86_64__)
+  for (; n >= 4 && i + kSquareRows <= rows; i += kSquareRows)
+    for (int64_t k = 0; k < n; k += 4) {
+      const int64_t at = k + 4 <= n ? k : n - 4;
+      Square v[4];
+      for (int j = 0; j < 4; ++j) v[j] = square_load(from + (i + j) * n + at, n);
+      square_turn(v);
+      for (int j = 0; j < 4; ++j) line_store(to + (at + j) * stride + i, v[j]);
+    }
+#endif
+  return i;
+}
+inline int64_t transpose_out_vectors(const float* from, int64_t stride, int64_t rows, int64_t n, float* to) {
+  int64_t i = 0;
+#if defined(__x86_64__)
+  for (; n >= 4 && i + kSquareRows <= rows; i += kSquareRows)
+    for (int64_t k = 0; k < n; k += 4) {
+      const int64_t at = k + 4 <= n ? k : n - 4;
+      Square v[4];
+      for (int j = 0; j < 4; ++j) v[j] = line_load(from + (at + j) * stride + i);
+      square_turn(v);
+      for (int j = 0; j < 4; ++j) square_store(to + (i + j) * n + at, n, v[j]);
+    }
+#endif
+  return i;
 }
 
 // ---- exp ---------------------------------------------------------------------------------------------------------
