@@ -159,3 +159,40 @@ def count_along(ax, name):
     """Label the horizontal axis as a count of something, at whole numbers."""
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set_xlabel(name)
+
+
+def draw_level(ax, value, name, dashes):
+    """Draw a thin black line at one height, to compare the others with."""
+    ax.axhline(value, color="black", linewidth=1.2, linestyle=dashes, label=name)
+
+
+def draw_dimensions(ax, history, awake):
+    """Draw one line per latent dimension of `history` (epochs, dimensions), grey if it ends below `awake`."""
+    for path in history.T:
+        alive = path[-1] > awake
+        ax.plot(np.arange(len(path)), path, color=FIRST if alive else "#8A8A8A", linewidth=1.8 if alive else 1.4,
+                linestyle="-" if alive else "--")
+    ax.set_ylim(bottom=0)
+    ax.set_ylabel("nats per scan")
+
+
+def draw_sheet(ax, images):
+    """Show a table of small pictures (rows, columns, height, width), dark ink on white."""
+    rows, columns, height, width = images.shape
+    sheet = np.full((rows, columns, height + 2, width + 2), np.nan)
+    sheet[:, :, 1:-1, 1:-1] = images
+    ax.pcolormesh(sheet.swapaxes(1, 2).reshape(rows * (height + 2), -1), cmap="Greys", vmin=0, vmax=1)
+    ax.set_aspect("equal")
+    ax.invert_yaxis()
+    ax.set_axis_off()
+
+
+def draw_plane(ax, points, digits, edge):
+    """Put each point (x, y) on the plane as the digit that it stands for."""
+    colors = "0072B2 E69F00 009E73 CC79A7 D55E00 56B4E9 000000 8C6D1F 7A52A5 7F7F7F"
+    for digit, color in enumerate(f"#{color}" for color in colors.split()):
+        ax.scatter(*points[digits == digit].T, marker=f"${digit}$", s=60, color=color, linewidths=0.4)
+    ax.set(xlim=(-edge, edge), ylim=(-edge, edge), aspect="equal")
+    ax.grid(True, axis="both")
+    ax.set_xlabel("first latent variable")
+    ax.set_ylabel("second latent variable")
