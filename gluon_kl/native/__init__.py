@@ -6,6 +6,7 @@
 import ctypes
 import functools
 import importlib.machinery
+import math
 import os
 import threading
 import uuid
@@ -98,6 +99,64 @@ def _guarded(array):
     return array if array.grad is None else array.reshape(array.shape)
 
 
+def _guarded_symbol(symbol):
+    """The same for a Symbol: an identity, which works in place on intermediate results.
+
+    Unless its attributes tell it from every other one, MXNet merges it with theirs, and the sum over many uses lands
+    on the operator again, as an "add" that it cannot see.
+    """
+    return mx.sym.identity(symbol, attr={"__gluon_kl_use__": uuid.uuid4().hex})
+
+
+@functools.lru_cache(maxsize=256)
+def _attributes(axis, batch_axis, pred_space, label_space, mean, scale, epsilon, inv_temperature, weighted):
+    """The operator's attributes; what has its default value is left out."""
+    attributes = {"axis": axis, "pred_space": pred_space, "label_space": label_space}
+    if batch_axis != 0:
+        attributes["batch_axis"] = batch_axis
+    if not mean:
+        attributes["mean"] = 0
+    if scale != 1.0:
+        attributes["scale"] = repr(float(scale))
+    if epsilon != 1e-12:
+        attributes["epsilon"] = repr(float(epsilon))
+    if inv_temperature != 1.0:
+        attributes["inv_temperature"] = repr(float(inv_temperature))
+    if weighted:
+        attributes["weighted"] = 1
+    return attributes
+
+
+class _SmallCall:
+    """Recorded calls of one kind on small arrays, where MXNet's book-keeping costs more than the arithmetic.
+
+    The first runs as it comes; from the second on a graph with its memory planned does half the book-keeping.
+    """
+
+    def __init__(self, options, grad, guarded):
+        self.attributes = dict(_attributes(*options), grad=grad, keep=int(options[-1]))
+        self.guarded = guarded
+        self.graph = None
+        self.calls = 0
+
+    def __call__(self, inputs):
+        self.calls += 1
+        if self.calls == 1:
+            result = getattr(mx.nd._internal, _NAME)(*[_guarded(x) for x in inputs], **self.attributes)
+            return result[0] if isinstance(result, list) else result
+        if self.graph is None:
+            ends = [mx.sym.var("input%d" % i) for i in range(len(inputs))]
+            ends = [_guarded_symbol(x) if guard else x for x, guard in zip(ends, self.guarded)]
+            output = getattr(mx.sym._internal, _NAME)(*ends, **self.attributes)
+            self.graph = mx.nd.CachedOp(output[0], [("static_alloc", True), ("static_shape", True)])
+        return self.graph(*inputs)
+
+
+@functools.lru_cache(maxsize=64)
+def _small_call(shape, options, grad, guarded):
+    return _SmallCall(options, grad, guarded)
+
+
 def kl_divergence(F, pred, label, row_weight=None, *, axis=-1, batch_axis=0, pred_space="log_probs",
                   label_space="probs", mean=True, scale=1.0, epsilon=1e-12, inv_temperature=1.0):
     """KL(label || pred) per sample, in nats, as one operator.
@@ -130,32 +189,23 @@ def kl_divergence(F, pred, label, row_weight=None, *, axis=-1, batch_axis=0, pre
     NDArray or Symbol
         Shape (batch,), float32, or float64 if any input is.
     """
-    attributes = {"axis": axis, "batch_axis": batch_axis, "pred_space": pred_space, "label_space": label_space}
-    if not mean:
-        attributes["mean"] = 0
-    else:
-        attributes["mean"] = 1
-    if scale != 1.0:
-        attributes["scale"] = repr(float(scale))
-    if epsilon != 1e-12:
-        attributes["epsilon"] = repr(float(epsilon))
-    if inv_temperature != 1.0:
-        attributes["inv_temperature"] = repr(float(inv_temperature))
-    inputs = (pred, label)
-    if row_weight is not None:
-        attributes["weighted"] = 1
-        inputs += (row_weight,)
+    options = (axis, batch_axis, pred_space, label_space, mean, scale, epsilon, inv_temperature, row_weight is not None)
+    inputs = (pred, label) if row_weight is None else (pred, label, row_weight)
     if F is mx.sym:
-        # An identity of MXNet's own keeps grad_req="add" and sums over many uses right; unless its attributes tell
-        # it from every other, MXNet merges it with theirs and the sum lands on the operator again.
-        inputs = [mx.sym.identity(x, attr={"__gluon_kl_use__": uuid.uuid4().hex}) for x in inputs]
-        result = getattr(mx.sym._internal, _NAME)(*inputs, **attributes)
-        return result[0]
-    if mx.autograd.is_recording():
-        wanted = [_in_graph(x) for x in inputs]
-        attributes["grad"] = "both" if wanted[0] and wanted[1] else "label" if wanted[1] else "pred"
-        inputs = [_guarded(x) for x in inputs]
-    if row_weight is None and label_space != "logits" and pred.size < _SMALL:
-        attributes["keep"] = 0
-    result = getattr(mx.nd._internal, _NAME)(*inputs, **attributes)
+        operator = getattr(mx.sym._internal, _NAME)
+        return operator(*[_guarded_symbol(x) for x in inputs], **_attributes(*options))[0]
+
+    operator = getattr(mx.nd._internal, _NAME)
+    if not mx.autograd.is_recording():
+        return operator(*inputs, keep=0, **_attributes(*options))
+    wanted = [_in_graph(x) for x in inputs]
+    grad = "pred" if not wanted[1] else "both" if wanted[0] else "label"
+    # Recording gives an array that autograd does not follow a mark that lasts until backward, and would be taken for
+    # one it follows; the mark on a detached view does no harm.
+    inputs = [x if follow else x.detach() for x, follow in zip(inputs, wanted)]
+    shape = pred.shape
+    if math.prod(shape) < _SMALL:
+        guarded = tuple([follow and x.grad is not None for x, follow in zip(inputs, wanted)])
+        return _small_call(shape, options, grad, guarded)(inputs)
+    result = operator(*[_guarded(x) for x in inputs], grad=grad, **_attributes(*options))
     return result[0] if isinstance(result, list) else result
