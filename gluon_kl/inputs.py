@@ -11,6 +11,7 @@ from typing import Any, Callable, List, NamedTuple, Optional, Sequence, Tuple
 
 import mxnet as mx
 import numpy as np
+from mxnet import autograd
 from mxnet.gluon.loss import Loss
 from mxnet.ndarray import NDArray
 from mxnet.ndarray.sparse import BaseSparseNDArray
@@ -239,7 +240,8 @@ class CheckedLoss(Loss):
                 out = self._compute(mx.sym, None, *legacy)
         else:
             checked, facts = self._check(*legacy)
-            checked = tuple([guard(x) if recorded else x for x, recorded in zip(checked, facts.recorded)])
+            if autograd.is_recording():
+                checked = tuple([x if x is None else guard(x, recorded) for x, recorded in zip(checked, facts.recorded)])
             if self._active:
                 out = self._run_graph(facts, checked)
             else:
