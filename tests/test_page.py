@@ -49,6 +49,11 @@ def test_every_public_class_is_described(soups):
     assert classes <= {tag["id"] for soup in soups.values() for tag in soup.select("dt[id]")}
 
 
+def test_no_section_of_a_docstring_is_lost(soups):
+    headings = {tag.get_text().strip(": ") for tag in soups["generated/gluon_kl.KLDivLoss.html"].select("dt, p.rubric")}
+    assert {"Parameters", "Inputs", "Outputs", "Raises", "Notes", "References", "Examples"} <= headings
+
+
 def test_internal_links_and_anchors(soups, site):  # noqa: F811
     anchors = {page: {tag["id"] for tag in soup.select("[id]")} for page, soup in soups.items()}
     dead = []
