@@ -88,7 +88,7 @@ def draw_fits(ax, places, target, fits):
         ax.plot(places, probabilities, linestyle=dashes, color=color, label=name)
     ax.set_yticks([])
     ax.grid(False)
-    ax.legend(loc="upper right")
+    ax.legend(loc="upper center")
 
 
 def draw_dial(ax, shares, curves):
