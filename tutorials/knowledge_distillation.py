@@ -7,8 +7,8 @@ never for an 8". What it thinks of the wrong answers is knowledge too, and a sma
 That is *distillation* [1]_: a large **teacher** is trained once, and a small **student** learns to give the
 teacher's probabilities, by making the divergence between the two small.
 
-It pays most where labels are few. Here students get five labelled scans of each digit and are asked to read the
-rest. Every number and figure below comes from the code above it; each comparison is run from several seeds.
+It pays most where there is little to learn from. Here students get to see two, five or twenty scans of each digit,
+and are then tested on hundreds. Every comparison is run from five seeds, and every seed is shown.
 """
 
 # %%
@@ -19,13 +19,13 @@ rest. Every number and figure below comes from the code above it; each compariso
 # handwritten digits [2]_, which are split once:
 #
 # * 600 scans are **held out**. Nobody learns from them; every accuracy on this page is theirs.
-# * The **teacher**, a large network, learns from all of the other 1197, with their labels.
-# * A **student**, a small network, gets a few *rows* of those 1197, the same number of each digit. With every row
-#   comes its label, or the teacher's scores for it, or both. The students that are compared have the same rows, the
-#   same first weights and the same number of steps.
+# * The **teacher**, a network of 85 thousand parameters, learns from all of the other 1197, with their labels.
+# * A **student**, a network of 2.4 thousand, gets a few *rows* of those 1197, the same number of each digit. With
+#   every row comes its label, or the teacher's scores for it, or both. Students that are compared have the same rows,
+#   the same first weights and the same number of steps.
 #
-# So students differ in *what they are told* about the same scans, and in nothing else. The teacher is no better
-# informed about those scans than the labels are, but it has seen others.
+# So students differ in *what they are told* about the same scans, and in nothing else. What the teacher can add is
+# what it has learned from the scans that the students do not see.
 
 import argparse
 from pathlib import Path
@@ -39,30 +39,39 @@ from sklearn.model_selection import train_test_split
 from tqdm import tqdm
 
 import plots
-from gluon_kl import DistillationLoss, KLDivLoss
+from gluon_kl import DistillationLoss
 from gluon_kl.metric import KLDivergence
 
-parser = argparse.ArgumentParser(description="Distil a digit reader into a smaller one, from few labelled rows.")
-parser.add_argument("--rows", type=int, nargs="+", default=[2, 5, 20], metavar="N",
-                    help="labelled rows of each digit, one experiment per number (default: 2 5 20)")
-parser.add_argument("--seeds", type=int, default=5, help="students of each kind (default: %(default)s)")
-parser.add_argument("--steps", type=int, default=200, help="training steps per student (default: %(default)s)")
-parser.add_argument("--hidden", type=int, default=32, help="hidden units of a student (default: %(default)s)")
-parser.add_argument("--temperature", type=float, default=4.0, help="softens the teacher (default: %(default)s)")
-parser.add_argument("--figures", type=Path, default=plots.FIGURES, help="folder for the figures")
+parser = argparse.ArgumentParser(
+    description="Distil a digit reader into a smaller one.")
+option = parser.add_argument
+option("--rows", type=int, nargs="+", default=[2, 5, 20], metavar="N",
+       help="rows of each digit, one experiment per N (default: 2 5 20)")
+option("--seeds", type=int, default=5,
+       help="students of each kind (default: %(default)s)")
+option("--steps", type=int, default=200,
+       help="training steps per student (default: %(default)s)")
+option("--hidden", type=int, default=32,
+       help="hidden units of a student (default: %(default)s)")
+option("--temperature", type=float, default=4.0,
+       help="softens the teacher's opinion (default: %(default)s)")
+option("--figures", type=Path, default=plots.FIGURES,
+       help="folder for the figures (default: that of the project)")
 options = parser.parse_args(None if __name__ == "__main__" else [])
+T = options.temperature
 plt.style.use(plots.STYLE)
 
 
 def load_scans():
-    """Load the scans, with pixels from 0 to 1, and their digits: those to learn from, and 600 held out."""
+    """Load scans, pixels from 0 to 1, and digits; 600 are held out."""
     scans, digits = load_digits(return_X_y=True)
-    return train_test_split(scans / 16, digits, test_size=600, stratify=digits, random_state=0)
+    return train_test_split(scans / 16, digits, test_size=600,
+                            stratify=digits, random_state=0)
 
 
-T = options.temperature
 scans, held_out_scans, digits, held_out_digits = load_scans()
-print(f"{len(scans)} scans to learn from, {len(held_out_scans)} held out")
+print(f"to learn from: {len(scans)} scans")
+print(f"held out: {len(held_out_scans)} scans")
 
 # %%
 # One loss for everybody
@@ -81,8 +90,10 @@ print(f"{len(scans)} scans to learn from, {len(held_out_scans)} held out")
 def make_network(*hidden):
     """Build a network from the 64 pixels of a scan to 10 raw scores."""
     net = gluon.nn.HybridSequential()
-    net.add(*(gluon.nn.Dense(units, activation="relu") for units in hidden), gluon.nn.Dense(10))
-    net.cast("float64")  # for this page only: every machine prints the same
+    for units in hidden:
+        net.add(gluon.nn.Dense(units, activation="relu"))
+    net.add(gluon.nn.Dense(10))
+    net.cast("float64")
     net.initialize(mx.init.Xavier())
     net.hybridize(static_alloc=True, static_shape=True)
     return net
@@ -90,21 +101,24 @@ def make_network(*hidden):
 
 def make_loss(temperature, hard_weight):
     """Make a hybridized DistillationLoss."""
-    loss = DistillationLoss(temperature=temperature, hard_weight=hard_weight)
+    loss = DistillationLoss(temperature, hard_weight)
     loss.hybridize(static_alloc=True, static_shape=True)
     return loss
 
 
-def fit(loss, hidden, scans, digits, teacher_scores, steps, seed, batch_size=50, rate=0.01):
-    """Train a new network on rows of scans, with class indices or teacher's scores or both; return it."""
-    mx.random.seed(seed)
-    net = make_network(*hidden)
-    trainer = gluon.Trainer(net.collect_params(), "adam", {"learning_rate": rate})
-    arrays = [nd.array(x, dtype="float64") for x in (scans, digits, teacher_scores)]
-    size = min(batch_size, len(scans))
+def fit(net, loss, scans, digits, teacher_scores, steps, rate, seed):
+    """Train on scans with their digits and a teacher's scores.
+
+    A step sees 50 rows, or all if there are fewer.
+    """
+    trainer = gluon.Trainer(
+        net.collect_params(), "adam", {"learning_rate": rate})
+    arrays = [array(x) for x in (scans, digits, teacher_scores)]
+    size = min(50, len(scans))
     random = np.random.RandomState(seed)
     epochs = steps * size // len(scans) + 1
-    order = np.concatenate([random.permutation(len(scans)) for _ in range(epochs + 1)])
+    order = np.concatenate([
+        random.permutation(len(scans)) for _ in range(epochs)])
     for step in range(steps):
         rows = nd.array(order[step * size:(step + 1) * size])
         inputs, labels, targets = (x.take(rows) for x in arrays)
@@ -115,12 +129,11 @@ def fit(loss, hidden, scans, digits, teacher_scores, steps, seed, batch_size=50,
             loss.check_inputs(pred, labels, targets)
         values.backward()
         trainer.step(size)
-    return net
 
 
-def scores_of(net, scans):
-    """Give a network's raw scores for scans, shape (scans, 10)."""
-    return net(nd.array(scans, dtype="float64")).asnumpy()
+def array(x):
+    """Make an MXNet array of 64-bit numbers."""
+    return nd.array(x, dtype="float64")
 
 
 def accuracy(scores):
@@ -130,19 +143,25 @@ def accuracy(scores):
 
 # %%
 # ``check_inputs`` looks at the first batch and raises an error that names the likely mistake, such as probabilities
-# where scores belong, or one-hot rows where class indices do. Later batches are made the same way, and are not looked
+# where scores belong, or a class for which there is no score. Later batches are made the same way, and are not looked
 # at again.
+#
+# (64-bit numbers are for this page only: round-off is then too small to show, and every machine prints the same.)
 #
 # The teacher
 # -----------
 
-nobody = np.zeros((len(scans), 10))  # there is no teacher to listen to yet
-teacher = fit(make_loss(T, 1.0), (256, 256), scans, digits, nobody, steps=500, seed=0, rate=0.001)
+mx.random.seed(0)
+teacher = make_network(256, 256)
+nobody = np.zeros((len(scans), 10))  # no teacher taught the teacher
+fit(teacher, make_loss(1.0, hard_weight=1.0), scans, digits, nobody,
+    steps=500, rate=0.001, seed=0)
 
-teacher_scores, teacher_held_out = scores_of(teacher, scans), scores_of(teacher, held_out_scans)
-student_size, teacher_size = ((64 + 1) * n + (n + 1) * 10 + k for n, k in ((options.hidden, 0), (256, 257 * 256)))
-print(f"teacher: {teacher_size} parameters, {accuracy(teacher_held_out):.1%} of the held-out scans read rightly")
-print(f"student: {student_size} parameters")
+teacher_scores = teacher(array(scans)).asnumpy()
+teacher_held_out = teacher(array(held_out_scans)).asnumpy()
+seen = np.mean(teacher_scores.argmax(axis=1) == digits)
+print(f"seen scans read rightly: {seen:.1%}")
+print(f"held-out scans read rightly: {accuracy(teacher_held_out):.1%}")
 
 # %%
 # What the teacher has to say
@@ -154,21 +173,24 @@ print(f"student: {student_size} parameters")
 
 ranked = np.sort(teacher_scores, axis=1)
 lead = ranked[:, -1] - ranked[:, -2]
-hesitant = [min(np.flatnonzero(digits == digit), key=lead.__getitem__) for digit in (1, 5, 9)]
-by_temperature = [nd.softmax(nd.array(teacher_scores, dtype="float64"), temperature=t).asnumpy()
-                  for t in (1, T)]
+unsure = [min(np.flatnonzero(digits == digit), key=lead.__getitem__)
+          for digit in (1, 5, 9)]
+cold, warm = (array(teacher_scores).softmax(temperature=t).asnumpy()
+              for t in (1, T))
 
-fig, grid = plt.subplots(3, 2, figsize=(6.4, 7.2), gridspec_kw={"width_ratios": [1, 3]})
+fig, grid = plt.subplots(
+    3, 2, figsize=(6.4, 7.2), gridspec_kw={"width_ratios": [1, 3]})
 fig.suptitle("The teacher's opinion, at two temperatures")
-for (scan, bars), row in zip(grid, hesitant):
+for (scan, bars), row in zip(grid, unsure):
     plots.draw_scan(scan, scans[row].reshape(8, 8))
     scan.set_title(f"label: {digits[row]}")
-    names = ["T = 1", f"T = {T:g}"]
-    plots.draw_distributions(bars, range(10), by_temperature[0][row], by_temperature[1][row], names)
+    plots.draw_distributions(
+        bars, range(10), cold[row], warm[row], ("T = 1", f"T = {T:g}"))
 fig.savefig(options.figures / "distillation_teacher.png", **plots.PNG)
 
-for temperature, probabilities in zip((1, T), by_temperature):
-    print(f"T = {temperature:g}: {1 - probabilities.max(axis=1).mean():.4f} of the probability is not on the first choice")
+print("probability of all but the first choice")
+for t, opinion in ((1, cold), (T, warm)):
+    print(f"T = {t:g}: {1 - opinion.max(axis=1).mean():.1%}")
 
 # %%
 # A higher temperature also flattens the slope of the divergence, by :math:`1/T^2`. That is what the factor
@@ -182,51 +204,58 @@ for temperature, probabilities in zip((1, T), by_temperature):
 # draws rows and first weights of its own.
 
 
-def few_rows(digits, each, seed):
-    """Draw rows at random, `each` of every digit."""
-    random = np.random.RandomState(seed)
-    return np.concatenate([random.choice(np.flatnonzero(digits == digit), each, replace=False) for digit in range(10)])
-
-
 STUDENTS = {
-    "labels alone": make_loss(T, 1.0),
-    "teacher alone": make_loss(T, 0.0),
-    "both": make_loss(T, 0.5),
+    "labels alone": make_loss(T, hard_weight=1.0),
+    "teacher alone": make_loss(T, hard_weight=0.0),
+    "both": make_loss(T, hard_weight=0.5),
 }
 
 
+def few_rows(each, seed):
+    """Draw rows at random, `each` of every digit."""
+    random = np.random.RandomState(seed)
+    members = [np.flatnonzero(digits == digit) for digit in range(10)]
+    return np.concatenate([
+        random.choice(rows, each, replace=False) for rows in members])
+
+
 def distance_to_teacher(scores):
-    """Average KL(teacher || student) over the held-out scans, in nats."""
+    """Average KL(teacher || student) over held-out scans, in nats."""
     metric = KLDivergence(from_logits=False, label_space="logits")
-    metric.update(nd.array(teacher_held_out, dtype="float64"), nd.array(scores, dtype="float64"))
+    metric.update(array(teacher_held_out), array(scores))
     return metric.get()[1]
 
 
-def train_student(loss, rows, seed, teacher_scores=teacher_scores):
-    """Train a student on `rows` alone; return its held-out accuracy and distance to the teacher."""
-    net = fit(loss, (options.hidden,), scans[rows], digits[rows], teacher_scores[rows], options.steps, seed)
-    scores = scores_of(net, held_out_scans)
+def teach(loss, rows, seed, teacher_scores=teacher_scores):
+    """Train a student on `rows`; give its accuracy and distance."""
+    mx.random.seed(seed)
+    student = make_network(options.hidden)
+    fit(student, loss, scans[rows], digits[rows], teacher_scores[rows],
+        options.steps, rate=0.01, seed=seed)
+    scores = student(array(held_out_scans)).asnumpy()
     return accuracy(scores), distance_to_teacher(scores)
 
 
-# {name: array of shape (numbers of rows, seeds, 2)}, the last axis being accuracy and distance
-results = {name: np.zeros((len(options.rows), options.seeds, 2)) for name in STUDENTS}
-with tqdm(total=len(options.rows) * options.seeds * len(STUDENTS), unit="student", disable=None) as bar:
-    for i, each in enumerate(options.rows):
-        for seed in range(options.seeds):
-            for name, loss in STUDENTS.items():
-                results[name][i, seed] = train_student(loss, few_rows(digits, each, seed), seed)
-                bar.update()
+seeds = range(options.seeds)
+runs = [(i, name, seed) for i in range(len(options.rows))
+        for name in STUDENTS for seed in seeds]
+results = {name: np.zeros((len(options.rows), options.seeds, 2))
+           for name in STUDENTS}
+for i, name, seed in tqdm(runs, unit="student", disable=None):
+    rows = few_rows(options.rows[i], seed)
+    results[name][i, seed] = teach(STUDENTS[name], rows, seed)
 
-print("rows of each digit, told by        accuracy: mean, worst and best seed")
+print("rows told by         mean  worst   best")
 for i, each in enumerate(options.rows):
     for name, values in results.items():
-        reached = values[i, :, 0]
-        print(f"{each:18}  {name:13}  {reached.mean():19.1%}  {reached.min():.1%} to {reached.max():.1%}")
+        right = values[i, :, 0]
+        print(f"{each:4} {name:13} {right.mean():6.1%} "
+              f"{right.min():6.1%} {right.max():6.1%}")
 
 # %%
-# The teacher's words are worth several times as many labels. Adding the labels to them changes little: the teacher
-# is right about nearly all of these rows, so its opinion has the label in it.
+# On two rows of each digit the teacher's opinion does what labels do on five, and on five nearly what labels do on
+# twenty. Adding the labels to it changes little: the teacher is right about nearly all of these rows, so its opinion
+# has the label in it.
 #
 # Is it the teacher, or only the softness?
 # ----------------------------------------
@@ -237,20 +266,27 @@ for i, each in enumerate(options.rows):
 
 middle = len(options.rows) // 2
 even_scores = np.log(0.9 * np.eye(10)[digits] + 0.01)
-CONTROLS = {
-    "softened labels": (make_loss(1.0, 0.0), even_scores),
-    "teacher at T = 1": (make_loss(1.0, 0.0), teacher_scores),
-}
-controls = {
-    name: np.array([train_student(loss, few_rows(digits, options.rows[middle], seed), seed, scores)
-                    for seed in range(options.seeds)])
-    for name, (loss, scores) in CONTROLS.items()
-}
 
-compared = {"labels alone": results["labels alone"][middle], **controls, f"teacher at T = {T:g}": results["teacher alone"][middle]}
+
+def teach_all(loss, teacher_scores):
+    """Teach one student per seed on the middle number of rows."""
+    rows = [few_rows(options.rows[middle], seed) for seed in seeds]
+    return np.array([
+        teach(loss, rows[seed], seed, teacher_scores)
+        for seed in tqdm(seeds, unit="student", disable=None)])
+
+
+at_one = make_loss(1.0, hard_weight=0.0)
+compared = {
+    "labels": results["labels alone"][middle],
+    "softened labels": teach_all(at_one, even_scores),
+    "teacher, T = 1": teach_all(at_one, teacher_scores),
+    f"teacher, T = {T:g}": results["teacher alone"][middle],
+}
 print(f"{options.rows[middle]} rows of each digit")
 for name, values in compared.items():
-    print(f"{name:17}  {values[:, 0].mean():.1%} right, {values[:, 1].mean():.2f} nats from the teacher")
+    right, nats = values.mean(axis=0)
+    print(f"{name:15} {right:6.1%}, {nats:.2f} nats off")
 
 # %%
 # Even softness teaches nothing here, so it is the teacher; and without the temperature most of what it knows stays
@@ -264,9 +300,13 @@ for name, values in compared.items():
 # into the teacher: this student shows what *passes through* a teacher, not how to do without labels.)
 
 everything = np.arange(len(scans))
-pool = np.array([train_student(STUDENTS["teacher alone"], everything, seed) for seed in range(options.seeds)])
-print(f"teacher's opinion on {len(scans)} scans: {pool[:, 0].mean():.1%} right, "
-      f"{pool[:, 0].min():.1%} to {pool[:, 0].max():.1%}")
+all_scans = np.array([
+    teach(STUDENTS["teacher alone"], everything, seed)
+    for seed in tqdm(seeds, unit="student", disable=None)])
+
+right = all_scans[:, 0]
+print(f"taught on {len(scans)} scans: {right.mean():.1%}")
+print(f"worst and best seed: {right.min():.1%}, {right.max():.1%}")
 
 # %%
 # All results
@@ -277,15 +317,17 @@ print(f"teacher's opinion on {len(scans)} scans: {pool[:, 0].mean():.1%} right, 
 
 fig, (top, bottom) = plt.subplots(2, 1, figsize=(6.4, 8), sharex=True)
 fig.suptitle("Taught by labels, by a teacher, by both")
-for ax, measure in ((top, 0), (bottom, 1)):
-    plots.draw_seeds(ax, options.rows, {name: values[:, :, measure] for name, values in results.items()})
-top.axhline(accuracy(teacher_held_out), color="black", linewidth=1.2, linestyle=":", label="the teacher itself")
-top.axhline(pool[:, 0].mean(), color="black", linewidth=1.2, label="student, all scans, no labels")
+for ax, kind in ((top, 0), (bottom, 1)):
+    plots.draw_seeds(ax, options.rows, {
+        name: values[:, :, kind] for name, values in results.items()})
+reached = accuracy(teacher_held_out)
+plots.draw_level(top, reached, "the teacher itself", ":")
+plots.draw_level(top, right.mean(), "taught on all scans", "-")
 top.set_ylabel("read rightly (held out)")
 top.yaxis.set_major_formatter("{x:.0%}")
 top.legend(loc="lower right")
-bottom.set_ylabel("nats from the teacher")
 bottom.set_ylim(bottom=0)
+bottom.set_ylabel("nats from the teacher")
 bottom.set_xlabel("rows of each digit that the student sees")
 fig.savefig(options.figures / "knowledge_distillation.png", **plots.PNG)
 
@@ -293,9 +335,10 @@ fig.savefig(options.figures / "knowledge_distillation.png", **plots.PNG)
 # And in one number, seed by seed on equal rows and equal first weights: how much more of the held-out scans the student
 # reads that learned from the teacher.
 
-gain = (results["teacher alone"] - results["labels alone"])[middle, :, 0]
-print(f"gain at {options.rows[middle]} rows of each digit: {100 * gain.mean():.1f} points, "
-      f"{100 * gain.min():.1f} to {100 * gain.max():.1f}")
+gain = results["teacher alone"] - results["labels alone"]
+gain = 100 * gain[middle, :, 0]
+print(f"gain with {options.rows[middle]} rows of each digit:")
+print(f"{gain.mean():.1f} points, {gain.min():.1f} to {gain.max():.1f}")
 
 # %%
 # What to take away

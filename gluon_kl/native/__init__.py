@@ -142,9 +142,10 @@ def kl_divergence(F, pred, label, row_weight=None, *, wanted=None, axis=-1, batc
             # tell it from every other, MXNet merges it with theirs and the sum lands on the operator again.
             inputs = [mx.sym.identity(x, attr={"__gluon_kl_use__": uuid.uuid4().hex}) for x in inputs]
         return getattr(mx.sym._internal, _NAME)(*inputs, **attributes)[0]
-    if wanted is None:
-        inputs = [guard(x) if is_recorded(x) else x for x in inputs]
-    if row_weight is None and label_space != "logits" and pred.size < _SMALL:
+    recording = mx.autograd.is_recording()
+    if wanted is None and recording:
+        inputs = [guard(x, is_recorded(x)) for x in inputs]
+    if not recording or row_weight is None and label_space != "logits" and pred.size < _SMALL:
         attributes["keep"] = 0
     result = getattr(mx.nd._internal, _NAME)(*inputs, **attributes)
     return result[0] if isinstance(result, list) else result
