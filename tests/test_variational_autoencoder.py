@@ -165,9 +165,7 @@ def test_draw_plane_marks_each_point_with_its_digit(inside):
     points, digits = np.array([[0.0, 1.0], [1.0, 0.0], [-1.0, 0.5]]), np.array([3, 7, 3])
     _, ax = plt.subplots()
     inside["plots"].draw_plane(ax, points, digits, 2.5)
-    placed = [np.asarray(group.get_offsets()).tolist() for group in ax.collections]
-    assert placed[3] == [[0, 1], [-1, 0.5]]
-    assert placed[7] == [[1, 0]]
-    assert sum(map(len, placed)) == 3
+    assert [(*text.get_position(), text.get_text()) for text in ax.texts] == [(0, 1, "3"), (1, 0, "7"), (-1, 0.5, "3")]
+    assert ax.texts[0].get_color() == ax.texts[2].get_color() != ax.texts[1].get_color()
     assert (ax.get_xlim(), ax.get_ylim()) == ((-2.5, 2.5), (-2.5, 2.5))
     plt.close("all")

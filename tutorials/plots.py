@@ -189,9 +189,10 @@ def draw_sheet(ax, images):
 
 def draw_plane(ax, points, digits, edge):
     """Put each point (x, y) on the plane as the digit that it stands for."""
-    colors = "0072B2 E69F00 009E73 CC79A7 D55E00 56B4E9 000000 8C6D1F 7A52A5 7F7F7F"
-    for digit, color in enumerate(f"#{color}" for color in colors.split()):
-        ax.scatter(*points[digits == digit].T, marker=f"${digit}$", s=60, color=color, linewidths=0.4)
+    colors = "0072B2 B37400 00805D B8558C D55E00 3389B8 000000 806318 7A52A5 707070".split()
+    for (x, y), digit in zip(points, digits):  # markers of letters differ with matplotlib's version, text does not
+        ax.text(x, y, str(digit), color=f"#{colors[digit]}", fontsize=9, ha="center", va="center", clip_on=True,
+                in_layout=False)
     ax.set(xlim=(-edge, edge), ylim=(-edge, edge), aspect="equal")
     ax.grid(True, axis="both")
     ax.set_xlabel("first latent variable")
