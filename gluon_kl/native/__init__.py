@@ -56,6 +56,15 @@ def _loaded():
         return _load()
 
 
+@functools.lru_cache(maxsize=None)
+def _operators():
+    """The operator on arrays and on Symbols."""
+    library, reason = _loaded()
+    if library is None:
+        raise RuntimeError("the fused operator is not available: " + reason)
+    return getattr(mx.nd._internal, _NAME), getattr(mx.sym._internal, _NAME)
+
+
 def is_available():
     """Whether the fused operator was built, loads, and is not turned off."""
     return _loaded()[0] is not None
@@ -142,12 +151,12 @@ class _SmallCall:
     def __call__(self, inputs):
         self.calls += 1
         if self.calls == 1:
-            result = getattr(mx.nd._internal, _NAME)(*[_guarded(x) for x in inputs], **self.attributes)
+            result = _operators()[0](*[_guarded(x) for x in inputs], **self.attributes)
             return result[0] if isinstance(result, list) else result
         if self.graph is None:
             ends = [mx.sym.var("input%d" % i) for i in range(len(inputs))]
             ends = [_guarded_symbol(x) if guard else x for x, guard in zip(ends, self.guarded)]
-            output = getattr(mx.sym._internal, _NAME)(*ends, **self.attributes)
+            output = _operators()[1](*ends, **self.attributes)
             self.graph = mx.nd.CachedOp(output[0], [("static_alloc", True), ("static_shape", True)])
         return self.graph(*inputs)
 
@@ -192,10 +201,9 @@ def kl_divergence(F, pred, label, row_weight=None, *, axis=-1, batch_axis=0, pre
     options = (axis, batch_axis, pred_space, label_space, mean, scale, epsilon, inv_temperature, row_weight is not None)
     inputs = (pred, label) if row_weight is None else (pred, label, row_weight)
     if F is mx.sym:
-        operator = getattr(mx.sym._internal, _NAME)
-        return operator(*[_guarded_symbol(x) for x in inputs], **_attributes(*options))[0]
+        return _operators()[1](*[_guarded_symbol(x) for x in inputs], **_attributes(*options))[0]
 
-    operator = getattr(mx.nd._internal, _NAME)
+    operator = _operators()[0]
     if not mx.autograd.is_recording():
         return operator(*inputs, keep=0, **_attributes(*options))
     wanted = [_in_graph(x) for x in inputs]
