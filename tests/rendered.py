@@ -4,6 +4,7 @@ import functools
 import sys
 
 import pytest
+
 import tasks
 
 
