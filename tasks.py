@@ -202,7 +202,7 @@ def build_site(python, only="", arguments=()):
     options = ["-D", f"sphinx_gallery_conf.filename_pattern={only}",
                "-D", f"html_theme_options.announcement={QUICK_NOTICE}"] if only else []
     step("Running the walkthrough and rendering it" if only else "Running every tutorial and rendering the site",
-         [python, "-m", "sphinx", "-W", "--keep-going", "-n", *options, *arguments, "docs", SITE])
+         [python, "-m", "sphinx", "-W", "--keep-going", "-n", "--no-color", *options, *arguments, "docs", SITE])
     stamp.write_text(f"{site_digest(python)}\n{only}")
 
 

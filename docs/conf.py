@@ -17,10 +17,10 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",  # numpydoc leaves out a section that it does not know, such as Inputs
     "sphinx.ext.viewcode",
     "sphinx_gallery.gen_gallery",
     "myst_parser",  # for CHANGELOG.md
-    "numpydoc",
 ]
 exclude_patterns = ["_build", "gallery/backreferences", "templates"]
 templates_path = ["templates"]
@@ -30,7 +30,9 @@ nitpick_ignore_regex = [  # an inventory of these would come from the network
 
 autosummary_generate = True
 autodoc_typehints = "none"  # the docstrings say it in words
-numpydoc_show_class_members = False
+napoleon_google_docstring = False
+napoleon_use_param = napoleon_use_rtype = False
+napoleon_custom_sections = [("Inputs", "params_style"), ("Outputs", "params_style")]
 
 # Everything the page needs comes with it: MathJax is copied from a Python package, and SVG needs no fonts.
 # (That package as an extension would insist on its own mathjax_path.)

@@ -11,7 +11,11 @@ from typing import Any, Callable, List, NamedTuple, Optional, Sequence, Tuple
 
 import mxnet as mx
 import numpy as np
+from mxnet import autograd
 from mxnet.gluon.loss import Loss
+from mxnet.ndarray import NDArray
+from mxnet.ndarray.sparse import BaseSparseNDArray
+from mxnet.symbol import Symbol
 
 from gluon_kl.divergence import sum_per_sample
 from gluon_kl.native.requests import guard, is_recorded
@@ -87,18 +91,18 @@ def check_kinds(names: Sequence[str], inputs: Sequence[Any], optional: Sequence[
 
     Only an `optional` one may be None.
     """
-    symbolic = isinstance(inputs[0], mx.sym.Symbol)
+    symbolic = isinstance(inputs[0], Symbol)
     for name, x in zip(names, inputs):
-        if x is None and name in optional:
+        if type(x) is NDArray and not symbolic or x is None and name in optional:
             continue
-        if not isinstance(x, (mx.nd.NDArray, mx.sym.Symbol)):
+        if not isinstance(x, (NDArray, Symbol)):
             raise TypeError(
                 f"{name} must be an MXNet array or Symbol, not {type(x).__module__}.{type(x).__name__}; "
                 f"convert it with mx.nd.array({name}) or mx.np.array({name})"
             )
-        if isinstance(x, mx.nd.sparse.BaseSparseNDArray):
+        if isinstance(x, BaseSparseNDArray):
             raise TypeError(f"{name} must be dense, not {x.stype}; convert it with {name}.tostype('default')")
-        if isinstance(x, mx.sym.Symbol) != symbolic:
+        if isinstance(x, Symbol) != symbolic:
             raise TypeError(f"{names[0]} and {name} must both be arrays or both be Symbols")
     return symbolic
 
@@ -236,11 +240,10 @@ class CheckedLoss(Loss):
                 out = self._compute(mx.sym, None, *legacy)
         else:
             checked, facts = self._check(*legacy)
-            checked = tuple([guard(x) if recorded else x for x, recorded in zip(checked, facts.recorded)])
+            if autograd.is_recording():
+                checked = tuple([x if x is None else guard(x, recorded) for x, recorded in zip(checked, facts.recorded)])
             if self._active:
-                self._use_graph_of(facts)
-                with checked[0].context:
-                    out = self._call_cached_op(*checked)
+                out = self._run_graph(facts, checked)
             else:
                 out = self._compute(mx.nd, facts, *checked)
         return out.as_np_ndarray() if numpy_kind else out
@@ -249,15 +252,19 @@ class CheckedLoss(Loss):
         """Trace the graph of the facts at hand; only a hybridized block of our own comes here."""
         return self._compute(F, self._facts, x, *inputs)
 
-    def _use_graph_of(self, facts: Facts) -> None:
-        """Make Gluon's one cached graph the one that was traced for these facts."""
-        if facts == self._facts:
-            return
-        if self._cached_op is not None:
-            self._graphs[self._facts] = [getattr(self, field) for field in _GRAPH_FIELDS]
-        for field, value in zip(_GRAPH_FIELDS, self._graphs.get(facts, ((), None, [], None, None))):
-            setattr(self, field, value)
-        self._facts = facts
+    def _run_graph(self, facts: Facts, inputs: Sequence[Any]) -> Any:
+        """Run the graph that was traced for these facts, having made it Gluon's one cached graph."""
+        if facts != self._facts:
+            if self._cached_op is not None:
+                self._graphs[self._facts] = [getattr(self, field) for field in _GRAPH_FIELDS]
+            for field, value in zip(_GRAPH_FIELDS, self._graphs.get(facts, ((), None, [], None, None))):
+                setattr(self, field, value)
+            self._facts = facts
+        if self._cached_op is None or self._callback:
+            with facts.device:
+                return self._call_cached_op(*inputs)
+        present = [x for x in inputs if x is not None]
+        return self._cached_op(*[present[i] for _, i in self._cached_op_args])
 
     def _clear_cached_op(self) -> None:
         super()._clear_cached_op()

@@ -80,7 +80,7 @@ def visits(browser, site, address):  # noqa: F811
                 theme: document.documentElement.dataset.theme,
                 width: document.documentElement.scrollWidth,
                 formulas: document.querySelectorAll('.math').length,
-                typeset: document.querySelectorAll('.math mjx-container svg').length,
+                typeset: document.querySelectorAll('.math > mjx-container > svg').length,
                 errors: document.querySelectorAll('[data-mjx-error], mjx-merror').length,
                 ids: [...document.querySelectorAll('[id]')].map(tag => tag.id),
                 links: [...document.querySelectorAll('a[href]')].map(tag => tag.href),

@@ -7,12 +7,12 @@ import pickle
 
 import mxnet as mx
 import numpy as np
-import oracle
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+import oracle
 from gluon_kl import DistillationLoss, GaussianKLLoss, JSDivLoss, KLDivLoss, ReverseKLDivLoss
 
 FLOATS = ("float16", "float32", "float64")
@@ -455,7 +455,7 @@ def test_exactly_zero_at_equality(run, rng, make, dtype):
     if len(inputs) == 2:
         x[0, 0] = -INF
     assert (run(loss, *inputs) == 0).all()
-    if not repr(loss).startswith("ReverseKLDivLoss(from_logits=True"):  # a sum over free log-probabilities has no minimum
+    if not repr(loss).startswith("ReverseKLDivLoss(from_logits=True"):  # free log-probabilities have no minimum there
         assert all(abs(gradient).max() < 1e-6 for gradient in run.gradients(loss, *inputs))
     assert len(inputs) == 4 or (run(DistillationLoss(3.0), x, None, x) == 0).all()
 

@@ -47,7 +47,7 @@ parser.add_argument("--epochs", type=int, default=12, help="(default: %(default)
 parser.add_argument("--batch", type=int, default=96, help="rows per step, all workers together (default: %(default)s)")
 parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
 parser.add_argument("--save", metavar="FILE", help="where the worker of rank 0 writes the trained parameters")
-parser.add_argument("--figures", type=Path, default=SCRIPT.parent.parent / "figures", help="folder for the figure")
+parser.add_argument("--figures", type=Path, help="folder for the figure (default: figures, beside tutorials)")
 options = parser.parse_args(None if __name__ == "__main__" else [])
 
 # %%
@@ -221,7 +221,7 @@ def run(commands, patience, heard):
                 name, line = lines.get(timeout=patience)
             except queue.Empty:
                 waiting = ", ".join(sorted(running))
-                raise RuntimeError(f"nothing heard for {patience:g} s from any of: {waiting}; run stopped") from None
+                raise RuntimeError(f"nothing heard for {patience:g} s from {waiting}: the run was stopped") from None
             if line is not None:
                 said[name].append(line)
                 heard(name, line, processes)
@@ -231,7 +231,7 @@ def run(commands, patience, heard):
             if code:
                 how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
                 words = "".join(f"\n  {line}" for line in said[name][-5:])
-                raise RuntimeError(f"{name} {how}; run stopped; it last said:{words or ' nothing'}")
+                raise RuntimeError(f"{name} {how}, and the run was stopped\nits last words:{words or ' none'}")
     finally:
         for process in processes.values():
             process.kill()
@@ -249,7 +249,7 @@ def train_distributed(hosts, host, workers, root, disturb=lambda name, epoch, pr
     if options.save:
         arguments.append(f"--save={options.save}")
     curves = {f"worker {i}": [] for i in range(workers)}
-    with tqdm(total=options.epochs * workers, unit="epoch") as bar:
+    with tqdm(total=options.epochs * workers, unit="epoch", disable=None) as bar:
 
         def heard(name, line, processes):
             if line.startswith("{"):
@@ -276,41 +276,19 @@ for name, curve in together.items():
 
 import matplotlib.pyplot as plt  # down here, where no worker comes
 
-plt.style.use(SCRIPT.parent / "matplotlibrc")
+import plots
 
+plt.style.use(plots.STYLE)
 
-def draw_roles(ax, workers):
-    """Who talks to whom."""
-    box = {"boxstyle": "round,pad=0.6", "facecolor": "white", "edgecolor": "C0"}
-    ax.set(xlim=(-0.7, workers - 0.3), ylim=(-0.35, 2.5), xticks=[], yticks=[], title="Who talks to whom")
-    ax.spines[:].set_visible(False)
-    middle = (workers - 1) / 2
-    ax.text(middle, 2, "server\nadds gradients, takes the step", ha="center", va="center", bbox=box)
-    for i in range(workers):
-        rows = f"rows {i}, {i + workers}, {i + 2 * workers}, ..."
-        ax.text(i, 0, f"worker {i}\n{rows}", ha="center", va="center", bbox=box)
-        for shift, start, end, color in ((-0.08, 0.35, 1.65, "C0"), (0.08, 1.65, 0.35, "C1")):
-            here, there = (i + shift, middle + (i - middle) * 0.5 + shift)[:: 1 if start < end else -1]
-            ax.annotate("", (there, end), (here, start), arrowprops={"arrowstyle": "->", "color": color, "lw": 2})
-    ax.text(-0.3, 1, "gradients", color="C0", ha="right", va="center")
-    ax.text(workers - 0.7, 1, "parameters", color="C1", ha="left", va="center")
-
-
-def draw_agreement(ax, alone, together):
-    epochs = range(1, len(alone) + 1)
-    ax.plot(epochs, np.round(alone, 4), color="black", label="one process")
-    for marker, (name, curve) in zip("o+xsd", together.items()):
-        ax.plot(epochs, np.round(curve, 4), ls="", marker=marker, ms=9, mfc="none", label=name)
-    ax.set(title="Held-out divergence", xlabel="epoch", ylabel="nats", ylim=(0, None))
-    ax.xaxis.get_major_locator().set_params(integer=True)
-    ax.legend()
-
-
-figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
-draw_roles(left, options.workers)
-draw_agreement(right, alone, together)
-options.figures.mkdir(exist_ok=True)
-figure.savefig(options.figures / "distributed_training.png", dpi=150, metadata={"Software": None})
+fig, (top, bottom) = plt.subplots(2, 1, figsize=(5.8, 6))
+fig.suptitle("One training, several processes")
+top.set_title("Who talks to whom")
+plots.draw_roles(top, options.workers)
+bottom.set_title("Held-out digits")
+plots.draw_agreement(bottom, alone, together)
+folder = options.figures or plots.FIGURES
+folder.mkdir(exist_ok=True)
+fig.savefig(folder / "distributed_training.png", **plots.PNG)
 
 # %%
 # An accident

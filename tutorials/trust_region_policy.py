@@ -31,18 +31,17 @@ from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from mxnet import autograd, gluon, nd
 from tqdm import tqdm
 
+import plots
 from gluon_kl import KLDivLoss
-
-HERE = Path(__file__).resolve().parent
 
 parser = argparse.ArgumentParser(description="Natural-gradient steps within a trust region, on CartPole.")
 parser.add_argument("--updates", type=int, default=20, help="policy updates per run (default: %(default)s)")
 parser.add_argument("--episodes", type=int, default=8, help="episodes played per update (default: %(default)s)")
 parser.add_argument("--seeds", type=int, default=5, help="runs per method (default: %(default)s)")
 parser.add_argument("--delta", type=float, default=0.01, help="bound on the mean divergence (default: %(default)s)")
-parser.add_argument("--figures", type=Path, default=HERE.parent / "figures", help="folder for the figure")
+parser.add_argument("--figures", type=Path, help="folder for the figure (default: figures, beside tutorials)")
 options = parser.parse_args(None if __name__ == "__main__" else [])
-plt.style.use(HERE / "matplotlibrc")
+plt.style.use(plots.STYLE)
 
 # %%
 # The policy, and its games
@@ -162,22 +161,28 @@ print(f"{divergence(nd.array([[0.0, 1.0]]), nd.array([[0.0, 0.0]])).asscalar():.
 #
 # A product with a Hessian is usually had by differentiating twice. MXNet cannot do that here: few of its
 # operators have a second derivative, and ``log_softmax`` and ``softmax`` are not among them
-# (*"_backward_log_softmax is non-differentiable"*), nor is any custom operator. But :math:`F` is the
-# Hessian of the mean divergence at a point where its gradient is exactly 0, and so one gradient, a small
-# step :math:`\epsilon` away, is enough:
+# (*"_backward_log_softmax is non-differentiable"*), nor is any custom operator. But first derivatives are
+# exact, and their difference across a short distance :math:`\epsilon` is as good:
 #
-# .. math:: F v \approx \nabla \overline{\mathrm{KL}}(\theta_{\text{old}} + \epsilon v) \,/\, \epsilon
+# .. math::
 #
-# In float64 and with :math:`\epsilon \lVert v \rVert = 10^{-6}` about six digits are right, more than
-# conjugate gradients need. A little damping keeps the directions that change no decision from being taken
-# for free.
+#    F v \approx \frac{\nabla D(\theta + \epsilon v) - \nabla D(\theta - \epsilon v)}{2 \epsilon},
+#    \quad D = \overline{\mathrm{KL}}
+#
+# In float64, with :math:`\epsilon \lVert v \rVert = 10^{-3}`, six digits are right, more than conjugate
+# gradients need. A little damping keeps them from taking directions that change no decision for free.
 
 
-def fisher_vector_product(policy, states, old_logits, vector, length=1e-6):
-    """F v, from the gradient of the mean divergence `length` away in v's direction; moves the policy there."""
+def fisher_vector_product(policy, states, old_logits, vector, length=1e-3):
+    """F v at the policy's parameters, from gradients of the mean divergence `length` away on either side."""
+    here = get_parameters(policy)
     size = np.linalg.norm(vector)
-    set_parameters(policy, get_parameters(policy) + vector * (length / size))
-    return gradient(policy, lambda: mean_divergence(policy, states, old_logits)) * (size / length)
+    sides = []
+    for distance in (length, -length):
+        set_parameters(policy, here + vector * (distance / size))
+        sides.append(gradient(policy, lambda: mean_divergence(policy, states, old_logits)))
+    set_parameters(policy, here)
+    return (sides[0] - sides[1]) * (size / (2 * length))
 
 
 def conjugate_gradient(product, target, steps=10):
@@ -228,9 +233,9 @@ print(f"matrix of {matrix.shape[0]} x {matrix.shape[1]}; relative error of the p
 # then measured, and the step shortened until it is within the bound and the surrogate has risen. If nothing
 # helps the policy stays as it is.
 #
-# The accepted parameters are rounded to float32. The rounding is far below what the policy can notice, and it
-# swallows the last-digit differences between processors, which a hundred episodes would blow up into
-# another curve.
+# The new parameters are rounded to four decimals. The policy cannot notice, and the divergence is measured
+# after it; but the last digits, in which processors differ, are gone before hundreds of episodes can
+# blow them up into another curve.
 
 
 def trust_region_step(policy, batch, delta, damping=1e-3, shrink=0.7):
@@ -241,13 +246,12 @@ def trust_region_step(policy, batch, delta, damping=1e-3, shrink=0.7):
     every = max(1, len(states) // 500)  # the matrix needs fewer states than the gradient
 
     def product(vector):
-        set_parameters(policy, old)
         return fisher_vector_product(policy, states[::every], old_logits[::every], vector) + damping * vector
 
     direction = conjugate_gradient(product, g)
     step = direction * np.sqrt(2 * delta / (direction @ product(direction)))
     for _ in range(15):
-        set_parameters(policy, np.float32(old + step))
+        set_parameters(policy, np.round(old + step, 4))
         measured = mean_divergence(policy, states, old_logits).asscalar()
         if measured <= delta and surrogate(policy, *batch).asscalar() > 0:
             return measured
@@ -260,7 +264,7 @@ def plain_step(policy, batch, rate):
     """The same gradient, followed for a fixed multiple of its length; returns the divergence it caused."""
     states, _, _, old_logits = batch
     g = gradient(policy, lambda: surrogate(policy, *batch))
-    set_parameters(policy, np.float32(get_parameters(policy) + rate * g))
+    set_parameters(policy, np.round(get_parameters(policy) + rate * g, 4))
     return mean_divergence(policy, states, old_logits).asscalar()
 
 
@@ -310,7 +314,7 @@ METHODS = {  # label in the figure: step, bound
     "plain, long steps": (long_plain_steps, np.inf),
 }
 runs = {}
-with tqdm(total=len(METHODS) * options.seeds * options.updates, unit="update") as bar:
+with tqdm(total=len(METHODS) * options.seeds * options.updates, unit="update", disable=None) as bar:
     for name, (step, bound) in METHODS.items():
         results = [
             train(step, seed, options.updates, options.episodes, bound, bar.update) for seed in range(options.seeds)
@@ -320,39 +324,31 @@ with tqdm(total=len(METHODS) * options.seeds * options.updates, unit="update") a
 # %%
 # What happened
 # -------------
-# Left, how long the pole stayed up, as mean and range over the seeds; right, how far each update moved the
-# policy, every seed a line.
+# Above, how long the pole stayed up, as mean and range over the seeds; below, in the same colours, how far each
+# update moved the policy, every seed a line.
 
+returns = {name: run["returns"] for name, run in runs.items()}
+divergences = {name: run["divergences"] for name, run in runs.items()}
 
-def draw_comparison(figure, runs, delta):
-    left, right = figure.subplots(1, 2)
-    for name, run in runs.items():
-        returns = np.round(run["returns"], 2)
-        update = np.arange(1, returns.shape[1] + 1)
-        (line,) = left.plot(update, returns.mean(axis=0), label=name)
-        left.fill_between(update, returns.min(axis=0), returns.max(axis=0), color=line.get_color(), alpha=0.15, lw=0)
-        right.semilogy(update, np.round(run["divergences"].T, 6), color=line.get_color(), alpha=0.7, lw=1)
-    right.axhline(delta, color="black", lw=1.5, ls="--", label=f"bound, delta = {delta}")
-    left.set(title="Return", xlabel="update", ylabel="steps the pole stays up", ylim=(0, 510))
-    right.set(title="KL(old || new)", xlabel="update", ylabel="nats, mean over states")
-    for ax in (left, right):
-        ax.xaxis.get_major_locator().set_params(integer=True)
-    left.legend(loc="upper left")
-    right.legend(loc="lower left")
-
-
-figure = plt.figure(figsize=(9, 4), layout="constrained")
-draw_comparison(figure, runs, options.delta)
-options.figures.mkdir(exist_ok=True)
-figure.savefig(options.figures / "trust_region_policy.png", dpi=150, metadata={"Software": None})
+fig, (upper, lower) = plt.subplots(2, 1, sharex=True, figsize=(5.8, 6))
+fig.suptitle("CartPole, with and without a trust region")
+upper.set_title("Steps the pole stays up")
+plots.draw_runs(upper, returns)
+upper.set_xlabel("")
+lower.set_title(f"KL(old ‖ new) in nats, and the bound {options.delta:g}")
+plots.draw_bounded(lower, divergences, options.delta)
+folder = options.figures or plots.FIGURES
+folder.mkdir(exist_ok=True)
+fig.savefig(folder / "trust_region_policy.png", **plots.PNG)
 
 # %%
 # The same, in numbers: the mean return over the last five updates and all seeds, and how far the policy was
 # moved by the typical and by the boldest update.
 
-for name, run in runs.items():
-    middle, most = np.median(run["divergences"]), run["divergences"].max()
-    print(f"{name:18}  return {run['returns'][:, -5:].mean():4.0f}   KL median {middle:.4f}, largest {most:.4f}")
+print("                    return  KL median  largest")
+for name in runs:
+    middle, most = np.median(divergences[name]), divergences[name].max()
+    print(f"{name:18}  {returns[name][:, -5:].mean():6.0f}  {middle:9.4f}  {most:7.4f}")
 
 # %%
 # The plain gradient has to choose. Short steps move the policy about as far as the trust region does in the

@@ -33,7 +33,6 @@ template <class T> struct Row {
   int64_t row;
   T* pred_buffer;   // kRowBlock each, used where the type has to be converted
   T* label_buffer;
-  static constexpr int kWidth = 1;  // rows in hand
 
   Row(const Job& j, int64_t r, T* scratch) : job(j), row(r), pred_buffer(scratch), label_buffer(scratch + kRowBlock) {}
 
@@ -53,7 +52,10 @@ template <class T> struct Row {
                        : fetch(job.pred, job.pred_type, k, count, pred_buffer);
     const T fill = padding<T>(label ? job.label_space : job.pred_space, label);
     int64_t i = 0;
-    for (; i + kLanes<T> <= count; i += kLanes<T>) each(load(x + i));
+    for (; i + kLanes<T> <= count; i += kLanes<T>) {
+      __builtin_prefetch(x + i + kRowBlock);
+      each(load(x + i));
+    }
     if (i < count) each(load_part(x + i, count - i, fill));
   }
   // Largest of a block and of `best`, in every lane; four at a time, since each step waits for the one before.
@@ -72,7 +74,10 @@ template <class T> struct Row {
     const T* b = fetch(job.pred, job.pred_type, k, count, pred_buffer);
     const T* a = fetch(job.label, job.label_type, k, count, label_buffer);
     int64_t i = 0;
-    for (; i + kLanes<T> <= count; i += kLanes<T>) each(load(b + i), load(a + i));
+    for (; i + kLanes<T> <= count; i += kLanes<T>) {
+      __builtin_prefetch(a + i + kRowBlock);
+      each(load(b + i), load(a + i));
+    }
     if (i < count) {
       each(load_part(b + i, count - i, padding<T>(job.pred_space, false)),
            load_part(a + i, count - i, padding<T>(job.label_space, true)));
@@ -204,17 +209,13 @@ template <class T> struct Tile {
       }
     });
   }
-  // Asks for what the next tile will want at this lane, while this one is being computed: its lines lie too far
-  // apart for the processor to guess.
-  KL_INLINE void look_ahead(int64_t lane) const {
+  // Where what the next tile will want at this lane begins, category by category `inner` apart: too far for the
+  // processor to guess, so it is asked for while this tile is being computed. Null where there is nothing to ask for.
+  const char* ahead(const void* side, Type type, int64_t lane) const {
     const int64_t row = begin + rows + lane;
-    if (job.inner < kLanes<T> || row >= end || !held) return;
+    if (job.inner < kLanes<T> || row >= end || !held) return nullptr;
     const int64_t start = row / job.inner * job.n * job.inner + row % job.inner;
-    const int64_t b = size_of(job.pred_type), a = size_of(job.label_type);
-    for (int64_t k = 0; k < job.n; ++k) {
-      __builtin_prefetch(static_cast<const char*>(job.pred) + (start + k * job.inner) * b);
-      __builtin_prefetch(static_cast<const char*>(job.label) + (start + k * job.inner) * a);
-    }
+    return static_cast<const char*>(side) + start * size_of(type);
   }
 };
 
@@ -223,9 +224,13 @@ template <class T> struct Lanes {
   const Job& job;
   const Tile<T>& tile;
   int64_t lane;  // first of the tile's lanes that are in hand
-  static constexpr int kWidth = kLanes<T>;
+  const char *pred_ahead, *label_ahead;
+  int64_t pred_step, label_step;
 
-  Lanes(const Tile<T>& t, int64_t first) : job(t.job), tile(t), lane(first) {}
+  Lanes(const Tile<T>& t, int64_t first)
+      : job(t.job), tile(t), lane(first), pred_ahead(t.ahead(job.pred, job.pred_type, first)),
+        label_ahead(t.ahead(job.label, job.label_type, first)), pred_step(job.inner * size_of(job.pred_type)),
+        label_step(job.inner * size_of(job.label_type)) {}
 
   template <class Block> KL_INLINE void blocks(Block block) const {
     for (int64_t k = 0; k < job.n; k += kLaneBlock) block(k, job.n - k < kLaneBlock ? job.n - k : kLaneBlock);
@@ -238,7 +243,16 @@ template <class T> struct Lanes {
   }
   template <class Each> KL_INLINE void one(bool label, int64_t k, int64_t count, Each each) const {
     const T* x = fetch(label, k, count);
-    for (int64_t i = 0; i < count; ++i) each(load(x + i * tile.stride));
+    const char* const ahead = label ? label_ahead : pred_ahead;
+    const int64_t step = label ? label_step : pred_step;
+    for (int64_t i = 0; i < count; ++i) {
+      if (ahead) __builtin_prefetch(ahead + (k + i) * step);
+      each(load(x + i * tile.stride));
+    }
+  }
+  KL_INLINE void prefetch(int64_t k, bool pred, bool label) const {
+    if (pred && pred_ahead) __builtin_prefetch(pred_ahead + k * pred_step);
+    if (label && label_ahead) __builtin_prefetch(label_ahead + k * label_step);
   }
   V largest(bool label, int64_t k, int64_t count, V best) const {
     const T* x = fetch(label, k, count);
@@ -247,14 +261,19 @@ template <class T> struct Lanes {
   }
   template <class Each> KL_INLINE void both(int64_t k, int64_t count, Each each) const {
     const T *b = fetch(false, k, count), *a = fetch(true, k, count);
-    for (int64_t i = 0; i < count; ++i) each(load(b + i * tile.stride), load(a + i * tile.stride));
+    for (int64_t i = 0; i < count; ++i) {
+      prefetch(k + i, job.pred_space != kLogits, job.label_space != kLogits);  // logits were, for their softmax
+      each(load(b + i * tile.stride), load(a + i * tile.stride));
+    }
   }
   template <class Each> KL_INLINE void write(void* grad, Type type, Each each) const {
     blocks([&](int64_t k, int64_t count) {
       const T *b = fetch(false, k, count), *a = fetch(true, k, count);
       T* out = tile.held ? tile.grad + k * tile.stride + lane : tile.grad + lane;
-      for (int64_t i = 0; i < count; ++i)
+      for (int64_t i = 0; i < count; ++i) {
+        prefetch(k + i, true, true);
         store<T>(out + i * tile.stride, each(load(b + i * tile.stride), load(a + i * tile.stride)));
+      }
       if (!tile.held) tile.scatter(grad, type, k, count);
     });
   }
@@ -550,7 +569,6 @@ template <class T> void forward(const Job& job, int64_t begin, int64_t end, doub
   for (int64_t row = begin; row < end;) {
     const Tile<T> tile(job, row, end, memory);
     for (int64_t lane = 0; lane < tile.rows; lane += kLanes<T>) {
-      tile.look_ahead(lane);
       const Lanes<T> rows(tile, lane);
       Rows<T, Lanes<T>> work(rows);
       work.compute_stats();
@@ -579,7 +597,6 @@ template <class T> void backward(const Job& job, int64_t begin, int64_t end, con
         void* grad = side ? job.label_grad : job.pred_grad;
         if (!grad) continue;
         for (int64_t lane = 0; lane < tile.rows; lane += kLanes<T>) {
-          tile.look_ahead(lane);
           const Lanes<T> rows(tile, lane);
           Rows<T, Lanes<T>> work(rows);
           T g[kLanes<T>] = {};

@@ -29,8 +29,15 @@ def is_recorded(x: Any) -> bool:
     return _LIB.MXNDArraySetGradState(x.handle, state) == 0
 
 
-def guard(x: Any) -> Any:
-    """A recorded array, behind a view if its gradients add up: MXNet's own reshape adds, the operator would not."""
+def guard(x: Any, recorded: bool) -> Any:
+    """An array as an operator of an extension may be given it under autograd.
+
+    One whose gradients add up comes behind a view: MXNet's own reshape adds, the operator would not.
+    One that autograd does not follow is detached: recording would mark it, until the next backward,
+    like one that it follows.
+    """
+    if not recorded:
+        return x.detach()
     return x.reshape(x.shape) if _adds_up(x) else x
 
 
