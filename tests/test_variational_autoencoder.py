@@ -12,7 +12,7 @@ RUNS = ["plain", "annealed", "free nats"]
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     """What a run with every argument left out but the folder prints, and that folder."""
-    folder = tmp_path_factory.mktemp("figures")
+    folder = tmp_path_factory.mktemp("figures") / "new"
     printed, errors = gallery.run("variational_autoencoder", tmp_path_factory.mktemp("elsewhere"), "--figures", folder)
     assert errors == "", "the progress bar is for terminals"
     return printed.splitlines(), folder

@@ -189,7 +189,7 @@ def draw_sheet(ax, images):
 
 def draw_plane(ax, points, digits, edge):
     """Put each point (x, y) on the plane as the digit that it stands for."""
-    colors = "0072B2 B37400 00805D B8558C D55E00 3389B8 000000 806318 7A52A5 707070".split()
+    colors = ["0072B2", "B37400", "00805D", "B8558C", "D55E00", "3389B8", "000000", "806318", "7A52A5", "707070"]
     for (x, y), digit in zip(points, digits):  # markers of letters differ with matplotlib's version, text does not
         ax.text(x, y, str(digit), color=f"#{colors[digit]}", fontsize=9, ha="center", va="center", clip_on=True,
                 in_layout=False)
