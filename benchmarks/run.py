@@ -311,7 +311,8 @@ def draw(table, by_categories, by_batch, path):
             for subject in [s for s in GROWTH_SUBJECTS if s in subjects]:
                 axis.plot(list(results), [1e9 * times[subject] / elements(x) for x, times in results.items()],
                           marker="o", markersize=4, color=colours[subject], label=SUBJECTS[subject])
-            axis.set(xscale="log", yscale="log", xlabel=label, ylabel="ns per element", title="Growth with " + label.split(" (")[0])
+            axis.set(xscale="log", yscale="log", xlabel=label, ylabel="ns per element",
+                     title="Growth with " + label.split(" (")[0])
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="lower center", ncol=4, frameon=False)
         figure.tight_layout(rect=(0, 0.12, 1, 1))
@@ -328,11 +329,12 @@ def main():
     arguments = parser.parse_args()
     if arguments.worker:
         return work(arguments.worker, arguments.threads)
-    table, by_categories, by_batch = bench(arguments.rounds, arguments.peers, arguments.threads, not arguments.table_only)
+    growth = not arguments.table_only
+    table, by_categories, by_batch = bench(arguments.rounds, arguments.peers, arguments.threads, growth)
     rows = list(rows_of(table))
     for row in rows:
         print(" | ".join(row))
-    if not arguments.table_only:
+    if growth:
         FIGURES.mkdir(exist_ok=True)
         with open(FIGURES / "benchmark.csv", "w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows(rows)

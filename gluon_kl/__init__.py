@@ -1,6 +1,9 @@
 """Kullback-Leibler divergence losses for Apache MXNet Gluon."""
 
-from gluon_kl.loss import KLDivLoss
+from gluon_kl import metric
+from gluon_kl.distillation import DistillationLoss
+from gluon_kl.gaussian import GaussianKLLoss
+from gluon_kl.loss import JSDivLoss, KLDivLoss, ReverseKLDivLoss
 
 __version__ = "0.1.0"
-__all__ = ["KLDivLoss"]
+__all__ = ["DistillationLoss", "GaussianKLLoss", "JSDivLoss", "KLDivLoss", "ReverseKLDivLoss", "metric"]

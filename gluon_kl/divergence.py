@@ -12,6 +12,8 @@ SPACES = ("probs", "log_probs", "logits")
 
 # Finite in float32, yet beyond any difference of two logarithms.
 _HUGE = 1e38
+# Stands for the logarithm of 0 where two such must have a difference.
+_FLOOR = 1e30
 
 
 def log_softmax(F: Any, logits: Any, axis: int) -> Any:
@@ -22,6 +24,19 @@ def log_softmax(F: Any, logits: Any, axis: int) -> Any:
     # Tiny weights keep the sum of large finite logits from overflowing; -inf, a mask, stays below inf.
     total = F.sum(logits * 1e-30, axis=axis, keepdims=True)
     return F.log_softmax(logits + F.broadcast_like(0.0 / (total < math.inf), logits), axis=axis)
+
+
+def log_of_probs(F: Any, probs: Any) -> Any:
+    """Logarithm of probabilities: -inf, with a gradient of 0, where one is 0."""
+    absent = probs == 0
+    return F.log(probs + absent) - absent / (1 - absent)
+
+
+def to_log(F: Any, x: Any, space: str, axis: int) -> Any:
+    """The log-probabilities that `x` stands for."""
+    if space == "logits":
+        return log_softmax(F, x, axis)
+    return log_of_probs(F, x) if space == "probs" else x
 
 
 def sum_per_sample(F: Any, terms: Any, batch_axis: int, mean: bool) -> Any:
@@ -80,7 +95,7 @@ def kl_terms(
     F: Any, pred: Any, label: Any, *, pred_space: str, label_space: str, axis: int,
     epsilon: float = 1e-12, whole_rows: bool = False, label_grad: bool = True,
 ) -> Any:
-    """Terms of KL(label || pred) in pred's shape; pred is log_probs or logits, label in any space.
+    """Terms of KL(label || pred) in pred's shape; one side of the two may hold probs.
 
     `whole_rows` says that the terms will be summed over the whole of `axis` under one weight:
     only then may rows of two softmaxes take the form that keeps the digits of small divergences.
@@ -92,6 +107,85 @@ def kl_terms(
             # A whole row needs no care: its sum is NaN through the one NaN that MXNet leaves.
             pred = F.log_softmax(pred, axis=axis) if whole_rows else log_softmax(F, pred, axis)
         return relative_entropy(F, pred, label, epsilon, label_grad)
-    log_pred = log_softmax(F, pred, axis) if pred_space == "logits" else pred
-    log_label = log_softmax(F, label, axis) if label_space == "logits" else label
-    return relative_entropy_of_logs(F, log_pred, log_label)
+    return relative_entropy_of_logs(F, to_log(F, pred, pred_space, axis), to_log(F, label, label_space, axis))
+
+
+def js_terms(
+    F: Any, pred: Any, label: Any, *, pred_space: str, label_space: str, axis: int, beta: float,
+) -> Any:
+    """Terms ``beta * p * log(p/m) + (1-beta) * q * log(q/m)`` of label p, pred q and their mixture m.
+
+    No term is below 0. ``beta*p*(m/p - 1) + (1-beta)*q*(m/q - 1)`` is 0 for each element; adding it
+    where p and q are near turns both summands into ``x - log1p(x)``, which keeps the leading digits.
+    """
+    log_p, log_q = (F.clip(to_log(F, x, space, axis), -_FLOOR, _FLOOR)
+                    for x, space in ((label, label_space), (pred, pred_space)))
+    p = label if label_space == "probs" else F.exp(log_p)
+    q = F.exp(log_q)
+    # Beyond a ratio of e^80 the smaller side adds nothing, and its m/p would overflow.
+    ratio = F.clip(log_p - log_q, -80, 80)
+    near = F.abs(ratio) < 1
+    m = beta * p + (1 - beta) * q
+    log_m = F.log(m + (m == 0))
+
+    def excess(log_side: Any, odds: Any) -> Any:
+        """``log(side / m)``, with odds = m/side - 1; where near plus odds."""
+        # log1p loses odds close to -1, where the difference of the logarithms loses nothing.
+        most = odds < -0.5
+        plain = most * (log_side - log_m) - F.log1p(odds * (1 - most))
+        return plain + near * odds
+
+    return F.relu(beta * (p * excess(log_p, (1 - beta) * F.expm1(-ratio)))
+                  + (1 - beta) * (q * excess(log_q, beta * F.expm1(ratio))))
+
+
+def categories(F: Any, x: Any, axis: int) -> Any:
+    """The number of categories along `axis`, shape (1,), also where shapes are unknown."""
+    return F.slice_axis(F.contrib.arange_like(x, axis=axis), axis=0, begin=-1, end=None) + 1
+
+
+def one_hot(F: Any, index: Any, pred: Any, axis: int) -> Any:
+    """Class indices, of pred's shape without `axis`, as rows of pred's shape; a row of NaN for no class of pred's."""
+    index = F.expand_dims(index, axis=axis)
+    known = (index >= 0) * (index == F.floor(index)) * F.broadcast_lesser(index, categories(F, pred, axis))
+    # Broadcasting aligns the last axis, so the categories go there and back.
+    hot = F.broadcast_equal(F.swapaxes(index, dim1=axis, dim2=-1), F.contrib.arange_like(pred, axis=axis))
+    return F.broadcast_mul(F.swapaxes(hot, dim1=axis, dim2=-1), known / known)
+
+
+def cross_entropy(F: Any, log_pred: Any, label: Any) -> Any:
+    """``-label * log_pred``; 0 where label is 0, also under ``log_pred = -inf``."""
+    # As in relative_entropy, the ceiling stops only 0 * inf.
+    surprise = F.broadcast_minimum(-log_pred, _HUGE / (label == 0))
+    return label * (surprise * (surprise != _HUGE))
+
+
+def gaussian_terms(
+    F: Any, mean: Any, log_variance: Any, prior_mean: Optional[Any], prior_log_variance: Optional[Any],
+) -> Any:
+    """KL(N(mean, exp(log_variance)) || N(prior_mean, exp(prior_log_variance))) of every dimension.
+
+    With d the difference of the log-variances and g that of the means,
+    ``(g^2 exp(-prior_log_variance) + expm1(d) - d) / 2``: both summands are at least 0.
+    """
+    gap = mean if prior_mean is None else mean - prior_mean
+    if prior_log_variance is None:
+        return gap * (0.5 * gap) + _half_expm1_excess(F, log_variance)
+    # Scaled in two steps, since exp may overflow where the product fits; and 0 * inf at no gap is 0.
+    scale = F.exp(-0.25 * F.where(gap == 0, F.zeros_like(gap), prior_log_variance))
+    gap = gap * scale * scale
+    return gap * (0.5 * gap) + _half_expm1_excess(F, log_variance - prior_log_variance)
+
+
+def _half_expm1_excess(F: Any, d: Any) -> Any:
+    """``(expm1(d) - d) / 2``, at least 0, right in its leading digits, infinite only where its value is."""
+    near = F.abs(d) < 0.0625
+    zero = F.zeros_like(d)
+    small, large = F.where(near, d, zero), F.where(near, zero, d)
+    series = zero
+    for k in range(8, 1, -1):  # Taylor's, which the difference would lose to rounding
+        series = series * small + 0.5 / math.factorial(k)
+    # expm1(d) / 2 from exponentials of d/2. They are two nodes, lest the graph merge them and
+    # their gradients add up to twice the result before they are halved.
+    half = F.expm1(large * 0.5) * (0.5 * F.exp(large / 2) + 0.5)
+    return series * small * small + (half - 0.5 * F.broadcast_minimum(large, zero + _HUGE))

@@ -4,7 +4,6 @@ What may come in (array kinds, shapes, dtypes, sample weights), how it is lifted
 floating dtype, and how one block keeps one graph for each way of being called.
 """
 
-import ctypes
 import math
 import numbers
 import operator
@@ -13,9 +12,18 @@ from typing import Any, Callable, List, NamedTuple, Optional, Sequence, Tuple
 import mxnet as mx
 import numpy as np
 from mxnet import autograd
-from mxnet.base import _LIB
 from mxnet.gluon.loss import Loss
+from mxnet.ndarray import NDArray
+from mxnet.ndarray.sparse import BaseSparseNDArray
+from mxnet.symbol import Symbol
 
+from gluon_kl.divergence import sum_per_sample
+from gluon_kl.native.requests import guard, is_recorded
+
+REDUCTIONS = ("mean", "sum", "none")
+
+_DTYPE_NAMES = {bool: "bool", **{np.dtype(name).type: name for name in (  # np.dtype(x).name takes microseconds
+    "float16", "float32", "float64", "uint8", "int8", "int32", "int64", "bool")}}
 _GRAPH_FIELDS = ("_cached_graph", "_cached_op", "_cached_op_args", "_in_format", "_out_format")
 
 
@@ -23,10 +31,10 @@ class Facts(NamedTuple):
     """What real arrays tell and Symbols cannot; one hybridized graph per value."""
 
     ndim: int
-    dtypes: Tuple[str, ...]  # of each input that is present
+    dtypes: Tuple[Optional[str], ...]  # of each input, None for one that is left out
     recorded: Tuple[bool, ...]  # whether autograd may ask for a gradient of each input, None included
     row_weight: bool  # sample_weight, if any, is one number per row along the axis
-    device: str
+    device: Any
 
 
 def check_number(name: str, value: Any) -> None:
@@ -58,6 +66,12 @@ def check_positive(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be positive and finite, not {value!r}")
 
 
+def check_not_negative(name: str, value: Any) -> None:
+    check_number(name, value)
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name} must be finite and not negative, not {value!r}")
+
+
 def check_axis(name: str, value: Any) -> int:
     try:
         return operator.index(value)
@@ -72,35 +86,38 @@ def normal_axis(name: str, axis: int, shape: Tuple[int, ...], of: str) -> int:
     return axis % len(shape)
 
 
-def check_kinds(names: Sequence[str], inputs: Sequence[Any]) -> bool:
-    """Whether the inputs are Symbols (else arrays); an error for anything else, or a mixture."""
-    symbolic = isinstance(inputs[0], mx.sym.Symbol)
+def check_kinds(names: Sequence[str], inputs: Sequence[Any], optional: Sequence[str]) -> bool:
+    """Whether the inputs are Symbols (else arrays); an error for anything else, or a mixture.
+
+    Only an `optional` one may be None.
+    """
+    symbolic = isinstance(inputs[0], Symbol)
     for name, x in zip(names, inputs):
-        if x is None:
+        if type(x) is NDArray and not symbolic or x is None and name in optional:
             continue
-        if not isinstance(x, (mx.nd.NDArray, mx.sym.Symbol)):
+        if not isinstance(x, (NDArray, Symbol)):
             raise TypeError(
                 f"{name} must be an MXNet array or Symbol, not {type(x).__module__}.{type(x).__name__}; "
                 f"convert it with mx.nd.array({name}) or mx.np.array({name})"
             )
-        if isinstance(x, mx.nd.sparse.BaseSparseNDArray):
+        if isinstance(x, BaseSparseNDArray):
             raise TypeError(f"{name} must be dense, not {x.stype}; convert it with {name}.tostype('default')")
-        if isinstance(x, mx.sym.Symbol) != symbolic:
+        if isinstance(x, Symbol) != symbolic:
             raise TypeError(f"{names[0]} and {name} must both be arrays or both be Symbols")
     return symbolic
 
 
-def check_same_shape(first: str, second: str, x: Any, y: Any) -> None:
-    if x.shape != y.shape:
-        raise ValueError(f"{first} and {second} must have the same shape, not {x.shape} and {y.shape}; nothing broadcasts")
+def check_same_shape(first: str, second: str, shape: Tuple[int, ...], other: Tuple[int, ...]) -> None:
+    if shape != other:
+        raise ValueError(f"{first} and {second} must have the same shape, not {shape} and {other}; nothing broadcasts")
 
 
-def check_same_device(names: Sequence[str], inputs: Sequence[Any]) -> str:
-    devices = [str(x.context) for x in inputs]
-    for name, device in zip(names, devices):
-        if device != devices[0]:
-            raise ValueError(f"{names[0]} is on {devices[0]} but {name} on {device}; move one with as_in_context")
-    return devices[0]
+def check_same_device(names: Sequence[str], inputs: Sequence[Any]) -> Any:
+    device = inputs[0].context
+    for name, x in zip(names[1:], inputs[1:]):
+        if x is not None and x.context != device:
+            raise ValueError(f"{names[0]} is on {device} but {name} on {x.context}; move one with as_in_context")
+    return device
 
 
 def fit_sample_weight(weight: Any, shape: Tuple[int, ...], batch_axis: int, of: str = "pred") -> Any:
@@ -117,51 +134,52 @@ def fit_sample_weight(weight: Any, shape: Tuple[int, ...], batch_axis: int, of: 
     )
 
 
-def is_recorded(x: Any) -> bool:
-    """Whether autograd may ask for a gradient of this array: it is marked, or computed from what is."""
-    if x is None or not autograd.is_recording():
-        return False
-    # Only arrays that autograd knows have a gradient state to write; what is written is what was there.
-    state = ctypes.c_int()
-    _LIB.MXNDArrayGetGradState(x.handle, ctypes.byref(state))
-    return _LIB.MXNDArraySetGradState(x.handle, state) == 0
-
-
 def lift(F: Any, facts: Optional[Facts], inputs: Sequence[Any]) -> List[Any]:
-    """The inputs in one floating dtype: float64 if any of them is, else float32."""
+    """The inputs in one floating dtype: float64 if any of them is, else float32; None stays None."""
     if facts is None:
         return _lift_unknown(F, inputs)
     target = "float64" if "float64" in facts.dtypes else "float32"
-    # Cast ignores grad_req="add"; an identity in front of it does not.
-    return [x if dtype == target else F.cast(F.identity(x) if dtype.startswith("float") else x, dtype=target)
-            for x, dtype in zip(inputs, facts.dtypes)]
+    # F.cast and not astype, which loses grad_req="add".
+    return [x if dtype in (None, target) else F.cast(x, dtype=target) for x, dtype in zip(inputs, facts.dtypes)]
 
 
 def _lift_unknown(F: Any, inputs: Sequence[Any]) -> List[Any]:
     """`lift` inside a graph that does not know its dtypes: NumPy's type promotion, by a factor of one."""
     one = F.ones(shape=(1,), dtype="float32").as_np_ndarray()
     for x in inputs:
+        if x is None:
+            continue
         first = F.reshape(F.slice_axis(x, axis=0, begin=0, end=1), shape=(-1,))
         one = one * F.ones_like(F.slice_axis(first, axis=0, begin=0, end=1)).as_np_ndarray()
-    return [(F.identity(x).as_np_ndarray() * one).as_nd_ndarray() for x in inputs]
+    return [x if x is None else (F.identity(x).as_np_ndarray() * one).as_nd_ndarray() for x in inputs]
 
 
 def weigh(
-    F: Any, terms: Callable[..., Any], inputs: Sequence[Any], weight: Any, axis: int, weight_grad: bool,
+    F: Any, terms: Callable[..., Any], inputs: Sequence[Any], weight: Any, axis: Optional[int], weight_grad: bool,
 ) -> Any:
-    """``terms(*inputs) * weight``, where weight 0 silences even NaN: a whole row along `axis`, or a term."""
+    """``terms(*inputs) * weight``, where weight 0 silences even NaN: a whole row along `axis`, or a term.
+
+    `inputs` have one shape; `weight` None is 1; `axis` None says that every term is a row of its own.
+    """
+    if weight is None:
+        return terms(*inputs)
     weight = F.broadcast_like(weight, inputs[0])
     off = weight == 0
-    row_off = F.broadcast_like(F.min(off, axis=axis, keepdims=True), off)
-    zero = F.zeros_like(weight)
-    heard = terms(*(F.where(row_off, zero, x) for x in inputs))
+    row_off = off if axis is None else F.broadcast_like(F.min(off, axis=axis, keepdims=True), off)
+    zero, one = F.zeros_like(weight), F.ones_like(weight)
+    heard = terms(*(F.where(row_off, one, x) for x in inputs))  # 1 is finite in every space, and so are its terms
     weighted = F.where(off, zero, heard) * weight
     if not weight_grad:
         return weighted
     # The derivative with respect to a weight of 0 is the term itself, if its row is finite.
     silent = F.BlockGrad(terms(*(F.BlockGrad(x) for x in inputs)))
-    finite = F.abs(F.sum(silent, axis=axis, keepdims=True)) < math.inf
+    finite = F.abs(silent if axis is None else F.sum(silent, axis=axis, keepdims=True)) < math.inf
     return weighted + weight * F.where(off * F.broadcast_like(finite, off), silent, zero)
+
+
+def _legacy(x: Any) -> Any:
+    """An mx.np array or Symbol as the mx.nd or mx.sym one that shares its memory and gradient."""
+    return x.as_nd_ndarray() if isinstance(x, (mx.np.ndarray, mx.sym.np._Symbol)) else x
 
 
 class CheckedLoss(Loss):
@@ -173,6 +191,8 @@ class CheckedLoss(Loss):
     """
 
     _names: Tuple[str, ...] = ("pred", "label", "sample_weight")
+    _optional: Tuple[str, ...] = ("sample_weight",)
+    _direction = ""
 
     def __init__(self, weight: Optional[float], batch_axis: int, **kwargs: Any) -> None:
         if weight is not None:
@@ -190,21 +210,40 @@ class CheckedLoss(Loss):
         raise NotImplementedError
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._describe()})"
+        return f"{type(self).__name__}({self._describe()}): {self._direction}"
+
+    def _real(self, *inputs: Any) -> List[Any]:
+        """Inputs as legacy arrays, for a look at their values."""
+        if check_kinds(self._names, inputs, self._optional):
+            raise TypeError(f"{self._names[0]} must be an MXNet array, not a Symbol: a Symbol has no values")
+        return [_legacy(x) for x in inputs]
+
+    def _lifted(self, F: Any, facts: Optional[Facts], inputs: Sequence[Any]) -> List[Any]:
+        """The inputs in one floating dtype, ones if the weight of the loss is 0: it silences NaN too."""
+        if self._weight == 0:
+            inputs = [x if x is None else F.ones_like(x) for x in inputs]
+        return lift(F, facts, inputs)
+
+    def _reduced(self, F: Any, facts: Optional[Facts], terms: Any, reduction: str) -> Any:
+        """The terms of each sample reduced, times the weight of the loss."""
+        if reduction != "none":
+            batch_axis = self._batch_axis if facts is None else self._batch_axis % facts.ndim
+            terms = sum_per_sample(F, terms, batch_axis, reduction == "mean")
+        return terms if self._weight is None else terms * self._weight
 
     def forward(self, *inputs: Any) -> Any:
-        symbolic = check_kinds(self._names, inputs)
+        symbolic = check_kinds(self._names, inputs, self._optional)
         numpy_kind = isinstance(inputs[0], (mx.np.ndarray, mx.sym.np._Symbol))
-        legacy = [x.as_nd_ndarray() if isinstance(x, (mx.np.ndarray, mx.sym.np._Symbol)) else x for x in inputs]
+        legacy = [_legacy(x) for x in inputs]
         if symbolic:
             with self.name_scope():
                 out = self._compute(mx.sym, None, *legacy)
         else:
             checked, facts = self._check(*legacy)
+            if autograd.is_recording():
+                checked = tuple([x if x is None else guard(x, recorded) for x, recorded in zip(checked, facts.recorded)])
             if self._active:
-                self._use_graph_of(facts)
-                with checked[0].context:
-                    out = self._call_cached_op(*checked)
+                out = self._run_graph(facts, checked)
             else:
                 out = self._compute(mx.nd, facts, *checked)
         return out.as_np_ndarray() if numpy_kind else out
@@ -213,15 +252,19 @@ class CheckedLoss(Loss):
         """Trace the graph of the facts at hand; only a hybridized block of our own comes here."""
         return self._compute(F, self._facts, x, *inputs)
 
-    def _use_graph_of(self, facts: Facts) -> None:
-        """Make Gluon's one cached graph the one that was traced for these facts."""
-        if facts == self._facts:
-            return
-        if self._cached_op is not None:
-            self._graphs[self._facts] = [getattr(self, field) for field in _GRAPH_FIELDS]
-        for field, value in zip(_GRAPH_FIELDS, self._graphs.get(facts, ((), None, [], None, None))):
-            setattr(self, field, value)
-        self._facts = facts
+    def _run_graph(self, facts: Facts, inputs: Sequence[Any]) -> Any:
+        """Run the graph that was traced for these facts, having made it Gluon's one cached graph."""
+        if facts != self._facts:
+            if self._cached_op is not None:
+                self._graphs[self._facts] = [getattr(self, field) for field in _GRAPH_FIELDS]
+            for field, value in zip(_GRAPH_FIELDS, self._graphs.get(facts, ((), None, [], None, None))):
+                setattr(self, field, value)
+            self._facts = facts
+        if self._cached_op is None or self._callback:
+            with facts.device:
+                return self._call_cached_op(*inputs)
+        present = [x for x in inputs if x is not None]
+        return self._cached_op(*[present[i] for _, i in self._cached_op_args])
 
     def _clear_cached_op(self) -> None:
         super()._clear_cached_op()
@@ -234,9 +277,7 @@ class CheckedLoss(Loss):
                 "_graphs": {}, "_facts": None}
 
 
-def observe(inputs: Sequence[Any], names: Sequence[str], row_weight: bool) -> Facts:
+def observe(inputs: Sequence[Any], names: Sequence[str], ndim: int, row_weight: bool) -> Facts:
     """The facts of these (checked) arrays; None stands for an input left out."""
-    present = [x for x in inputs if x is not None]
-    device = check_same_device([name for name, x in zip(names, inputs) if x is not None], present)
-    return Facts(len(inputs[0].shape), tuple(np.dtype(x.dtype).name for x in present),
-                 tuple(is_recorded(x) for x in inputs), row_weight, device)
+    return Facts(ndim, tuple([x if x is None else _DTYPE_NAMES[x.dtype] for x in inputs]),
+                 tuple([is_recorded(x) for x in inputs]), row_weight, check_same_device(names, inputs))

@@ -2,13 +2,22 @@
 
 from typing import Any, Optional, Tuple
 
-from gluon_kl import divergence
+from gluon_kl import diagnostics, divergence, native
 from gluon_kl.inputs import (
-    CheckedLoss, Facts, check_axis, check_choice, check_flag, check_positive, check_same_shape,
-    fit_sample_weight, lift, normal_axis, observe, weigh,
+    REDUCTIONS,
+    CheckedLoss,
+    Facts,
+    check_axis,
+    check_between,
+    check_choice,
+    check_flag,
+    check_positive,
+    check_same_shape,
+    fit_sample_weight,
+    normal_axis,
+    observe,
+    weigh,
 )
-
-REDUCTIONS = ("mean", "sum", "none")
 
 
 class PairLoss(CheckedLoss):
@@ -16,8 +25,6 @@ class PairLoss(CheckedLoss):
 
     A subclass gives the elementwise terms.
     """
-
-    _direction = ""
 
     def __init__(
         self, from_logits: bool, axis: int, weight: Optional[float], batch_axis: int,
@@ -39,22 +46,46 @@ class PairLoss(CheckedLoss):
         return (f"from_logits={self._from_logits}, axis={self._axis}, weight={self._weight}, "
                 f"batch_axis={self._batch_axis}, reduction={self._reduction!r}, label_space={self._label_space!r}")
 
-    def __repr__(self) -> str:
-        return f"{super().__repr__()}: {self._direction}"
-
     def __call__(self, pred: Any, label: Any, sample_weight: Any = None) -> Any:
         return super().__call__(pred, label, sample_weight)
 
     def _check(self, *arrays: Any) -> Tuple[Tuple[Any, ...], Facts]:
         pred, label, weight = arrays
         shape = pred.shape
-        check_same_shape("pred", "label", pred, label)
+        check_same_shape("pred", "label", shape, label.shape)
         axis = normal_axis("axis", self._axis, shape, "pred")
         batch_axis = normal_axis("batch_axis", self._batch_axis, shape, "pred")
         if weight is not None:
             weight = fit_sample_weight(weight, shape, batch_axis)
         inputs = (pred, label, weight)
-        return inputs, observe(inputs, self._names, weight is None or weight.shape[axis] == 1)
+        return inputs, observe(inputs, self._names, len(shape), weight is None or weight.shape[axis] == 1)
+
+    def check_inputs(self, pred: Any, label: Any) -> None:
+        """Look at the values once, on a first batch or while debugging, and name a likely mistake.
+
+        Caught are probabilities or raw scores where log-probabilities belong, probabilities
+        that would go through softmax twice, class indices as label, rows that do not sum
+        to 1, and swapped arguments. It never runs by itself: it waits for the values, and an
+        error on one worker of a distributed job would hang the others. Leave rows out that
+        `sample_weight` silences.
+
+        Parameters
+        ----------
+        pred, label
+            Arrays, as the loss takes them.
+
+        Raises
+        ------
+        ValueError
+            If the values speak for a mistake; the message names it and the remedy.
+        TypeError
+            If an input is not an MXNet array.
+        """
+        pred, label = self._real(pred, label)
+        axis = normal_axis("axis", self._axis, pred.shape, "pred")
+        diagnostics.check_not_indices(label, pred.shape, axis)
+        self._check(pred, label, None)
+        diagnostics.check_pair(pred, label, self._pred_space, self._label_space, axis)
 
     def _whole_rows(self, facts: Optional[Facts], weight: Any) -> bool:
         """Whether the whole of `axis` is summed into one result under one weight, as far as can be known."""
@@ -65,27 +96,56 @@ class PairLoss(CheckedLoss):
         return facts.row_weight and (self._axis - self._batch_axis) % facts.ndim != 0
 
     def _compute(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
-        pred, label, weight = inputs
+        if self._reduction != "none" and self._weight != 0 and native.reaches(facts, inputs[2]):
+            fused = self._fused(F, facts, *inputs)
+            if fused is not None:
+                return fused
+        pred, label, weight = self._lifted(F, facts, inputs)
         whole_rows = self._whole_rows(facts, weight)
         label_grad, weight_grad = (True, True) if facts is None else facts.recorded[1:]
 
         def terms(pred: Any, label: Any) -> Any:
             return self._terms(F, pred, label, whole_rows, label_grad)
 
-        if self._weight == 0:  # silences NaN too
-            pred, label = F.zeros_like(pred), F.zeros_like(label)
-        if weight is None:
-            out = terms(*lift(F, facts, (pred, label)))
-        else:
-            *pair, weight = lift(F, facts, (pred, label, weight))
-            out = weigh(F, terms, pair, weight, self._axis, weight_grad)
-        if self._reduction != "none":
-            batch_axis = self._batch_axis if facts is None else self._batch_axis % facts.ndim
-            out = divergence.sum_per_sample(F, out, batch_axis, self._reduction == "mean")
-        return out if self._weight is None else out * self._weight
+        out = weigh(F, terms, (pred, label), weight, self._axis, weight_grad)
+        return self._reduced(F, facts, out, self._reduction)
 
     def _terms(self, F: Any, pred: Any, label: Any, whole_rows: bool, label_grad: bool) -> Any:
         raise NotImplementedError
+
+    def _kl_terms(
+        self, F: Any, pred: Any, label: Any, whole_rows: bool, label_grad: bool, epsilon: float = 1e-12,
+    ) -> Any:
+        return divergence.kl_terms(
+            F, pred, label, pred_space=self._pred_space, label_space=self._label_space, axis=self._axis,
+            epsilon=epsilon, whole_rows=whole_rows, label_grad=label_grad)
+
+    def _reverse_kl_terms(self, F: Any, pred: Any, label: Any, whole_rows: bool) -> Any:
+        return divergence.kl_terms(
+            F, label, pred, pred_space=self._label_space, label_space=self._pred_space, axis=self._axis,
+            whole_rows=whole_rows)
+
+    def _fused(self, F: Any, facts: Optional[Facts], pred: Any, label: Any, weight: Any) -> Any:
+        """The result of the fused operator; None for a divergence that it does not compute."""
+        return None
+
+    def _fused_kl(
+        self, F: Any, facts: Optional[Facts], pred: Any, label: Any, weight: Any, swap: bool, **options: Any,
+    ) -> Any:
+        """KL(label || pred) by the fused operator, or KL(pred || label) if `swap`."""
+        sides = [(pred, self._pred_space), (label, self._label_space)]
+        wanted = None if facts is None else list(facts.recorded[:2])
+        if facts is not None:
+            sides = [(F.cast(x, "uint8") if dtype == "bool" else x, space)
+                     for (x, space), dtype in zip(sides, facts.dtypes)]
+        if swap:
+            sides.reverse()
+            wanted = wanted and wanted[::-1]
+        (q, q_space), (p, p_space) = sides
+        return native.kl_divergence(
+            F, q, p, weight, wanted=wanted, axis=self._axis, batch_axis=self._batch_axis, pred_space=q_space,
+            label_space=p_space, mean=self._reduction == "mean", scale=1 if self._weight is None else self._weight,
+            **options)
 
 
 class KLDivLoss(PairLoss):
@@ -193,7 +253,218 @@ class KLDivLoss(PairLoss):
     def _describe(self) -> str:
         return f"{super()._describe()}, epsilon={self._epsilon}"
 
+    def _fused(self, F: Any, facts: Optional[Facts], pred: Any, label: Any, weight: Any) -> Any:
+        return self._fused_kl(F, facts, pred, label, weight, swap=False, epsilon=self._epsilon)
+
     def _terms(self, F: Any, pred: Any, label: Any, whole_rows: bool, label_grad: bool) -> Any:
-        return divergence.kl_terms(
+        return self._kl_terms(F, pred, label, whole_rows, label_grad, self._epsilon)
+
+
+class ReverseKLDivLoss(PairLoss):
+    r"""Kullback-Leibler divergence of a target distribution from the prediction, in nats.
+
+    :class:`KLDivLoss` with its sides exchanged. For each sample, with :math:`p` the label
+    and :math:`q` the prediction,
+
+    .. math:: \mathrm{KL}(q \,\|\, p) = \sum_i q_i \, (\log q_i - \log p_i).
+
+    It punishes a prediction for mass where the label has little, not for missing some of the
+    label's: a prediction too simple for its target settles on one of its peaks.
+
+    Parameters
+    ----------
+    from_logits : bool, default True
+        `True` if `pred` holds log-probabilities, `False` if it holds raw scores, to which
+        the loss applies log softmax over `axis`.
+    axis : int, default -1
+        The axis of the categories.
+    weight : float, optional
+        Factor for every result.
+    batch_axis : int, default 0
+        The axis of the samples; every other axis is reduced.
+    reduction : {"mean", "sum", "none"}
+        "mean" divides the sum by the number of terms of a sample; "sum" is the divergence
+        itself; "none" returns the terms.
+    label_space : {"probs", "log_probs", "logits"}
+        What `label` holds: probabilities, their logarithms, or raw scores that go through
+        softmax over `axis`.
+    prefix, params
+        As for every Gluon block.
+
+    Inputs
+    ------
+    pred
+        Array or Symbol of any shape with at least one axis. A score of -inf masks its category.
+    label
+        The same shape; any floating, integer or boolean dtype.
+    sample_weight
+        Optional. Shape (batch,), a weight per sample; or as many axes as `pred`, each 1 or
+        that of `pred`. Weight 0 silences a row whatever it holds.
+
+    Outputs
+    -------
+    loss
+        Shape (batch,), or that of `pred` for ``reduction="none"``; float64 if an input is,
+        else float32. Of the array kind of `pred`.
+
+    Raises
+    ------
+    ValueError
+        If shapes differ, `sample_weight` does not fit, an axis is out of range, the arrays
+        are on different devices, or an argument is not among the allowed ones.
+    TypeError
+        If an input is not an MXNet array or Symbol, or an argument has the wrong type.
+
+    Notes
+    -----
+    A term whose predicted probability is 0 is 0, also under a label of 0. Any predicted mass
+    under a label of 0 gives infinity, and no useful gradient: one-hot labels need smoothing
+    first, or :class:`JSDivLoss`. The gradient to a label of 0 is 0.
+
+    Where both sides are logits and whole rows are reduced, the result is never negative,
+    exactly 0 for equal rows, and correct in its leading digits for nearly equal ones.
+
+    References
+    ----------
+    T. Minka, "Divergence measures and message passing", Microsoft Research Technical Report
+    MSR-TR-2005-173 (2005).
+
+    Examples
+    --------
+    >>> import mxnet as mx
+    >>> from gluon_kl import ReverseKLDivLoss
+    >>> pred = mx.nd.log(mx.nd.array([[0.2, 0.5, 0.2, 0.1]]))
+    >>> label = mx.nd.array([[0.3, 0.4, 0.1, 0.2]])
+    >>> print(ReverseKLDivLoss(reduction="sum")(pred, label).asnumpy().round(4))
+    [0.0998]
+    """
+
+    _direction = "KL(pred ‖ label) in nats"
+
+    def __init__(
+        self, from_logits: bool = True, axis: int = -1, weight: Optional[float] = None, batch_axis: int = 0, *,
+        reduction: str = "mean", label_space: str = "probs", prefix: Optional[str] = None, params: Any = None,
+    ) -> None:
+        super().__init__(from_logits, axis, weight, batch_axis, reduction, label_space, prefix=prefix, params=params)
+
+    def _fused(self, F: Any, facts: Optional[Facts], pred: Any, label: Any, weight: Any) -> Any:
+        return self._fused_kl(F, facts, pred, label, weight, swap=True)
+
+    def _terms(self, F: Any, pred: Any, label: Any, whole_rows: bool, label_grad: bool) -> Any:
+        return self._reverse_kl_terms(F, pred, label, whole_rows)
+
+
+class JSDivLoss(PairLoss):
+    r"""Generalised Jensen-Shannon divergence of a prediction and a target, in nats.
+
+    For each sample, with :math:`p` the label, :math:`q` the prediction and their mixture
+    :math:`m = \beta p + (1 - \beta) q`,
+
+    .. math:: \mathrm{JS}_\beta = \beta \, \mathrm{KL}(p \,\|\, m)
+              + (1 - \beta) \, \mathrm{KL}(q \,\|\, m).
+
+    For :math:`0 < \beta < 1` it is bounded, by
+    :math:`-\beta \log \beta - (1 - \beta) \log(1 - \beta)`, which it reaches where
+    the two share no category: log 2 at :math:`\beta = 1/2`, where it is symmetric.
+
+    Parameters
+    ----------
+    from_logits : bool, default True
+        `True` if `pred` holds log-probabilities, `False` if it holds raw scores, to which
+        the loss applies log softmax over `axis`.
+    axis : int, default -1
+        The axis of the categories.
+    weight : float, optional
+        Factor for every result.
+    batch_axis : int, default 0
+        The axis of the samples; every other axis is reduced.
+    beta : float, default 0.5
+        Between 0 and 1, the share of the label in the mixture; 0 stands for
+        KL(label ‖ pred), and 1 for KL(pred ‖ label).
+    reduction : {"mean", "sum", "none"}
+        "mean" divides the sum by the number of terms of a sample; "sum" is the divergence
+        itself; "none" returns the terms.
+    label_space : {"probs", "log_probs", "logits"}
+        What `label` holds: probabilities, their logarithms, or raw scores that go through
+        softmax over `axis`.
+    prefix, params
+        As for every Gluon block.
+
+    Inputs
+    ------
+    pred
+        Array or Symbol of any shape with at least one axis. A score of -inf masks its category.
+    label
+        The same shape; any floating, integer or boolean dtype.
+    sample_weight
+        Optional. Shape (batch,), a weight per sample; or as many axes as `pred`, each 1 or
+        that of `pred`. Weight 0 silences a row whatever it holds.
+
+    Outputs
+    -------
+    loss
+        Shape (batch,), or that of `pred` for ``reduction="none"``; float64 if an input is,
+        else float32. Of the array kind of `pred`.
+
+    Raises
+    ------
+    ValueError
+        If shapes differ, `sample_weight` does not fit, an axis is out of range, the arrays
+        are on different devices, or an argument is not among the allowed ones.
+    TypeError
+        If an input is not an MXNet array or Symbol, or an argument has the wrong type.
+
+    Notes
+    -----
+    With `beta` approaching 0 the formula approaches ``beta * KL(label ‖ pred)``, and with
+    `beta` approaching 1 ``(1 - beta) * KL(pred ‖ label)``. At the ends themselves it would be
+    0 throughout; ``beta=0`` and ``beta=1`` give these divergences without the factor.
+
+    No term is ever negative, and equal rows in one space give exactly 0. A label of 0 has the
+    gradient of a label e^80 times smaller than the prediction: finite, as for a mask.
+
+    References
+    ----------
+    J. Lin, "Divergence measures based on the Shannon entropy", IEEE Transactions on
+    Information Theory 37 (1991), 145-151.
+
+    R. Agarwal et al., "On-Policy Distillation of Language Models: Learning from
+    Self-Generated Mistakes", ICLR 2024.
+
+    Examples
+    --------
+    >>> import mxnet as mx
+    >>> from gluon_kl import JSDivLoss
+    >>> pred = mx.nd.log(mx.nd.array([[0.2, 0.5, 0.2, 0.1], [0, 0, 1, 0]]))
+    >>> label = mx.nd.array([[0.3, 0.4, 0.1, 0.2], [1, 0, 0, 0]])
+    >>> print(JSDivLoss(reduction="sum")(pred, label).asnumpy().round(4))
+    [0.0248 0.6931]
+    """
+
+    _direction = "beta * KL(label ‖ m) + (1 - beta) * KL(pred ‖ m) in nats, m = beta * label + (1 - beta) * pred"
+
+    def __init__(
+        self, from_logits: bool = True, axis: int = -1, weight: Optional[float] = None, batch_axis: int = 0, *,
+        beta: float = 0.5, reduction: str = "mean", label_space: str = "probs",
+        prefix: Optional[str] = None, params: Any = None,
+    ) -> None:
+        super().__init__(from_logits, axis, weight, batch_axis, reduction, label_space, prefix=prefix, params=params)
+        check_between("beta", beta, 0, 1)
+        self._beta = beta
+        if beta in (0, 1):
+            self._direction = (ReverseKLDivLoss if beta else KLDivLoss)._direction
+
+    def _describe(self) -> str:
+        return f"{super()._describe()}, beta={self._beta}"
+
+    def _fused(self, F: Any, facts: Optional[Facts], pred: Any, label: Any, weight: Any) -> Any:
+        return self._fused_kl(F, facts, pred, label, weight, swap=self._beta == 1) if self._beta in (0, 1) else None
+
+    def _terms(self, F: Any, pred: Any, label: Any, whole_rows: bool, label_grad: bool) -> Any:
+        if self._beta == 0:
+            return self._kl_terms(F, pred, label, whole_rows, label_grad)
+        if self._beta == 1:
+            return self._reverse_kl_terms(F, pred, label, whole_rows)
+        return divergence.js_terms(
             F, pred, label, pred_space=self._pred_space, label_space=self._label_space, axis=self._axis,
-            epsilon=self._epsilon, whole_rows=whole_rows, label_grad=label_grad)
+            beta=self._beta)

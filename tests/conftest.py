@@ -9,6 +9,8 @@ import mxnet as mx
 import numpy as np
 import pytest
 
+from gluon_kl import native
+
 warnings.filterwarnings("ignore", message=".*np_shape.*")
 
 MODES = {"eager": None, "hybrid": {}, "static": {"static_alloc": True, "static_shape": True}}
@@ -47,8 +49,18 @@ class Run:
         return kind(x, dtype=x.dtype)
 
 
+@pytest.fixture(params=["native", "operators"])
+def path(request, monkeypatch):
+    """Run a test on both paths: the fused operator, and MXNet's operators."""
+    if request.param == "operators":
+        monkeypatch.setattr(native, "is_available", lambda: False)
+    elif not native.is_available():
+        pytest.skip(f"without the native operator: {native.why_not()}")
+    return request.param
+
+
 @pytest.fixture(params=list(MODES))
-def run(request):
+def run(request, path):
     return Run(request.param)
 
 
@@ -58,12 +70,14 @@ def rng():
 
 
 @pytest.fixture
-def in_subprocess():
+def in_subprocess(request):
     """Run Python source in a process of its own, for what MXNet's memory of a failure would spoil; its output."""
 
-    def call(source, timeout=120, **environment):
+    environment = {**os.environ, "GLUON_KL_NATIVE": "0"} if "operators" in request.node.name else None
+
+    def call(source, timeout=120):
         done = subprocess.run([sys.executable, "-W", "ignore", "-c", source], timeout=timeout, text=True,
-                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, **environment})
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment)
         assert done.returncode == 0, done.stdout
         return done.stdout
 

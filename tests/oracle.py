@@ -116,3 +116,70 @@ def kl_gradients(pred, label, head=None, *, from_logits=True, label_space="probs
         return to_pred, to_label, to_weight.sum(axis=axes)
     axes = tuple(i for i in range(len(shape)) if size[i] == 1)
     return to_pred, to_label, to_weight.sum(axis=axes, keepdims=True)
+
+
+def reverse_kl_terms(pred, label, pred_space="log_probs", label_space="probs", axis=-1):
+    """q (log q - log p): the divergence of the label from the prediction."""
+    return kl_terms(label, pred, label_space, pred_space, axis)
+
+
+def js_terms(pred, label, pred_space="log_probs", label_space="probs", axis=-1, beta=0.5):
+    """beta p log(p / m) + (1 - beta) q log(q / m) for every element, m = beta p + (1 - beta) q."""
+    log_p, log_q = log_of(label, label_space, axis), log_of(pred, pred_space, axis)
+    with np.errstate(invalid="ignore"):
+        log_m = np.logaddexp(np.log(beta) + log_p, np.log1p(-beta) + log_q)
+        terms = [np.where(log_side == -np.inf, 0.0, share * np.exp(log_side) * (log_side - log_m))
+                 for share, log_side in ((beta, log_p), (1 - beta, log_q))]
+    return terms[0] + terms[1]
+
+
+def weighted(terms, *, batch_axis=0, axis=-1, weight=None, reduction="mean", sample_weight=None):
+    """Terms under their weights, reduced."""
+    weights, _ = row_weights(sample_weight, terms.shape, batch_axis, axis)
+    with np.errstate(invalid="ignore"):
+        terms = np.where(weights == 0, 0.0, terms * weights)
+    return reduce(terms, batch_axis, reduction) * (1.0 if weight is None else weight)
+
+
+def distillation(pred, label, teacher_pred, *, temperature=1.0, hard_weight=0.0, axis=-1, sparse_label=True,
+                 weight=None, batch_axis=0, sample_weight=None):
+    """What DistillationLoss returns."""
+    pred = np.asarray(pred, np.float64)
+    terms = 0.0
+    if hard_weight > 0:
+        if sparse_label:
+            label = np.moveaxis(np.eye(pred.shape[axis])[np.asarray(label).astype(int)], -1, axis)
+        with np.errstate(invalid="ignore"):
+            terms = terms - hard_weight * np.where(label == 0, 0.0, label * log_softmax(pred, axis))
+    if hard_weight < 1:
+        teacher_pred = np.asarray(teacher_pred, np.float64)
+        soft = kl_terms(pred / temperature, teacher_pred / temperature, "logits", "logits", axis)
+        terms = terms + (1 - hard_weight) * temperature ** 2 * soft
+    return pred.shape[axis] * weighted(terms, batch_axis=batch_axis, axis=axis, weight=weight,
+                                       sample_weight=sample_weight)
+
+
+def gaussian_terms(mean, log_variance, prior_mean=None, prior_log_variance=None, free_nats=0.0):
+    """log(s' / s) + (s^2 + (m - m')^2) / (2 s'^2) - 1/2 for every dimension, in long double."""
+    mean, log_variance = np.longdouble(mean), np.longdouble(log_variance)
+    prior_mean = np.longdouble(0 if prior_mean is None else prior_mean)
+    prior_log_variance = np.longdouble(0 if prior_log_variance is None else prior_log_variance)
+    variance, prior_variance = np.exp(log_variance), np.exp(prior_log_variance)
+    terms = (prior_log_variance - log_variance + (variance + (mean - prior_mean) ** 2) / prior_variance - 1) / 2
+    return np.maximum(terms, free_nats)
+
+
+def numeric_gradients(function, inputs, wanted, head=None, step=1e-6):
+    """Central differences of sum(head * function(*inputs)) to the wanted inputs; None for the others."""
+    gradients = [np.zeros(np.shape(x)) if want else None for x, want in zip(inputs, wanted)]
+    for i, gradient in enumerate(gradients):
+        for index in np.ndindex(*np.shape(gradient)) if wanted[i] else ():
+            ends = []
+            for sign in (1, -1):
+                moved = list(inputs)
+                moved[i] = np.array(inputs[i], np.float64)
+                moved[i][index] += sign * step
+                value = function(*moved)
+                ends.append(np.sum(value if head is None else head * value))
+            gradient[index] = (ends[0] - ends[1]) / (2 * step)
+    return gradients

@@ -24,7 +24,8 @@ def logits(shape=None):
 
 
 def pairs():
-    return st.tuples(st.integers(1, 5), st.integers(1, 9)).flatmap(lambda shape: st.tuples(logits(shape), logits(shape)))
+    shapes = st.tuples(st.integers(1, 5), st.integers(1, 9))
+    return shapes.flatmap(lambda shape: st.tuples(logits(shape), logits(shape)))
 
 
 def log_softmax(x):

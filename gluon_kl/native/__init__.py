@@ -6,15 +6,15 @@
 import ctypes
 import functools
 import importlib.machinery
-import math
 import os
 import threading
 import uuid
 
 import mxnet as mx
-from mxnet.base import _LIB
 
-__all__ = ["info", "is_available", "kl_divergence", "why_not"]
+from gluon_kl.native.requests import guard, is_recorded
+
+__all__ = ["info", "is_available", "kl_divergence", "reaches", "why_not"]
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
 _NAME = "_gluon_kl_divergence"
@@ -88,98 +88,34 @@ def info():
     return {"isa": library.gluon_kl_isa().decode(), "threads": library.gluon_kl_threads()}
 
 
-def _in_graph(array):
-    """Whether autograd follows `array`: as a variable with a gradient, or as the result of recorded operators.
+def reaches(facts, weight):
+    """Whether the operator can take a call: the one rule that chooses between it and MXNet's operators.
 
-    MXNet keeps a flag per followed array and refuses to set it on any other: setting what is already there asks
-    without changing anything.
+    Real arrays must be on a CPU, with one weight per row. Of Symbols without facts (inside a block of the user's)
+    neither is known: they must be free of weights, and MXNet built for CPUs alone.
     """
-    state = ctypes.c_int()
-    _LIB.MXNDArrayGetGradState(array.handle, ctypes.byref(state))
-    return _LIB.MXNDArraySetGradState(array.handle, state) == 0
+    if facts is None:
+        return weight is None and is_available() and not mx.runtime.Features().is_enabled("CUDA")
+    return facts.row_weight and facts.device.device_type.startswith("cpu") and is_available()
 
 
-def _guarded(array):
-    """`array` behind an operator of MXNet's own that keeps grad_req="add", which an extension's operator loses.
-
-    Only variables need it: gradients of intermediate results are written, then added up by MXNet. A reshape shares
-    memory going forward.
-    """
-    return array if array.grad is None else array.reshape(array.shape)
-
-
-def _guarded_symbol(symbol):
-    """The same for a Symbol: an identity, which works in place on intermediate results.
-
-    Unless its attributes tell it from every other one, MXNet merges it with theirs, and the sum over many uses lands
-    on the operator again, as an "add" that it cannot see.
-    """
-    return mx.sym.identity(symbol, attr={"__gluon_kl_use__": uuid.uuid4().hex})
-
-
-@functools.lru_cache(maxsize=256)
-def _attributes(axis, batch_axis, pred_space, label_space, mean, scale, epsilon, inv_temperature, weighted):
-    """The operator's attributes; what has its default value is left out."""
-    attributes = {"axis": axis, "pred_space": pred_space, "label_space": label_space}
-    if batch_axis != 0:
-        attributes["batch_axis"] = batch_axis
-    if not mean:
-        attributes["mean"] = 0
-    if scale != 1.0:
-        attributes["scale"] = repr(float(scale))
-    if epsilon != 1e-12:
-        attributes["epsilon"] = repr(float(epsilon))
-    if inv_temperature != 1.0:
-        attributes["inv_temperature"] = repr(float(inv_temperature))
-    if weighted:
-        attributes["weighted"] = 1
-    return attributes
-
-
-class _SmallCall:
-    """Recorded calls of one kind on small arrays, where MXNet's book-keeping costs more than the arithmetic.
-
-    The first runs as it comes; from the second on a graph with its memory planned does half the book-keeping.
-    """
-
-    def __init__(self, options, grad, guarded):
-        self.attributes = dict(_attributes(*options), grad=grad, keep=int(options[-1]))
-        self.guarded = guarded
-        self.graph = None
-        self.calls = 0
-
-    def __call__(self, inputs):
-        self.calls += 1
-        if self.calls == 1:
-            result = _operators()[0](*[_guarded(x) for x in inputs], **self.attributes)
-            return result[0] if isinstance(result, list) else result
-        if self.graph is None:
-            ends = [mx.sym.var("input%d" % i) for i in range(len(inputs))]
-            ends = [_guarded_symbol(x) if guard else x for x, guard in zip(ends, self.guarded)]
-            output = _operators()[1](*ends, **self.attributes)
-            self.graph = mx.nd.CachedOp(output[0], [("static_alloc", True), ("static_shape", True)])
-        return self.graph(*inputs)
-
-
-@functools.lru_cache(maxsize=64)
-def _small_call(shape, options, grad, guarded):
-    return _SmallCall(options, grad, guarded)
-
-
-def kl_divergence(F, pred, label, row_weight=None, *, axis=-1, batch_axis=0, pred_space="log_probs",
+def kl_divergence(F, pred, label, row_weight=None, *, wanted=None, axis=-1, batch_axis=0, pred_space="log_probs",
                   label_space="probs", mean=True, scale=1.0, epsilon=1e-12, inv_temperature=1.0):
     """KL(label || pred) per sample, in nats, as one operator.
 
     Parameters
     ----------
     F : mxnet.nd or mxnet.sym
-        What `pred`, `label` and `row_weight` are made of. With arrays only the gradients that autograd will ask for
-        are computed. A Symbol cannot tell: both are.
+        What `pred`, `label` and `row_weight` are made of.
     pred, label : NDArray or Symbol
         Of equal shape; any dtype but bool. Computed in float64 if any input is, else in float32.
     row_weight : NDArray or Symbol, optional
         As many axes as `pred`, 1 along `axis`, 1 or `pred`'s length elsewhere. A weight of 0 silences its rows,
         NaN and inf included.
+    wanted : pair of bool, optional
+        Whether autograd may ask for the gradient to `pred`, and to `label`: no other is computed. Who knows has
+        passed the arrays through `requests.guard`. If None, arrays are looked at and guarded here; Symbols cannot
+        be looked at, so that both are computed.
     axis, batch_axis : int
         The categories, and the axis that is kept. If they are the same, each category is its own sample.
     pred_space, label_space : {"probs", "log_probs", "logits"}
@@ -198,22 +134,31 @@ def kl_divergence(F, pred, label, row_weight=None, *, axis=-1, batch_axis=0, pre
     NDArray or Symbol
         Shape (batch,), float32, or float64 if any input is.
     """
-    options = (axis, batch_axis, pred_space, label_space, mean, scale, epsilon, inv_temperature, row_weight is not None)
-    inputs = (pred, label) if row_weight is None else (pred, label, row_weight)
+    attributes = {"axis": axis, "batch_axis": batch_axis, "pred_space": pred_space, "label_space": label_space,
+                  "mean": int(mean)}
+    for name, value, default in (("scale", scale, 1.0), ("epsilon", epsilon, 1e-12),
+                                 ("inv_temperature", inv_temperature, 1.0)):
+        if value != default:
+            attributes[name] = repr(float(value))
+    inputs = [pred, label]
+    if row_weight is not None:
+        attributes["weighted"] = 1
+        inputs.append(row_weight)
+    recording = F is mx.nd and mx.autograd.is_recording()
+    guarded = wanted is not None
+    if recording and not guarded:
+        wanted = [is_recorded(x) for x in inputs]
+        inputs = [guard(x, recorded) for x, recorded in zip(inputs, wanted)]
+    if wanted is not None:
+        attributes["grad"] = "both" if wanted[0] and wanted[1] else "label" if wanted[1] else "pred"
+    array_operator, symbol_operator = _operators()
     if F is mx.sym:
-        return _operators()[1](*[_guarded_symbol(x) for x in inputs], **_attributes(*options))[0]
-
-    operator = _operators()[0]
-    if not mx.autograd.is_recording():
-        return operator(*inputs, keep=0, **_attributes(*options))
-    wanted = [_in_graph(x) for x in inputs]
-    grad = "pred" if not wanted[1] else "both" if wanted[0] else "label"
-    # Recording gives an array that autograd does not follow a mark that lasts until backward, and would be taken for
-    # one it follows; the mark on a detached view does no harm.
-    inputs = [x if follow else x.detach() for x, follow in zip(inputs, wanted)]
-    shape = pred.shape
-    if math.prod(shape) < _SMALL:
-        guarded = tuple([follow and x.grad is not None for x, follow in zip(inputs, wanted)])
-        return _small_call(shape, options, grad, guarded)(inputs)
-    result = operator(*[_guarded(x) for x in inputs], grad=grad, **_attributes(*options))
+        if not guarded:
+            # An identity of MXNet's own keeps grad_req="add" and sums over many uses right; unless its attributes
+            # tell it from every other, MXNet merges it with theirs and the sum lands on the operator again.
+            inputs = [mx.sym.identity(x, attr={"__gluon_kl_use__": uuid.uuid4().hex}) for x in inputs]
+        return symbol_operator(*inputs, **attributes)[0]
+    if not recording or row_weight is None and label_space != "logits" and pred.size < _SMALL:
+        attributes["keep"] = 0
+    result = array_operator(*inputs, **attributes)
     return result[0] if isinstance(result, list) else result

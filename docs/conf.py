@@ -1,0 +1,80 @@
+"""How the site is made: Sphinx, and sphinx-gallery to run the tutorials."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import gluon_kl
+
+sys.path.insert(0, str(Path(__file__).parent))  # for reading_order
+
+project = "gluon_kl"
+author = "the gluon_kl authors"
+copyright = "the gluon_kl authors, under the Apache License 2.0"
+version = release = gluon_kl.__version__
+
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",  # numpydoc leaves out a section that it does not know, such as Inputs
+    "sphinx.ext.viewcode",
+    "sphinx_gallery.gen_gallery",
+    "myst_parser",  # for CHANGELOG.md
+]
+exclude_patterns = ["_build", "gallery/backreferences", "templates"]
+templates_path = ["templates"]
+nitpick_ignore_regex = [  # an inventory of these would come from the network
+    (r"py:.*", r"(mxnet|mx|numpy|np)\..*"),
+]
+
+autosummary_generate = True
+autodoc_typehints = "none"  # the docstrings say it in words
+napoleon_google_docstring = False
+napoleon_use_param = napoleon_use_rtype = False
+napoleon_custom_sections = [("Inputs", "params_style"), ("Outputs", "params_style")]
+
+# Everything the page needs comes with it: MathJax is copied from a Python package, and SVG needs no fonts.
+# (That package as an extension would insist on its own mathjax_path.)
+mathjax_files = Path(importlib.util.find_spec("sphinx-mathjax-offline").origin).parent / "static"
+mathjax_path = "mathjax/tex-svg.js"
+mathjax3_config = {"svg": {"fontCache": "local"}}
+
+sphinx_gallery_conf = {
+    "examples_dirs": "../tutorials",
+    "gallery_dirs": "gallery",
+    "filename_pattern": "",
+    "ignore_pattern": r"plots\.py",
+    "within_subsection_order": "reading_order.position",
+    "minigallery_sort_order": "reading_order.position",
+    "run_stale_examples": True,  # a changed loss must not leave its old numbers on the page
+    "abort_on_example_error": True,
+    "write_computation_times": False,  # that page loads its table from a network
+    "image_srcset": ["2x"],
+    "show_memory": False,
+    "min_reported_time": 1e9,
+    "download_all_examples": False,
+    "show_signature": False,
+    "backreferences_dir": "gallery/backreferences",
+    "doc_module": ("gluon_kl",),
+    "reference_url": {"gluon_kl": None},
+}
+
+html_theme = "pydata_sphinx_theme"
+html_title = "gluon_kl"  # a longer one overflows a phone
+html_static_path = ["static", str(mathjax_files)]
+html_favicon = "static/icon.svg"
+html_context = {"default_mode": "auto"}
+html_css_files = ["site.css"]
+html_copy_source = False
+html_show_sourcelink = False
+html_show_sphinx = False
+html_sidebars = {"index": [], "contract": [], "moving": [], "changelog": [], "benchmarks": []}
+html_theme_options = {
+    "logo": {"text": "gluon_kl"},
+    "navigation_with_keys": False,
+    "navbar_align": "left",
+    "footer_start": ["copyright"],
+    "footer_end": [],
+    "show_toc_level": 1,
+}

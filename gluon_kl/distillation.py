@@ -1,0 +1,223 @@
+"""Knowledge distillation: a student learns from a teacher's softened predictions, and from labels."""
+
+from typing import Any, Callable, Optional, Tuple
+
+from gluon_kl import diagnostics, divergence, native
+from gluon_kl.inputs import (
+    CheckedLoss,
+    Facts,
+    check_axis,
+    check_between,
+    check_flag,
+    check_positive,
+    check_same_shape,
+    fit_sample_weight,
+    normal_axis,
+    observe,
+    weigh,
+)
+
+
+class DistillationLoss(CheckedLoss):
+    r"""Loss of a student that learns from a teacher's predictions, and from labels.
+
+    With :math:`z` the scores of the student, :math:`v` those of the teacher, :math:`y` the
+    label, temperature :math:`T` and hard weight :math:`\alpha`,
+
+    .. math:: \alpha \, \mathrm{CE}(y, \mathrm{softmax}(z)) + (1 - \alpha) \, T^2 \,
+              \mathrm{KL}(\mathrm{softmax}(v / T) \,\|\, \mathrm{softmax}(z / T)),
+
+    in nats, summed over categories and averaged over every other axis but `batch_axis`.
+    Dividing by :math:`T` shrinks the gradient of the divergence by :math:`T^2`; the factor
+    gives it back, so that `hard_weight` and the learning rate keep their meaning when the
+    temperature changes.
+
+    Parameters
+    ----------
+    temperature : float, default 1.0
+        Above 1 it softens both distributions, so that the teacher's small probabilities count.
+    hard_weight : float, default 0.0
+        Between 0 and 1, the share of the cross-entropy with the label. At 0 the label is not
+        looked at and may be None; at 1 neither is `teacher_pred`.
+    axis : int, default -1
+        The axis of the categories; not that of the samples.
+    sparse_label : bool, default True
+        `True` if `label` holds class indices, `False` if it holds a probability for each
+        category, one-hot or soft.
+    weight : float, optional
+        Factor for every result.
+    batch_axis : int, default 0
+        The axis of the samples.
+    prefix, params
+        As for every Gluon block.
+
+    Inputs
+    ------
+    pred
+        Array or Symbol, the scores (logits) of the student. A score of -inf masks its category.
+    label
+        Class indices of any dtype, of pred's shape without `axis`; or pred's shape if not
+        `sparse_label`.
+    teacher_pred
+        Of pred's shape, the scores (logits) of the teacher. No gradient reaches it.
+    sample_weight
+        Optional. Shape (batch,), a weight per sample; or as many axes as `pred`, each 1 or
+        that of `pred`. Weight 0 silences a row whatever it holds.
+
+    Outputs
+    -------
+    loss
+        Shape (batch,); float64 if an input is, else float32. Of the array kind of `pred`.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not fit, an axis is out of range or both are the same, the arrays are on
+        different devices, `temperature` is not positive or `hard_weight` not in [0, 1].
+    TypeError
+        If an input is not an MXNet array or Symbol, or an argument has the wrong type.
+
+    Notes
+    -----
+    A class index that is negative, too large or no whole number makes the loss and the
+    gradient of its row NaN, rather than another class's; :meth:`check_inputs` raises an error
+    for it. To leave rows without a class out, give them weight 0.
+
+    References
+    ----------
+    G. Hinton, O. Vinyals and J. Dean, "Distilling the Knowledge in a Neural Network",
+    arXiv:1503.02531 (2015).
+
+    Examples
+    --------
+    >>> import mxnet as mx
+    >>> from gluon_kl import DistillationLoss
+    >>> student = mx.nd.array([[2.0, 0.5, -1.0], [0.2, 0.1, 0.4]])
+    >>> teacher = mx.nd.array([[3.0, 1.0, -2.0], [0.0, 0.0, 4.0]])
+    >>> label = mx.nd.array([0, 2])
+    >>> print(DistillationLoss(temperature=2, hard_weight=0.5)(student, label, teacher).asnumpy().round(4))
+    [0.1934 1.2265]
+    """
+
+    _names = ("pred", "label", "teacher_pred", "sample_weight")
+    _direction = "hard_weight * CE(label, pred) + (1 - hard_weight) * T² * KL(teacher_pred ‖ pred) in nats"
+
+    def __init__(
+        self, temperature: float = 1.0, hard_weight: float = 0.0, axis: int = -1, sparse_label: bool = True,
+        weight: Optional[float] = None, batch_axis: int = 0, *, prefix: Optional[str] = None, params: Any = None,
+    ) -> None:
+        super().__init__(weight, batch_axis, prefix=prefix, params=params)
+        check_positive("temperature", temperature)
+        check_between("hard_weight", hard_weight, 0, 1)
+        self._temperature = temperature
+        self._hard_weight = hard_weight
+        self._axis = check_axis("axis", axis)
+        self._sparse_label = check_flag("sparse_label", sparse_label)
+        self._unused = {0: "label", 1: "teacher_pred"}[int(hard_weight)] if hard_weight in (0, 1) else ""
+        self._optional = ("sample_weight", self._unused)
+
+    def _describe(self) -> str:
+        return (f"temperature={self._temperature}, hard_weight={self._hard_weight}, axis={self._axis}, "
+                f"sparse_label={self._sparse_label}, weight={self._weight}, batch_axis={self._batch_axis}")
+
+    def __call__(self, pred: Any, label: Any, teacher_pred: Any, sample_weight: Any = None) -> Any:
+        return super().__call__(pred, label, teacher_pred, sample_weight)
+
+    def _used(self, pred: Any, label: Any, teacher_pred: Any, weight: Any) -> Tuple[Any, ...]:
+        """The inputs, without the one whose part has no weight."""
+        return tuple(None if name == self._unused else x
+                     for name, x in zip(self._names, (pred, label, teacher_pred, weight)))
+
+    def _check(self, *arrays: Any) -> Tuple[Tuple[Any, ...], Facts]:
+        pred, label, teacher_pred, weight = self._used(*arrays)
+        shape = pred.shape
+        axis = normal_axis("axis", self._axis, shape, "pred")
+        batch_axis = normal_axis("batch_axis", self._batch_axis, shape, "pred")
+        if axis == batch_axis:
+            raise ValueError(f"axis = {self._axis} and batch_axis = {self._batch_axis} are the same axis "
+                             f"of pred of shape {shape}: categories and samples need one each")
+        if teacher_pred is not None:
+            check_same_shape("pred", "teacher_pred", shape, teacher_pred.shape)
+        if label is not None and not self._sparse_label:
+            check_same_shape("pred", "label", shape, label.shape)
+        elif label is not None and label.shape != shape[:axis] + shape[axis + 1:]:
+            raise ValueError(
+                f"label of class indices must have the shape of pred without axis {self._axis}, "
+                f"{shape[:axis] + shape[axis + 1:]}, not {label.shape}; for one-hot rows set sparse_label=False")
+        if weight is not None:
+            weight = fit_sample_weight(weight, shape, batch_axis)
+        inputs = (pred, label, teacher_pred, weight)
+        return inputs, observe(inputs, self._names, len(shape), weight is None or weight.shape[axis] == 1)
+
+    def check_inputs(self, pred: Any, label: Any, teacher_pred: Any) -> None:
+        """Look at the values once, on a first batch or while debugging, and name a likely mistake.
+
+        Caught are probabilities that would go through softmax twice, class indices that
+        `pred` has no category for, and rows of labels that do not sum to 1. It never runs by
+        itself: it waits for the values, and an error on one worker would hang the others.
+
+        Parameters
+        ----------
+        pred, label, teacher_pred
+            Arrays, as the loss takes them.
+
+        Raises
+        ------
+        ValueError
+            If the values speak for a mistake; the message names it and the remedy.
+        TypeError
+            If an input is not an MXNet array.
+        """
+        (pred, label, teacher_pred, _), _ = self._check(*self._real(pred, label, teacher_pred), None)
+        axis = normal_axis("axis", self._axis, pred.shape, "pred")
+        diagnostics.check_distillation(pred, label, teacher_pred, self._sparse_label, axis)
+
+    def _compute(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
+        pred, label, teacher_pred, weight = self._lifted(F, facts, self._used(*inputs))
+        parts = []
+        if label is not None:
+            parts.append(self._hard_weight * self._hard(F, facts, pred, label, weight))
+        if teacher_pred is not None:
+            parts.append((1 - self._hard_weight) * self._soft(F, facts, pred, teacher_pred, weight))
+        per_element = parts[0] if len(parts) == 1 else parts[0] + parts[1]
+        return F.broadcast_mul(per_element, divergence.categories(F, pred, self._axis))
+
+    def _hard(self, F: Any, facts: Optional[Facts], pred: Any, label: Any, weight: Any) -> Any:
+        """Cross-entropy with the label, averaged over all elements of a sample."""
+        if self._sparse_label:
+            if self._weight == 0:
+                label = F.zeros_like(label)  # the class that there always is
+            label = divergence.one_hot(F, label, pred, self._axis)
+            if native.reaches(facts, weight):  # one-hot rows have no entropy: their divergence is the cross-entropy
+                return self._fused(F, facts, pred, label, weight, label_space="probs")
+
+        def terms(pred: Any, label: Any) -> Any:
+            return divergence.cross_entropy(F, divergence.log_softmax(F, pred, self._axis), label)
+
+        return self._unfused(F, facts, terms, pred, label, weight)
+
+    def _soft(self, F: Any, facts: Optional[Facts], pred: Any, teacher_pred: Any, weight: Any) -> Any:
+        """T^2 KL(teacher || pred), averaged over all elements of a sample; no gradient to the teacher."""
+        teacher_pred = F.BlockGrad(teacher_pred)
+        if native.reaches(facts, weight):
+            return self._fused(F, facts, pred, teacher_pred, weight, label_space="logits",
+                               inv_temperature=1 / self._temperature) * self._temperature**2
+
+        def terms(pred: Any, teacher_pred: Any) -> Any:
+            return self._temperature**2 * divergence.kl_terms(
+                F, pred / self._temperature, teacher_pred / self._temperature, pred_space="logits",
+                label_space="logits", axis=self._axis, whole_rows=weight is None if facts is None else facts.row_weight)
+
+        return self._unfused(F, facts, terms, pred, teacher_pred, weight)
+
+    def _fused(self, F: Any, facts: Optional[Facts], pred: Any, target: Any, weight: Any, **options: Any) -> Any:
+        wanted = None if facts is None else (facts.recorded[0], False)
+        return native.kl_divergence(F, pred, target, weight, wanted=wanted, axis=self._axis, mean=True,
+                                    batch_axis=self._batch_axis, pred_space="logits",
+                                    scale=1 if self._weight is None else self._weight, **options)
+
+    def _unfused(
+        self, F: Any, facts: Optional[Facts], terms: Callable[..., Any], pred: Any, target: Any, weight: Any,
+    ) -> Any:
+        weight_grad = facts is None or facts.recorded[-1]
+        return self._reduced(F, facts, weigh(F, terms, (pred, target), weight, self._axis, weight_grad), "mean")

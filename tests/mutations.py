@@ -1,0 +1,89 @@
+"""Break the source on purpose, one line at a time, and name the test that notices.
+
+    python tests/mutations.py            # every mutation, two at a time; exit code 1 if one survives
+    python tests/mutations.py epsilon    # those whose description holds the word
+
+Each mutation is applied to a copy of the package, on which the suite then runs without the native
+operator until the first failure. The table below names the file, what is broken, and by what.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SUITE = ["test_loss.py", "test_modes.py"]
+MUTATIONS = [  # what breaks, file, the source, what it becomes
+    ("mean instead of sum", "divergence.py", "if mean:", "if not mean:"),
+    ("the label's logarithm is dropped", "divergence.py", "F.log(label + absent) - log_pred", "0 - log_pred"),
+    ("0 * inf at a masked score", "divergence.py", "F.broadcast_minimum(surprise, _HUGE / absent)", "surprise"),
+    ("epsilon is ignored", "divergence.py", "absent * math.log(epsilon)", "absent * math.log(1e-12)"),
+    ("epsilon biases every label", "divergence.py", "label + absent)", "label + absent + epsilon)"),
+    ("label gradient at a masked score", "divergence.py", "* (surprise != _HUGE)", ""),
+    ("NaN hides in a row of logits", "divergence.py", "logits + F.broadcast_like(0.0 / (total < math.inf), logits)",
+     "logits"),
+    ("small divergences lose their digits", "divergence.py",
+     "if whole_rows and pred_space == label_space", "if False and pred_space == label_space"),
+    ("difference form over parts of rows", "loss.py", 'if self._reduction == "none":\n            return False',
+     "if False:\n            return False"),
+    ("far terms without q - p", "divergence.py", "p * u + (q - p)", "p * u"),
+    ("softmax over the last axis only", "divergence.py", "pred = F.log_softmax(pred, axis=axis) if whole_rows",
+     "pred = F.log_softmax(pred, axis=-1) if whole_rows"),
+    ("batch_axis is taken for 0", "divergence.py", "if batch_axis != 0:", "if False:"),
+    ("weight 0 lets NaN through", "inputs.py", "F.where(row_off, zero, x) for x in inputs", "x for x in inputs"),
+    ("an element of weight 0 counts", "inputs.py", "F.where(off, zero, heard) * weight", "heard * weight"),
+    ("no gradient to a weight of 0", "inputs.py", "if not weight_grad:", "if True:"),
+    ("a weight per sample runs along columns", "inputs.py", "if i == batch_axis else 1 for",
+     "if i == len(shape) - 1 else 1 for"),
+    ("float16 is not lifted", "inputs.py", 'else "float32"\n', 'else facts.dtypes[0]\n'),
+    ("astype loses grad_req add", "inputs.py", "else F.cast(x, dtype=target) for", "else x.astype(target) for"),
+    ("nested graphs do not lift", "inputs.py", "return _lift_unknown(F, inputs)", "return inputs"),
+    ("shapes broadcast", "inputs.py", "if x.shape != y.shape:", "if False:"),
+    ("one graph for all calls", "inputs.py", "if facts == self._facts:", "if self._cached_op is not None:"),
+    ("copies keep their graph", "inputs.py", '"_cached_op": None, ', ""),
+    ("mx.np arrays come back as mx.nd", "inputs.py", "out.as_np_ndarray() if numpy_kind else out", "out"),
+    ("recorded labels get no gradient", "inputs.py", "if x is None or not autograd.is_recording():", "if True:"),
+]
+
+
+def try_mutation(mutation):
+    """The test that catches it, or None."""
+    what, name, source, target = mutation
+    with tempfile.TemporaryDirectory() as folder:
+        package = Path(folder) / "gluon_kl"
+        shutil.copytree(str(ROOT / "gluon_kl"), str(package), ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+        shutil.copytree(str(ROOT / "tests"), str(Path(folder) / "tests"), ignore=shutil.ignore_patterns("__pycache__"))
+        path = package / name
+        text = path.read_text(encoding="utf-8")
+        if text.count(source) != 1:
+            raise SystemExit(f"{what}: {source!r} stands {text.count(source)} times in {name}, not once")
+        path.write_text(text.replace(source, target), encoding="utf-8")
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-c", os.devnull,
+             "--rootdir", folder, *[str(Path(folder) / "tests" / name) for name in SUITE]],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600, cwd=folder,
+            env={**os.environ, "PYTHONPATH": folder, "GLUON_KL_NATIVE": "0", "OMP_NUM_THREADS": "1"})
+    caught = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
+    if done.returncode not in (0, 1) and not caught:
+        return f"crash, exit code {done.returncode}"
+    return caught and caught.group(1).rpartition("/")[2]
+
+
+def main():
+    chosen = [mutation for mutation in MUTATIONS if all(word in mutation[0] for word in sys.argv[1:])]
+    survivors = 0
+    with ThreadPoolExecutor(2) as pool:
+        for mutation, catcher in zip(chosen, pool.map(try_mutation, chosen)):
+            survivors += catcher is None
+            print(f"{mutation[0]:40}  {catcher or 'SURVIVES'}", flush=True)
+    print(f"{len(chosen) - survivors} passed, {survivors} failed")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,138 @@
+"""DistillationLoss: what the temperature, the teacher and the hard labels do."""
+
+import math
+
+import mxnet as mx
+import numpy as np
+import pytest
+
+import oracle
+from gluon_kl import DistillationLoss, KLDivLoss
+
+
+@pytest.fixture
+def logits(rng):
+    return rng.normal(size=(2, 6, 5))
+
+
+def test_published_formula(run, logits):
+    """The mean of the two objectives, with soft targets scaled by T squared, written out once."""
+    pred, teacher = logits
+    label, temperature = np.array([0, 4, 2, 1, 1, 3]), 4.0
+    soft, softened = (np.exp(x / temperature) / np.exp(x / temperature).sum(-1, keepdims=True) for x in (teacher, pred))
+    probs = np.exp(pred) / np.exp(pred).sum(-1, keepdims=True)
+    expected = 0.25 * -np.log(probs[np.arange(6), label]) + 0.75 * 16 * (soft * np.log(soft / softened)).sum(-1)
+    np.testing.assert_allclose(run(DistillationLoss(temperature, 0.25), pred, label, teacher), expected, rtol=1e-12)
+
+
+def test_scale_of_the_gradient_does_not_depend_on_the_temperature(run, logits):
+    """T^2 (softmax(z/T) - softmax(v/T)) / T approaches the difference of the centred logits over C."""
+    pred, teacher = logits
+    centred = [x - x.mean(-1, keepdims=True) for x in (pred, teacher)]
+    limit = (centred[0] - centred[1]) / 5
+    norms = []
+    for temperature in (1.0, 3.0, 10.0, 100.0, 1000.0):
+        gradient, _, _ = run.gradients(DistillationLoss(temperature), pred, None, teacher)
+        norms.append(np.linalg.norm(gradient))
+        exact = temperature * np.subtract(*(np.exp(oracle.log_softmax(x / temperature)) for x in (pred, teacher)))
+        np.testing.assert_allclose(gradient, exact, rtol=1e-9, atol=1e-12)
+    assert max(norms) < 1.5 * min(norms)
+    np.testing.assert_allclose(gradient, limit, rtol=2e-2, atol=1e-3)
+
+
+def test_teacher_is_detached(run, logits):
+    for hard_weight in (0, 0.5):
+        to_pred, _, to_teacher = run.gradients(DistillationLoss(2, hard_weight), logits[0], np.zeros(6), logits[1])
+        assert (to_pred != 0).any() and (to_teacher == 0).all()
+    # Also a teacher that is computed under the same record.
+    net = mx.gluon.nn.Dense(5, in_units=5)
+    net.initialize()
+    x = mx.nd.array(logits[0])
+    for parameter in net.collect_params().values():
+        parameter.grad()[:] = 7
+    with mx.autograd.record():
+        hidden = net(x)
+        out = run.prepare(DistillationLoss())(hidden * 2, None, hidden)
+    x.attach_grad()
+    out.backward()
+    assert all(np.isfinite(parameter.grad().asnumpy()).all() for parameter in net.collect_params().values())
+    student = hidden.asnumpy().astype("float64") * 2
+    gradient = 2 * (np.exp(oracle.log_softmax(student)) - np.exp(oracle.log_softmax(student / 2)))
+    np.testing.assert_allclose(net.bias.grad().asnumpy(), gradient.sum(0), rtol=1e-4, atol=1e-5)
+
+
+def test_hard_part_is_mxnets_cross_entropy(run, logits):
+    pred, label = logits[0].astype("float32"), np.array([0, 4, 2, 1, 1, 3], dtype="float32")
+    theirs = run(mx.gluon.loss.SoftmaxCrossEntropyLoss(), pred, label)
+    np.testing.assert_allclose(run(DistillationLoss(hard_weight=1), pred, label, None), theirs, rtol=1e-5)
+    one_hot = np.eye(5, dtype="float32")[label.astype(int)]
+    dense = DistillationLoss(hard_weight=1, sparse_label=False)
+    np.testing.assert_allclose(run(dense, pred, one_hot, None), theirs, rtol=1e-5)
+    for got, want in zip(run.gradients(dense, pred, one_hot, None)[:1],
+                         run.gradients(DistillationLoss(hard_weight=1), pred, label, None)[:1]):
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
+def test_soft_part_is_kl_div_loss(run, logits):
+    pred, teacher = logits
+    same = KLDivLoss(False, label_space="logits", reduction="sum")
+    np.testing.assert_allclose(run(DistillationLoss(), pred, None, teacher), run(same, pred, teacher), rtol=1e-12)
+
+
+@pytest.mark.parametrize("axis, shape", [(1, (2, 3, 4)), (-2, (2, 3, 4)), (-1, (2, 4, 3)), (2, (2, 4, 3))])
+def test_other_axes_are_averaged(run, rng, axis, shape):
+    """A map of 4 places is the mean of its places."""
+    pred, teacher = rng.normal(size=(2, *shape))
+    label = rng.randint(3, size=(2, 4))
+    value = run(DistillationLoss(2, 0.4, axis), pred, label, teacher)
+    columns = [np.moveaxis(x, axis, -1) for x in (pred, teacher)]
+    places = [run(DistillationLoss(2, 0.4), columns[0][:, i], label[:, i], columns[1][:, i]) for i in range(4)]
+    np.testing.assert_allclose(value, np.mean(places, axis=0), rtol=1e-12)
+
+
+@pytest.mark.parametrize("index", [-1, 5, 1.5, 1e9, math.nan, math.inf])
+@pytest.mark.parametrize("hard_weight", [0.5, 1])
+def test_no_class_is_no_silent_class(run, logits, index, hard_weight):
+    pred, teacher = logits[:, :3].astype("float32")
+    label = np.array([1, index, 4], dtype="float32")
+    loss = DistillationLoss(2, hard_weight)
+    value = run(loss, pred, label, teacher)
+    assert np.isnan(value[1]) and np.isfinite(value[[0, 2]]).all()
+    to_pred = run.gradients(loss, pred, label, teacher)[0]
+    assert np.isnan(to_pred[1]).any() and np.isfinite(to_pred[[0, 2]]).all()
+    # Weight 0 leaves such a row out.
+    weight = np.array([1, 0, 1], dtype="float32")
+    np.testing.assert_array_equal(run(loss, pred, label, teacher, weight)[1], 0)
+    assert (run.gradients(loss, pred, label, teacher, weight)[0][1] == 0).all()
+
+
+def test_one_category(run):
+    for weight in (None, 0):
+        loss = DistillationLoss(2, 0.5, weight=weight)
+        np.testing.assert_array_equal(run(loss, np.ones((3, 1)), np.zeros(3), np.zeros((3, 1))), np.zeros(3))
+
+
+def test_large_logits_and_odd_temperatures(run, rng):
+    pred, teacher = 100 * rng.normal(size=(2, 4, 6))
+    for temperature in (1e-3, 0.5, 20, 1e4):
+        value = run(DistillationLoss(temperature), pred, None, teacher)
+        np.testing.assert_allclose(value, oracle.distillation(pred, None, teacher, temperature=temperature), rtol=1e-6,
+                                   atol=1e-25)
+
+
+def test_student_learns_from_the_teacher_alone(run, rng):
+    mx.random.seed(3)
+    x = rng.normal(size=(64, 8)).astype("float32")
+    teacher = (x @ rng.normal(size=(8, 4))).astype("float32")
+    net = mx.gluon.nn.Dense(4, in_units=8)
+    net.initialize()
+    trainer = mx.gluon.Trainer(net.collect_params(), "adam", {"learning_rate": 0.1})
+    loss = run.prepare(DistillationLoss(temperature=3))
+    history = []
+    for _ in range(60):
+        with mx.autograd.record():
+            out = loss(net(mx.nd.array(x)), None, mx.nd.array(teacher))
+        out.backward()
+        trainer.step(64)
+        history.append(out.mean().asscalar())
+    assert history[-1] < 0.02 * history[0]

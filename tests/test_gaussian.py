@@ -1,0 +1,150 @@
+"""GaussianKLLoss: the integral that it stands for, and the ends of its range."""
+
+import itertools
+import math
+
+import mxnet as mx
+import numpy as np
+import pytest
+from scipy.integrate import quad
+
+import oracle
+from gluon_kl import GaussianKLLoss
+
+CASES = [  # mean, log-variance, mean and log-variance of the prior
+    (0.0, 0.0, None, None), (1.5, -1.0, None, None), (-0.3, 0.7, None, None), (0.2, -3.0, 0.5, None),
+    (1.0, 0.3, -1.0, 0.8), (0.0, 2.0, 0.0, -1.0), (0.4, -0.5, None, 1.5),
+]
+
+
+@pytest.mark.parametrize("mean, log_variance, prior_mean, prior_log_variance", CASES)
+def test_numerical_integration(run, mean, log_variance, prior_mean, prior_log_variance):
+    def log_density(x, m, v):
+        return -0.5 * (np.log(2 * np.pi) + v + (x - m) ** 2 * np.exp(-v))
+
+    def integrand(x):
+        own = log_density(x, mean, log_variance)
+        return np.exp(own) * (own - log_density(x, prior_mean or 0, prior_log_variance or 0))
+
+    deviation = np.exp(log_variance / 2)
+    integral, _ = quad(integrand, mean - 12 * deviation, mean + 12 * deviation, epsabs=1e-12, limit=200)
+    inputs = [None if x is None else np.array([[x]]) for x in (mean, log_variance, prior_mean, prior_log_variance)]
+    np.testing.assert_allclose(run(GaussianKLLoss(), *inputs), [integral], atol=1e-9)
+
+
+def test_published_formula(run, rng):
+    """Kingma and Welling's -1/2 sum(1 + log s^2 - m^2 - s^2)."""
+    mean, log_variance = rng.normal(size=(2, 5, 7))
+    expected = -0.5 * (1 + log_variance - mean ** 2 - np.exp(log_variance)).sum(-1)
+    np.testing.assert_allclose(run(GaussianKLLoss(), mean, log_variance), expected, rtol=1e-12)
+
+
+def test_equal_gaussians(run, rng):
+    mean, log_variance = 5 * rng.normal(size=(2, 20, 3))
+    for dtype in ("float16", "float32", "float64"):
+        inputs = [x.astype(dtype) for x in (mean, log_variance, mean, log_variance)]
+        assert (run(GaussianKLLoss(), *inputs) == 0).all()
+        assert all((gradient == 0).all() for gradient in run.gradients(GaussianKLLoss(), *inputs))
+    assert (run(GaussianKLLoss(), 0 * mean, 0 * mean) == 0).all()
+
+
+@pytest.mark.parametrize("dtype, largest", [("float32", 89.4), ("float64", 710.4)])
+def test_log_variances_up_to_the_end_of_the_range(run, dtype, largest):
+    """e^v overflows before e^v / 2 does."""
+    limit = np.finfo(dtype).max
+    log_variance = np.array([[-1e30, -1e4, -745, -200, -104, -88, -20, -1, 1, 20, 88, largest - 0.6, largest]],
+                            dtype=dtype).T
+    mean = np.zeros_like(log_variance)
+    expected = oracle.gaussian_terms(mean, log_variance)
+    assert limit / 2 < expected[-1] < limit
+    rtol = 3e-6 if dtype == "float32" else 1e-14
+    np.testing.assert_allclose(run(GaussianKLLoss(), mean, log_variance), expected[:, 0].astype(dtype), rtol=rtol)
+    _, to_log_variance = run.gradients(GaussianKLLoss(), mean, log_variance)
+    np.testing.assert_allclose(to_log_variance, (np.expm1(np.longdouble(log_variance)) / 2).astype(dtype), rtol=rtol)
+    beyond = np.array([[largest + 1, np.inf, -np.inf, np.nan]], dtype=dtype).T
+    np.testing.assert_array_equal(run(GaussianKLLoss(), np.zeros_like(beyond), beyond),
+                                  [np.inf, np.inf, np.inf, np.nan])
+
+
+@pytest.mark.parametrize("mean, prior_mean, prior_log_variance", [
+    (1e19, 0, 0), (2.6e19, 0, 0), (1e-18, 0, -160), (1e-35, 0, -190), (1e25, 1e24, 80), (1e30, 0, 140), (0, 0, -300),
+    (3, 3, -500), (3, 3, 500), (0.5, 0, 300),
+])
+def test_priors_at_the_ends_of_the_range(run, mean, prior_mean, prior_log_variance):
+    """exp(-v) may overflow where its product with the distance does not, in float32."""
+    given = np.array([[[mean]], [[prior_log_variance]], [[prior_mean]], [[prior_log_variance]]], dtype="float32")
+    expected = oracle.gaussian_terms(*given)
+    assert 0 <= expected < np.finfo("float32").max
+    value = run(GaussianKLLoss(), *given)
+    np.testing.assert_allclose(value, expected[0].astype("float64"), rtol=1e-4, atol=1e-30)
+    if value < 1e38:  # the last factor of four before the end of the range is for values alone
+        distance, variance = np.longdouble(given[0] - given[2]), np.exp(np.longdouble(given[3]))
+        with np.errstate(over="ignore"):
+            to_mean = (distance / variance).astype("float32")
+            to_variance = (-(distance ** 2) / variance / 2).astype("float32")  # both variances are equal
+        gradients = run.gradients(GaussianKLLoss(), *given)
+        for got, want in zip(gradients, (to_mean, np.zeros_like(to_mean), -to_mean, to_variance)):
+            np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-30)
+
+
+@pytest.mark.parametrize("dtype, rtol", [("float32", 4e-6), ("float64", 1e-13)])
+def test_near_the_prior_digits_stay(run, dtype, rtol):
+    d = np.array([[s * 10.0 ** e for e in np.arange(-15, 0.5, 0.25) for s in (1, -1)]], dtype=dtype).T
+    exact = np.longdouble(d)
+    terms = np.array([sum(x ** k / np.longdouble(math.factorial(k)) for k in range(25, 1, -1)) / 2
+                      for x in exact.ravel()])
+    np.testing.assert_allclose(run(GaussianKLLoss(), np.zeros_like(d), d), terms.astype(dtype), rtol=rtol)
+    _, gradient = run.gradients(GaussianKLLoss(), np.zeros_like(d), d)
+    np.testing.assert_allclose(gradient, (np.expm1(exact) / 2).astype(dtype), rtol=rtol)
+
+
+def test_free_nats(run):
+    mean = np.array([[0.0, 1.0, 2.0], [0.1, np.nan, 3.0]])
+    log_variance = np.zeros((2, 3))
+    terms = mean ** 2 / 2
+    loss = GaussianKLLoss(free_nats=0.5, reduction="none")
+    expected = [[0.5, 0.5, 2.0], [0.5, np.nan, 4.5]]
+    np.testing.assert_allclose(run(loss, mean, log_variance), expected)
+    np.testing.assert_allclose(run(GaussianKLLoss(free_nats=0.5), mean, log_variance), [3.0, np.nan])
+    np.testing.assert_allclose(run(GaussianKLLoss(free_nats=0.5, reduction="mean"), mean, log_variance), [1.0, np.nan])
+    # No gradient below, the whole above.
+    to_mean, _ = run.gradients(GaussianKLLoss(free_nats=0.5, reduction="none"), mean[:1], log_variance[:1])
+    np.testing.assert_allclose(to_mean, [[0, 1, 2]])
+    np.testing.assert_allclose(run(GaussianKLLoss(), mean[:1], log_variance[:1]), terms[:1].sum(-1))
+    # A weight scales what is left of a term, the floor included.
+    weighted = run(loss, mean, log_variance, None, None, np.array([2.0, 0.0]))
+    np.testing.assert_allclose(weighted, [[1.0, 1.0, 4.0], [0, 0, 0]])
+
+
+def test_learned_prior(run, rng):
+    """Gradient steps on the prior alone reach the Gaussians that it is for."""
+    mean, log_variance = (mx.nd.array(x) for x in rng.normal(size=(2, 4, 3)))
+    prior = mx.nd.zeros((4, 3)), mx.nd.zeros((4, 3))
+    for x in prior:
+        x.attach_grad()
+    loss = run.prepare(GaussianKLLoss())
+    history = []
+    for _ in range(60):
+        with mx.autograd.record():
+            out = loss(mean, log_variance, *prior)
+        out.backward()
+        history.append(out.sum().asscalar())
+        for x in prior:
+            x -= 0.5 * x.grad
+    assert history[-1] < 1e-3 * history[0]
+    np.testing.assert_allclose(prior[0].asnumpy(), mean.asnumpy(), atol=0.05)
+
+
+def test_any_rank_and_batch_axis(run, rng):
+    for shape, batch_axis in (((5,), 0), ((3, 4), 1), ((2, 3, 4), -1), ((2, 3, 4, 2), 2)):
+        mean, log_variance = rng.normal(size=(2, *shape))
+        terms = oracle.gaussian_terms(mean, log_variance).astype("float64")
+        for reduction in ("sum", "mean", "none"):
+            value = run(GaussianKLLoss(batch_axis=batch_axis, reduction=reduction), mean, log_variance)
+            np.testing.assert_allclose(value, oracle.reduce(terms, batch_axis, reduction), rtol=1e-10)
+
+
+def test_infinite_precision_is_infinite_divergence(run):
+    for mean, prior_log_variance in itertools.product((0.0, 1.0), (None, 2.0)):
+        prior = None if prior_log_variance is None else np.array([[prior_log_variance]])
+        assert np.isposinf(run(GaussianKLLoss(), np.array([[mean]]), np.array([[-np.inf]]), None, prior)).all()

@@ -1,0 +1,171 @@
+"""The distillation page: what it prints, draws and claims, and the functions that its readers would copy."""
+
+import gallery
+import matplotlib.pyplot as plt
+import mxnet as mx
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+FIGURES = ["distillation_teacher.png", "knowledge_distillation.png"]
+SMALL = ["--rows", 2, 3, "--seeds", 2, "--steps", 3]
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """What a run with every argument left out but the folder prints, and that folder."""
+    folder = tmp_path_factory.mktemp("figures")
+    printed, errors = gallery.run("knowledge_distillation", tmp_path_factory.mktemp("elsewhere"), "--figures", folder)
+    assert errors == "", "the progress bar is for terminals"
+    return printed.splitlines(), folder
+
+
+@pytest.fixture(scope="module")
+def inside(tmp_path_factory):
+    return gallery.names_of("knowledge_distillation", *SMALL, "--figures", tmp_path_factory.mktemp("small"))
+
+
+def table(lines):
+    """The table of results: {(rows, name): mean, worst and best in per cent}."""
+    start = next(i for i, line in enumerate(lines) if line.startswith("rows told by")) + 1
+    rows = [line.split(maxsplit=1) for line in lines[start:start + 9]]
+    return {(int(each), rest.rsplit(None, 3)[0]): gallery.numbers(rest) for each, rest in rows}
+
+
+def value_of(lines, start):
+    """The numbers of the one line that starts with `start`."""
+    line, = (line for line in lines if line.startswith(start))
+    return gallery.numbers(line[len(start):])
+
+
+def test_the_taught_student_beats_the_other(page):
+    """The number that the page ends in: about 7 points more for five rows of each digit, and more for every seed."""
+    lines, _ = page
+    assert lines[-2] == "gain with 5 rows of each digit:"
+    mean, least, most = gallery.numbers(lines[-1])
+    assert 5 < mean < 10
+    assert 2 < least <= mean <= most < 15
+
+
+def test_teaching_pays_most_where_rows_are_few(page):
+    results = table(page[0])
+    gains = {way: [results[each, way][0] - results[each, "labels alone"][0] for each in (2, 5, 20)]
+             for way in ("teacher alone", "both")}
+    for gain in gains.values():
+        assert min(gain[:2]) > 4
+        assert 0.5 < gain[2] < min(gain[:2])
+    for mean, worst, best in results.values():
+        assert worst <= mean <= best
+    means = {way: [results[each, way][0] for each in (2, 5, 20)] for way in ("labels alone", "teacher alone", "both")}
+    assert all(np.all(np.diff(rising) > 0) for rising in means.values())
+    np.testing.assert_allclose(means["teacher alone"], means["both"], atol=1.5)
+    assert means["teacher alone"][0] > means["labels alone"][1] - 2
+    assert means["teacher alone"][1] > means["labels alone"][2] - 2
+
+
+def test_it_is_the_teacher_and_its_temperature(page):
+    labels, softened, cold, warm = (value_of(page[0], name) for name in (
+        "labels  ", "softened labels", "teacher, T = 1", "teacher, T = 4"))
+    assert softened[0] < labels[0] + 1, "even softness should teach nothing"
+    assert labels[0] + 1 < cold[0] < warm[0] - 2
+    assert warm[1] < cold[1] < labels[1] < softened[1], "nats from the teacher"
+
+
+def test_a_teacher_labels_what_nobody_labelled(page):
+    mean, = value_of(page[0], "taught on 1197 scans:")
+    worst, best = value_of(page[0], "worst and best seed:")
+    teacher, = value_of(page[0], "held-out scans read rightly:")
+    assert 94.5 < worst <= mean <= best < teacher + 1
+    assert worst > table(page[0])[5, "teacher alone"][2]
+
+
+def test_the_teacher_hardly_doubts_until_it_is_warmed(page):
+    seen, = value_of(page[0], "seen scans read rightly:")
+    assert seen > 99.5
+    cold, = value_of(page[0], "T = 1:")
+    warm, = value_of(page[0], "T = 4:")
+    assert cold < 2 < 20 < warm
+
+
+def test_output_fits_a_phone(page):
+    assert max(map(len, page[0])) <= gallery.PHONE
+    assert "nan" not in "\n".join(page[0]).lower()
+
+
+def test_figures_are_the_committed_ones(page):
+    assert sorted(figure.name for figure in page[1].iterdir()) == FIGURES
+    assert not gallery.stale(page[1])
+
+
+def test_help_names_every_size(tmp_path):
+    printed, _ = gallery.run("knowledge_distillation", tmp_path, "--help")
+    for option in ("--rows", "--seeds", "--steps", "--hidden", "--temperature", "--figures"):
+        assert option in printed
+    assert not list(tmp_path.iterdir())
+
+
+def test_arguments_are_obeyed(inside):
+    assert {name: values.shape for name, values in inside["results"].items()} == dict.fromkeys(
+        ("labels alone", "teacher alone", "both"), (2, 2, 2))
+
+
+def test_nothing_held_out_is_learned_from(inside):
+    """The two parts are the whole data set, every scan once and with its own digit."""
+    scans, digits = load_digits(return_X_y=True)
+    parts = [(inside["scans"], inside["digits"]), (inside["held_out_scans"], inside["held_out_digits"])]
+    assert [len(part) for part, _ in parts] == [1197, 600]
+    found = [(*scan, digit) for part, labels in parts for scan, digit in zip((part * 16).tolist(), labels)]
+    assert sorted(found) == sorted((*scan, digit) for scan, digit in zip(scans.tolist(), digits))
+
+
+def test_few_rows_are_as_many_of_each_digit(inside):
+    rows = inside["few_rows"](4, seed=1)
+    assert len(set(rows)) == 40
+    assert np.bincount(inside["digits"][rows]).tolist() == [4] * 10
+    assert rows.tolist() == inside["few_rows"](4, seed=1).tolist() != inside["few_rows"](4, seed=2).tolist()
+
+
+@pytest.mark.parametrize("told_by, ignored", [("labels alone", "teacher"), ("teacher alone", "label")])
+def test_students_learn_from_what_they_are_told_alone(inside, told_by, ignored):
+    """Whatever stands in for the other source, the student is the same; both together are not ignored."""
+    rows = inside["few_rows"](2, seed=0)
+    scans, digits, scores = inside["scans"][rows], inside["digits"][rows], inside["teacher_scores"][rows]
+    changed = (digits, -scores) if ignored == "teacher" else ((digits + 1) % 10, scores)
+
+    def student(name, digits, scores):
+        mx.random.seed(3)
+        net = inside["make_network"](8)
+        inside["fit"](net, inside["STUDENTS"][name], scans, digits, scores, steps=4, rate=0.01, seed=0)
+        return net(inside["array"](scans)).asnumpy()
+
+    assert np.array_equal(student(told_by, digits, scores), student(told_by, *changed))
+    assert not np.array_equal(student("both", digits, scores), student("both", *changed))
+
+
+def test_the_first_batch_is_checked(inside):
+    scores = inside["teacher_scores"][:20]
+    probabilities = inside["array"](scores).softmax().asnumpy()
+    net = inside["make_network"](8)
+    with pytest.raises(ValueError, match="teacher_pred"):
+        inside["fit"](net, inside["STUDENTS"]["teacher alone"], inside["scans"][:20], inside["digits"][:20],
+                      probabilities, steps=1, rate=0.01, seed=0)
+
+
+def test_distance_is_the_divergence(inside):
+    teacher, student = inside["teacher_held_out"], np.random.RandomState(0).randn(600, 10)
+    p, q = (np.exp(z) / np.exp(z).sum(axis=1, keepdims=True) for z in (teacher - teacher.max(), student))
+    expected = (p * np.log(p / q)).sum(axis=1).mean()
+    assert inside["distance_to_teacher"](student) == pytest.approx(expected, rel=1e-6)
+    assert inside["distance_to_teacher"](teacher) == 0
+
+
+def test_draw_seeds_shows_every_seed(inside):
+    _, ax = plt.subplots()
+    groups = {"one": np.array([[1.0, 3.0], [4.0, 8.0]]), "two": np.array([[2.0, 2.0], [5.0, 5.0]])}
+    inside["plots"].draw_seeds(ax, [2, 20], groups)
+    inside["plots"].draw_level(ax, 7.0, "level", ":")
+    assert [line.get_ydata().tolist() for line in ax.lines[:4]] == [[1, 3, 4, 8], [2, 6], [2, 2, 5, 5], [2, 5]]
+    assert [text.get_text() for text in ax.get_xticklabels()] == ["2", "20"]
+    assert ax.get_legend_handles_labels()[1] == ["one", "two", "level"]
+    assert len({line.get_marker() for line in ax.lines[:4]}) == 2, "told apart without colour"
+    plt.close("all")

@@ -1,0 +1,194 @@
+"""metric.KLDivergence, in MXNet's own training loops."""
+
+import copy
+import pickle
+
+import mxnet as mx
+import numpy as np
+import pytest
+
+import gluon_kl
+import oracle
+
+
+def batches(rng, sizes, categories=6):
+    for size in sizes:
+        pred, label = rng.normal(size=(2, size, categories))
+        yield oracle.log_softmax(pred), np.exp(oracle.log_softmax(label))
+
+
+def double(x):
+    return mx.nd.array(x, dtype="float64")
+
+
+@pytest.mark.usefixtures("path")
+@pytest.mark.parametrize("from_logits", [True, False])
+@pytest.mark.parametrize("label_space", ["probs", "log_probs", "logits"])
+def test_mean_over_all_samples(rng, from_logits, label_space):
+    """Batches of different sizes count by their samples."""
+    metric = gluon_kl.metric.KLDivergence(from_logits, label_space=label_space)
+    expected = []
+    for pred, label in batches(rng, (4, 1, 7)):
+        label = label if label_space == "probs" else np.log(label)
+        metric.update([double(label)], [double(pred)])
+        expected.extend(oracle.kl_divergence(pred, label, from_logits=from_logits, label_space=label_space,
+                                             reduction="sum"))
+    name, value = metric.get()
+    assert name == "kl-divergence" and metric.num_inst == 12
+    assert value == pytest.approx(np.mean(expected), rel=1e-12)
+
+
+def test_reference_figure():
+    metric = mx.metric.create("kl-divergence")
+    metric.update(double([[.3, .4, .1, .2], [.1, .1, .1, .7]]), double(np.log([[.2, .5, .2, .1]] * 2)))
+    assert metric.get()[1] == pytest.approx((0.101696830 + 1.062564) / 2, abs=1e-6)
+
+
+def test_registered_under_its_names():
+    for name in ("kl-divergence", "KLDivergence", "kldivergence"):
+        assert type(mx.metric.create(name, from_logits=False)) is gluon_kl.metric.KLDivergence
+    metric = gluon_kl.metric.KLDivergence(False, 1, "logits", name="kl", output_names=["out"], label_names=["target"])
+    again = mx.metric.create(**metric.get_config())
+    assert again.get_config() == metric.get_config() and again.name == "kl" and again.label_names == ["target"]
+    assert repr(again._loss) == repr(metric._loss)
+    assert str(metric) == "EvalMetric: {'kl': nan}"
+
+
+def test_lists_hold_devices_and_outputs(rng):
+    parts = list(batches(rng, (3, 5)))
+    metric = gluon_kl.metric.KLDivergence()
+    metric.update([double(label) for _, label in parts],
+                  [mx.nd.array(pred, ctx=mx.cpu(i), dtype="float64") for i, (pred, _) in enumerate(parts)])
+    expected = np.concatenate([oracle.kl_divergence(pred, label, reduction="sum") for pred, label in parts])
+    assert metric.get()[1] == pytest.approx(expected.mean(), rel=1e-12)
+    with pytest.raises(ValueError):
+        metric.update([double(parts[0][1])], [double(pred) for pred, _ in parts])
+    with pytest.raises(ValueError, match="same shape"):
+        metric.update([double([[1.0]])], [double([[0.0, 0.0]])])
+    with pytest.raises(TypeError, match=r"mx\.nd\.array"):
+        metric.update([np.ones((1, 2))], [double([[0.0, 0.0]])])
+    assert metric.num_inst == 8
+
+
+def test_other_axes_add_up(rng):
+    pred, label = rng.normal(size=(2, 3, 4, 5))
+    label = np.exp(oracle.log_softmax(label, 1))
+    metric = gluon_kl.metric.KLDivergence(False, axis=1)
+    metric.update([double(label)], [double(pred)])
+    want = oracle.kl_divergence(pred, label, from_logits=False, axis=1, reduction="sum")
+    assert metric.get()[1] == pytest.approx(want.mean(), rel=1e-12) and metric.num_inst == 3
+
+
+def test_numpy_arrays_and_recording(rng):
+    (pred, label), = batches(rng, (4,))
+    metric = gluon_kl.metric.KLDivergence()
+    pred = mx.np.array(pred)
+    pred.attach_grad()
+    with mx.autograd.record():
+        hidden = pred * 1
+        metric.update([mx.np.array(label)], [hidden])
+        out = (hidden ** 2).sum()
+    out.backward()
+    np.testing.assert_allclose(pred.grad.asnumpy(), 2 * pred.asnumpy(), rtol=1e-5)
+    assert metric.get()[1] > 0
+
+
+def test_reset_and_global_figures():
+    metric, label = gluon_kl.metric.KLDivergence(), [double([[1.0]])]
+    assert np.isnan(metric.get()[1]) and np.isnan(metric.get_global()[1])
+    metric.update(label, [double([[-1.0]])])
+    metric.reset_local()
+    assert np.isnan(metric.get()[1]) and metric.get_global() == ("kl-divergence", 1.0)
+    metric.update(label, [double([[-3.0]])])
+    assert metric.get() == ("kl-divergence", 3.0) and metric.get_global() == ("kl-divergence", 2.0)
+    assert metric.get_name_value() == [("kl-divergence", 3.0)]
+    assert metric.get_global_name_value() == [("kl-divergence", 2.0)]
+    metric.reset()
+    assert np.isnan(metric.get()[1]) and np.isnan(metric.get_global()[1])
+
+
+def test_small_updates_are_not_lost():
+    """2^53 and then 1000 ones: in float64 alone the ones would vanish."""
+    metric = gluon_kl.metric.KLDivergence()
+    label = double([[1.0]])
+    metric.update([label], [double([[-2.0 ** 53]])])
+    for _ in range(1000):
+        metric.update([label], [double([[-1.0]])])
+    assert metric.sum_metric == 2.0 ** 53 + 1000 and metric.global_sum_metric == metric.sum_metric
+    metric.reset()
+    total = 0.1 * 20000
+    small = double(np.full((1, 1), -0.1))
+    for _ in range(20000 // 100):
+        metric.update([label] * 100, [small] * 100)
+    assert metric.sum_metric == pytest.approx(total, rel=1e-15)
+
+
+@pytest.mark.parametrize("worst", [np.inf, np.nan])
+def test_infinite_and_undefined(worst):
+    metric = gluon_kl.metric.KLDivergence()
+    for value in (1.0, worst, 2.0):
+        metric.update([double([[1.0]])], [double([[-value]])])
+    np.testing.assert_equal(metric.get()[1], worst)
+    metric.reset()
+    metric.update([double([[1.0]])], [double([[-3.0]])])
+    assert metric.get()[1] == 3
+
+
+def test_copies():
+    metric = gluon_kl.metric.KLDivergence()
+    metric.update([double([[1.0]])], [double([[-3.0]])])
+    for twin in (copy.deepcopy(metric), pickle.loads(pickle.dumps(metric))):
+        twin.update([double([[1.0]])], [double([[-5.0]])])
+        assert twin.get() == ("kl-divergence", 4.0) and metric.get() == ("kl-divergence", 3.0)
+
+
+@pytest.mark.parametrize("arguments, error", [(dict(from_logits="no"), TypeError), (dict(label_space="p"), ValueError),
+                                              (dict(axis=0.5), TypeError)])
+def test_argument_errors(arguments, error):
+    with pytest.raises(error, match=next(iter(arguments))):
+        gluon_kl.metric.KLDivergence(**arguments)
+
+
+@pytest.fixture
+def data(rng):
+    x = rng.normal(size=(40, 5)).astype("float32")
+    y = np.exp(oracle.log_softmax(x @ rng.normal(size=(5, 3)))).astype("float32")
+    return x, y
+
+
+@pytest.mark.usefixtures("path")
+def test_module_score(data):
+    x, y = data
+    scores = mx.sym.FullyConnected(mx.sym.var("data"), num_hidden=3, name="fc")
+    label = mx.sym.var("target_label")
+    log_probs = mx.sym.log_softmax(scores)
+    out = mx.sym.Group([mx.sym.BlockGrad(log_probs, name="out"),
+                        mx.sym.make_loss(gluon_kl.KLDivLoss(False, reduction="sum")(scores, label), name="loss")])
+    module = mx.mod.Module(out, label_names=["target_label"])
+    batches = mx.io.NDArrayIter(x, y, batch_size=8, label_name="target_label")
+    metric = gluon_kl.metric.KLDivergence(output_names=["out_output"], label_names=["target_label"])
+    module.fit(batches, eval_metric=metric, num_epoch=1, optimizer_params={"learning_rate": 0.01})
+    scored = dict(module.score(batches, metric))["kl-divergence"]
+    weight, bias = (module.get_params()[0][name].asnumpy().astype("float64") for name in ("fc_weight", "fc_bias"))
+    expected = oracle.kl_divergence(x @ weight.T + bias, y, from_logits=False, reduction="sum").mean()
+    assert scored == pytest.approx(expected, rel=1e-4)
+
+
+def test_gluon_loop_and_composite(data):
+    x, y = data
+    net = mx.gluon.nn.Dense(3, in_units=5)
+    net.initialize()
+    composite = mx.metric.CompositeEvalMetric()
+    composite.add(gluon_kl.metric.KLDivergence(from_logits=False))
+    composite.add("mse")
+    alone = mx.metric.create(["kl-divergence", "mse"])
+    for i in range(0, 40, 8):
+        pred, label = net(mx.nd.array(x[i:i + 8])), mx.nd.array(y[i:i + 8])
+        composite.update([label], [pred])
+        alone.update_dict({"label": label}, {"pred": pred.log_softmax()})
+    names, values = composite.get()
+    assert names == ["kl-divergence", "mse"]
+    expected = oracle.kl_divergence(net(mx.nd.array(x)).asnumpy(), y, from_logits=False, reduction="sum").mean()
+    assert values[0] == pytest.approx(expected, rel=1e-4) and alone.get()[1][0] == pytest.approx(expected, rel=1e-4)
+    composite.reset()
+    assert np.isnan(composite.get()[1][0])

@@ -1,0 +1,263 @@
+"""The walkthrough runs as a user would run it, and what it prints and draws is right."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+ROOT = Path(__file__).resolve().parent.parent
+FIGURES = ["digits_training.png", "digits_votes.png", "distributions.png"]
+PHONE = 44  # characters of output that fit a screen 390 pixels wide
+
+D1 = np.array([0.2, 0.5, 0.2, 0.1])
+D2 = np.array([0.3, 0.4, 0.1, 0.2])
+D3 = np.array([0.1, 0.1, 0.1, 0.7])
+D4 = np.array([0.0, 0.9, 0.0, 0.1])
+SCORES = np.array([0.39056206, 1.3068528, 0.39056206, -0.30258512])
+LABEL_SCORES = np.array([[0.05, 0.16, 0.9], [0.8, 4.15, 0.05]])
+PRED_SCORES = np.array([[0.7, 0.2, 0.1], [0.15, 0.9, 0.05]])
+
+# Runs the script in a namespace that the tests can look into afterwards.
+DRIVER = """
+import os, runpy, sys
+import numpy as np
+sys.path.insert(0, os.path.dirname(sys.argv[1]))
+names = runpy.run_path(sys.argv[1], run_name="__main__")
+weights = {f"weight_{i}": value.data().asnumpy() for i, value in enumerate(names["net"].collect_params().values())}
+np.savez(sys.argv[2], **weights, **{name: names[name] for name in ("scans", "digits", "votes")})
+"""
+
+
+def run(command, cwd):
+    """Run Python on the package of this checkout; return what it wrote to standard output and error."""
+    environment = dict(os.environ, PYTHONPATH=str(ROOT))
+    done = subprocess.run([sys.executable, *map(str, command)], cwd=str(cwd), env=environment, timeout=300,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, done.stderr
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    """A copy of the tutorials with an empty folder for their figures."""
+    folder = tmp_path_factory.mktemp("copy")
+    shutil.copytree(str(ROOT / "tutorials"), str(folder / "tutorials"))
+    (folder / "figures").mkdir()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def output(copy):
+    """What `python tutorials/kl_divergence.py` writes, run from the folder above."""
+    return run(["tutorials/kl_divergence.py"], copy)
+
+
+@pytest.fixture(scope="module")
+def inside(output, copy, tmp_path_factory):
+    """The arrays of a second run, from an unrelated folder, and what that run printed."""
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    printed, _ = run(["-c", DRIVER, copy / "tutorials" / "kl_divergence.py", elsewhere / "arrays.npz"], elsewhere)
+    assert [file.name for file in elsewhere.iterdir()] == ["arrays.npz"]
+    with np.load(str(elsewhere / "arrays.npz")) as arrays:
+        return printed, dict(arrays)
+
+
+def softmax(z):
+    """Turn scores into probabilities along the last axis, in float64."""
+    powers = np.exp(z - z.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+def kl(p, q):
+    """Compute KL(p || q) along the last axis: absent categories of p count 0, absent ones of q only count infinity."""
+    p, q = np.broadcast_arrays(p, q)
+    terms = np.zeros(p.shape)
+    present = p > 0
+    with np.errstate(divide="ignore"):
+        terms[present] = p[present] * (np.log(p[present]) - np.log(q[present]))
+    return terms.sum(axis=-1)
+
+
+def entropy(p):
+    """Compute the entropy of strictly positive rows."""
+    return -(p * np.log(p)).sum(axis=-1)
+
+
+def numbers(line):
+    """List the decimal numbers and infinities of a line of output."""
+    return [float(number) for number in re.findall(r"-?\d+\.\d+|inf", line)]
+
+
+def expected_lines():
+    """Pair what each line of steps 1 to 6 starts with and the numbers it must hold, from the formula."""
+    label = np.array([0.4, 0.4, 0.2, 0.0])
+    july = np.array([2, 5, 2, 0]) / 9
+    slope = [np.log(0.9 / 0.5) + 1, 1.0]
+    p, q = softmax(LABEL_SCORES), softmax(PRED_SCORES)
+    pairs = [("1 against 2", D2, D1), ("1 against 3", D3, D1), ("1 against 1", D1, D1),
+             ("4 against 1", D1, D4), ("1 against 4", D4, D1)]
+    return [
+        ("KL(dist_2 || dist_1)", [kl(D2, D1)]),
+        ("KL(dist_1 || dist_2)", [kl(D1, D2)]),
+        ("KL(dist_3 || dist_1)", [kl(D3, D1)]),
+        ("KL(dist_1 || dist_3)", [kl(D1, D3)]),
+        ("distribution 1 against 2:", [0.101696830]),
+        ("distribution 1 against 3:", [1.062564]),
+        ("distribution 1 against 1:", [0]),
+        ("[", [kl(D2, D1), kl(D3, D1), 0]),
+        ("[", [-entropy(label_row) - label_row @ D1 for label_row in (D2, D3, D1)]),
+        ("softmax:", softmax(SCORES)),
+        ("distribution 1 against 2:", [kl(D2, softmax(SCORES))]),
+        ("softmax, then log:", [np.inf]),
+        ("from_logits=False:", [0.5 * 200 + np.log(0.5)]),
+        ("its gradient:", [-0.5, 0.5]),
+        ("[", [0.1879, 0.4534]),
+        ("cross-entropy:", -(p * np.log(q)).sum(axis=1)),
+        ("entropy of label:", entropy(p)),
+        ("difference:", kl(p, q)),
+        ("distribution 4 against 1:", [np.inf]),
+        ("distribution 1 against 4:", [0.529007]),
+        ("distribution 4 against 4:", [0]),
+        ("epsilon 1e-12: value", [kl(D4, D1)]),
+        ("[", [np.log(1e-12 / 0.2), slope[0], np.log(1e-12 / 0.2), slope[1]]),
+        ("epsilon 0.001:", [0.001, kl(D4, D1)]),
+        ("[", [np.log(1e-3 / 0.2), slope[0], np.log(1e-3 / 0.2), slope[1]]),
+        ("forecast", july),
+        ("gradient", july - label),
+        ("divergence", [kl(label, july)]),
+        ("terms", D2 * np.log(D2 / D1)),
+        ("true divergence (NumPy):", [kl(D2, D1)]),
+        ("divided by 4 categories:", [kl(D2, D1) / 4]),
+        ('distribution    "sum"   "mean"', []),
+        *[(name, [kl(p, q), kl(p, q) / 4]) for name, p, q in pairs],
+        ("mxnet 1.9.1:", [1.9, kl(D2, D1)]),  # the first number is the version's
+    ]
+
+
+def test_printed_numbers_of_steps_1_to_6(output):
+    lines = output[0].splitlines()
+    expected = expected_lines()
+    for line, (start, values) in zip(lines, expected):
+        assert line.startswith(start)
+        np.testing.assert_allclose(numbers(line), values, rtol=0, atol=6e-5, err_msg=line)
+    assert lines[len(expected)].startswith("to learn from")
+
+
+def test_training_against_numpy(inside):
+    """The votes, and the trained network run by hand from its weights, give the numbers that were printed."""
+    printed, arrays = inside
+    scans, digits, votes = arrays["scans"], arrays["digits"], arrays["votes"]
+    np.testing.assert_allclose(votes.sum(axis=1), 1)
+    assert (votes.max(axis=1) < 1).mean() > 0.5, "labels should be soft"
+    rows = scans / 16
+    hidden = np.maximum(rows @ arrays["weight_0"].T + arrays["weight_1"], 0)
+    beliefs = softmax(hidden @ arrays["weight_2"].T + arrays["weight_3"])
+    values = kl(votes, beliefs)
+    train, held_out = slice(600, 1400), slice(1400, None)
+
+    tail = printed[printed.index("to learn from"):].splitlines()
+    assert tail[:2] == ["to learn from: 800 scans", "held out: 397 scans"]
+    assert numbers(tail[2])[0] == round(100 * np.mean(votes[held_out].max(axis=1) == 1), 1)
+    np.testing.assert_allclose(numbers(tail[7]), [values[train].mean(), values[held_out].mean()], atol=6e-5)
+    per_digit = np.array([numbers(line) for line in tail[9:19]])
+    by_hand = [values[held_out][digits[held_out] == digit].mean() for digit in range(10)]
+    np.testing.assert_allclose(per_digit[:, 1], by_hand, atol=6e-5)
+    for line, shares in zip(tail[20:], (votes[held_out], beliefs[held_out])):
+        right = np.mean(shares.argmax(axis=1) == digits[held_out])
+        np.testing.assert_allclose(numbers(line), [shares.max(axis=1).mean(), 100 * right], atol=0.051)
+
+
+def test_the_divergence_falls_for_every_digit(output):
+    """What the text beside the figure says."""
+    lines = output[0].splitlines()
+    start = lines.index("digit  untrained  trained") + 1
+    untrained, trained = np.array([numbers(line) for line in lines[start:start + 10]]).T
+    assert (trained < untrained / 5).all()
+    epochs = np.array([numbers(line) for line in lines[start - 5:start - 1]])
+    assert (np.diff(epochs, axis=0) < 0).all()
+    assert epochs[-1, 1] < 0.15, "nats per held-out scan"
+
+
+def test_the_run_repeats_itself(output, inside):
+    assert inside[0] == output[0]
+
+
+def test_output_is_clean(output):
+    printed, errors = output
+    assert "nan" not in printed.lower()
+    assert errors == "", "the progress bar is for terminals"
+    assert max(map(len, printed.splitlines())) <= PHONE
+
+
+def test_figures_are_written_and_those_committed(output, copy):
+    assert sorted(file.name for file in (copy / "figures").iterdir()) == FIGURES
+    for name in FIGURES:
+        assert (copy / "figures" / name).read_bytes() == (ROOT / "figures" / name).read_bytes(), f"{name} is stale"
+
+
+@pytest.fixture(scope="module")
+def plots():
+    sys.path.insert(0, str(ROOT / "tutorials"))
+    try:
+        import plots
+    finally:
+        sys.path.pop(0)
+    return plots
+
+
+@pytest.fixture
+def ax(plots):
+    with plt.style.context(plots.STYLE):
+        figure, axes = plt.subplots()
+        yield axes
+        plt.close(figure)
+
+
+def test_draw_distributions(ax, plots):
+    plots.draw_distributions(ax, ["a", "b", "c", "d"], D1, D3, ("one", "three"))
+    assert [bar.get_height() for bar in ax.patches] == [*D1, *D3]
+    assert all(0 < bar.get_alpha() < 1 for bar in ax.patches), "what lies behind a bar must be seen"
+    assert [bar.get_x() for bar in ax.patches[:4]] == [bar.get_x() for bar in ax.patches[4:]], "overlaid, not beside"
+    assert len({bar.get_facecolor() for bar in ax.patches}) == 2
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["one", "three"]
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["a", "b", "c", "d"]
+    assert ax.get_ylim() == (0, 1)
+    assert ax.get_ylabel() == "probability"
+
+
+def test_draw_distributions_without_names_has_no_legend(ax, plots):
+    plots.draw_distributions(ax, "abcd", D1, D2)
+    assert ax.get_legend() is None
+
+
+def test_draw_loss_curves(ax, plots):
+    plots.draw_loss_curves(ax, {"seen": [2, 1, 0.5], "unseen": [2, 1.5, 1]})
+    assert [line.get_ydata().tolist() for line in ax.lines] == [[2, 1, 0.5], [2, 1.5, 1]]
+    assert ax.lines[0].get_linestyle() != ax.lines[1].get_linestyle(), "told apart without colour"
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["seen", "unseen"]
+    assert (ax.get_yscale(), ax.get_xlabel(), ax.get_ylabel()) == ("log", "epochs", "divergence (nats)")
+
+
+def test_draw_descent(ax, plots):
+    stages = {"before": [2, 3], "after": [0.2, 0.1]}
+    plots.draw_descent(ax, ["x", "y"], stages)
+    assert {line.get_label(): line.get_ydata().tolist() for line in ax.lines} == stages
+    assert len({line.get_marker() for line in ax.lines}) == 2, "told apart without colour"
+    assert [segment[:, 1].tolist() for segment in ax.collections[0].get_segments()] == [[0.2, 2], [0.1, 3]]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["before", "after"]
+
+
+def test_draw_scan_is_upright(ax, plots):
+    plots.draw_scan(ax, np.arange(6).reshape(2, 3))
+    bottom, top = ax.get_ylim()
+    assert bottom > top, "the first row of pixels belongs at the top"
+    assert not ax.axison

@@ -1,0 +1,171 @@
+"""The autoencoder page: what it prints, draws and claims, and the functions that its readers would copy."""
+
+import gallery
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+FIGURES = [f"autoencoder_{name}.png" for name in ("dimensions", "drawings", "plane", "samples")]
+RUNS = ["plain", "annealed", "free nats"]
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """What a run with every argument left out but the folder prints, and that folder."""
+    folder = tmp_path_factory.mktemp("figures")
+    printed, errors = gallery.run("variational_autoencoder", tmp_path_factory.mktemp("elsewhere"), "--figures", folder)
+    assert errors == "", "the progress bar is for terminals"
+    return printed.splitlines(), folder
+
+
+@pytest.fixture(scope="module")
+def inside(tmp_path_factory):
+    return gallery.names_of("variational_autoencoder", "--epochs", 2, "--latent", 3, "--hidden", 16,
+                            "--figures", tmp_path_factory.mktemp("small"))
+
+
+def after(lines, start, count, step=1):
+    """Numbers of `count` lines that follow the one that starts with `start`, each `step` lines after the last."""
+    first = next(i for i, line in enumerate(lines) if line.startswith(start))
+    return [gallery.numbers(line) for line in lines[first + step:first + step * count + 1:step]]
+
+
+@pytest.fixture(scope="module")
+def carried(page):
+    """Nats that each dimension carries in the end, one row per run."""
+    awake = [i for i, line in enumerate(page[0]) if line.startswith("awake:")]
+    return np.array([gallery.numbers(page[0][i - 1]) for i in awake[:3]])
+
+
+def test_the_plain_run_collapses(carried):
+    plain = carried[0]
+    assert 2 <= np.sum(plain > 0.4) <= 5
+    assert np.sum(plain < 0.03) == 8 - np.sum(plain > 0.4), "a dimension is awake or asleep, and little between"
+
+
+def test_free_nats_prevent_the_collapse(page, carried):
+    """The number that the page ends in: the least dimension carries about the half nat that is free."""
+    least = dict(zip(RUNS, after(page[0], "nats of the least dimension", 3)))
+    assert least["plain"] == [0.0]
+    assert least["free nats"][0] == carried[2].min() > 0.4
+    assert carried[2].max() < 1.2
+
+
+def test_annealing_alone_postpones_it(carried):
+    awake = (carried > 0.1).sum(axis=1)
+    assert awake[0] <= awake[1] < awake[2] == 8
+
+
+def test_what_is_awake_is_heard(page, carried):
+    costs = np.array(after(page[0], "nats lost by shuffling each dimension", 3, step=2))
+    asleep = carried[0] < 0.03
+    assert (abs(costs[0][asleep]) < 0.1).all()
+    assert (costs[0][~asleep] > 1).all()
+    assert (costs[2] > 0.4).all()
+
+
+def test_what_free_nats_cost(page):
+    measured = np.array(after(page[0], "nats       drawing  latent    sum", 3))
+    np.testing.assert_allclose(measured[:, 0] + measured[:, 1], measured[:, 2], atol=0.011)
+    drawing, latent, bound = measured[2] - measured[0]
+    assert drawing < -0.5
+    assert latent > 1
+    assert 0.3 < bound < 1.5, "better drawings are paid for in the bound"
+
+
+def test_the_plane_uses_both_dimensions(page):
+    awake = [i for i, line in enumerate(page[0]) if line.startswith("awake:")]
+    assert page[0][awake[-1]] == "awake: 2 of 2"
+
+
+def test_output_fits_a_phone(page):
+    assert max(map(len, page[0])) <= gallery.PHONE
+    assert "nan" not in "\n".join(page[0]).lower()
+
+
+def test_figures_are_the_committed_ones(page):
+    assert sorted(figure.name for figure in page[1].iterdir()) == FIGURES
+    assert not gallery.stale(page[1])
+
+
+def test_help_names_every_size(tmp_path):
+    printed, _ = gallery.run("variational_autoencoder", tmp_path, "--help")
+    for option in ("--epochs", "--latent", "--hidden", "--free-nats", "--seed", "--figures"):
+        assert option in printed
+    assert not list(tmp_path.iterdir())
+
+
+def test_arguments_are_obeyed(inside):
+    assert [history.shape for _, history in inside["runs"].values()] == [(3, 3)] * 3
+    assert inside["rising"].tolist() == [0, 1]
+
+
+def test_the_runs_start_alike_and_differ_by_the_loss(inside):
+    first, last = (np.array([history[epoch] for _, history in inside["runs"].values()]) for epoch in (0, -1))
+    assert (first == first[0]).all()
+    assert len(np.unique(last[:, 0])) >= 2
+
+
+def test_misdrawn_is_the_divergence_of_the_pixels(inside):
+    random = np.random.RandomState(0)
+    scans, scores = random.rand(5, 64), random.randn(5, 64)
+    scans[0, :3] = 0, 1, 0.5
+    ink = 1 / (1 + np.exp(-scores))
+    terms = np.zeros((5, 64))
+    for share, drawn in ((scans, ink), (1 - scans, 1 - ink)):
+        some = share > 0
+        terms[some] += share[some] * np.log(share[some] / drawn[some])
+    found = inside["misdrawn"](inside["array"](scores), inside["array"](scans)).asnumpy()
+    np.testing.assert_allclose(found, terms.sum(axis=1), rtol=1e-9)
+    perfect = inside["array"](np.log(ink / (1 - ink))), inside["array"](ink)
+    np.testing.assert_allclose(inside["misdrawn"](*perfect).asnumpy(), 0, atol=1e-9)
+
+
+def test_carried_is_the_divergence_to_the_standard_normal(inside):
+    net, history = inside["runs"]["plain"]
+    held_out = inside["array"](inside["held_out"])
+    _, mean, log_variance = net(held_out, inside["array"](np.zeros((600, 3))))
+    mean, log_variance = mean.asnumpy(), log_variance.asnumpy()
+    expected = (mean**2 + np.exp(log_variance) - 1 - log_variance) / 2
+    np.testing.assert_allclose(history[-1], expected.mean(axis=0), rtol=1e-9)
+
+
+def test_the_draw_has_the_mean_and_the_spread(inside):
+    """Noise moves the decoder's input by the standard deviation, no less and no more."""
+    net = inside["make_network"](3)
+    scans, noise = inside["array"](inside["held_out"][:4]), np.random.RandomState(0).randn(4, 3)
+    drawing, mean, log_variance = net(scans, inside["array"](noise))
+    draw = mean.asnumpy() + np.exp(log_variance.asnumpy() / 2) * noise
+    np.testing.assert_allclose(drawing.asnumpy(), net.decoder(inside["array"](draw)).asnumpy(), rtol=1e-9)
+
+
+def test_draw_dimensions_marks_the_sleepers(inside):
+    _, ax = plt.subplots()
+    inside["plots"].draw_dimensions(ax, np.array([[1.0, 1.0], [0.8, 0.01]]), 0.1)
+    assert [line.get_ydata().tolist() for line in ax.lines] == [[1, 0.8], [1, 0.01]]
+    assert [line.get_linestyle() for line in ax.lines] == ["-", "--"], "told apart without colour"
+    plt.close("all")
+
+
+def test_draw_sheet_keeps_rows_and_columns(inside):
+    images = np.arange(2 * 3 * 4 * 5).reshape(2, 3, 4, 5) / 120
+    _, ax = plt.subplots()
+    inside["plots"].draw_sheet(ax, images)
+    sheet = np.ma.getdata(ax.collections[0].get_array()).reshape(2 * 6, 3 * 7)
+    for row in range(2):
+        for column in range(3):
+            found = sheet[row * 6 + 1:row * 6 + 5, column * 7 + 1:column * 7 + 6]
+            np.testing.assert_array_equal(found, images[row, column])
+    bottom, top = ax.get_ylim()
+    assert bottom > top, "the first row belongs at the top"
+    plt.close("all")
+
+
+def test_draw_plane_marks_each_point_with_its_digit(inside):
+    points, digits = np.array([[0.0, 1.0], [1.0, 0.0], [-1.0, 0.5]]), np.array([3, 7, 3])
+    _, ax = plt.subplots()
+    inside["plots"].draw_plane(ax, points, digits, 2.5)
+    assert [(*text.get_position(), text.get_text()) for text in ax.texts] == [(0, 1, "3"), (1, 0, "7"), (-1, 0.5, "3")]
+    assert ax.texts[0].get_color() == ax.texts[2].get_color() != ax.texts[1].get_color()
+    assert (ax.get_xlim(), ax.get_ylim()) == ((-2.5, 2.5), (-2.5, 2.5))
+    plt.close("all")

@@ -1,0 +1,332 @@
+r"""
+More machines
+=============
+
+When one machine is too slow, several can share each batch: every *worker* computes the gradient of its part,
+and *servers* add the parts up, take the optimizer's step and hand out the new parameters. MXNet carries all of
+this in its wheel. In the training loop it costs one word, ``Trainer(..., kvstore="dist_sync")``; what is left to
+do is to start the processes, and to notice when one of them dies.
+
+This page trains on scikit-learn's digits twice, in one process and in several, and compares the results. All
+processes run on the machine at hand. Further down it says how the same file runs on more than one.
+
+A loss has one duty in such a run: never to behave differently on one worker because of the values that this
+worker happens to see. An error raised on one of them leaves the others waiting for a gradient that never comes.
+That is why ``KLDivLoss`` checks shapes, which all workers share, and leaves values alone.
+"""
+
+import argparse
+import ctypes
+import json
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import mxnet as mx
+import numpy as np
+from mxnet import autograd, gluon, nd
+from sklearn.datasets import load_digits
+from tqdm import tqdm
+
+from gluon_kl import KLDivLoss
+
+SCRIPT = Path(__file__).resolve()
+
+parser = argparse.ArgumentParser(description="Train on the digits in several processes, on one host or more.")
+parser.add_argument("--workers", type=int, default=2, help="workers on each host (default: %(default)s)")
+parser.add_argument("--hosts", type=int, default=1, help="hosts in all (default: %(default)s)")
+parser.add_argument("--host", type=int, default=0, help="which of them this is, from 0 (default: %(default)s)")
+parser.add_argument("--root", default="127.0.0.1:0", help="address:port of host 0, port 0: any (default: %(default)s)")
+parser.add_argument("--patience", type=float, default=60, help="seconds of silence allowed (default: %(default)s)")
+parser.add_argument("--epochs", type=int, default=12, help="(default: %(default)s)")
+parser.add_argument("--batch", type=int, default=96, help="rows per step, all workers together (default: %(default)s)")
+parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+parser.add_argument("--save", metavar="FILE", help="where the worker of rank 0 writes the trained parameters")
+parser.add_argument("--figures", type=Path, help="folder for the figure (default: figures, beside tutorials)")
+options = parser.parse_args(None if __name__ == "__main__" else [])
+
+# %%
+# The training, for any number of workers
+# ---------------------------------------
+# The labels are soft: for each image, how the fifteen most similar training images vote. Most votes are
+# unanimous, so most probabilities are exactly 0, which the loss takes as they are. Every worker makes these
+# labels for itself, so they have to come out the same everywhere: pixels are integers up to 16, their squared
+# distances are exact, and equally near neighbours are taken in a fixed order.
+
+
+def load_data(held_out=360, neighbours=15):
+    """Images and soft labels: training rows, then held-out rows."""
+    images, digits = load_digits(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(images))
+    images, digits = images[order], digits[order]
+    voters, votes = images[held_out:], np.eye(10)[digits[held_out:]]
+    squares = (images**2).sum(axis=1)
+    distances = squares[:, None] + squares[held_out:] - 2 * images @ voters.T
+    nearest = np.argsort(distances, axis=1, kind="stable")[:, :neighbours]
+    images, labels = (images / 16).astype("float32"), votes[nearest].mean(axis=1).astype("float32")
+    return (images[held_out:], labels[held_out:]), (images[:held_out], labels[:held_out])
+
+
+def make_network(seed):
+    mx.random.seed(seed)
+    network = gluon.nn.HybridSequential()
+    network.add(gluon.nn.Dense(64, activation="relu", in_units=64), gluon.nn.Dense(10, in_units=64))
+    network.initialize(mx.init.Xavier())
+    network.hybridize()
+    return network
+
+
+# %%
+# The loop is the usual one. Two things make it fit for company. Each worker takes its share of *every* batch,
+# ``rows[rank::workers]``, so that together they see what one process would see. And ``step`` is told the
+# size of the whole batch, since the servers add the gradients of all shares before they divide.
+
+
+def train(kvstore, epochs, batch, seed, report):
+    """Fit a network to the soft labels; report(epoch, held-out divergence) after each epoch."""
+    rank, workers = (kvstore.rank, kvstore.num_workers) if kvstore else (0, 1)
+    (images, labels), (test_images, test_labels) = load_data()
+    test_images, test_labels = nd.array(test_images), nd.array(test_labels)
+    network = make_network(seed)
+    loss = KLDivLoss(from_logits=False, reduction="sum")
+    loss.hybridize()
+    trainer = gluon.Trainer(
+        network.collect_params(), "sgd", {"learning_rate": 0.2, "momentum": 0.9}, kvstore=kvstore or "device"
+    )
+    shuffle = np.random.default_rng(seed)
+    for epoch in range(epochs):
+        order = shuffle.permutation(len(images))
+        for start in range(0, len(order) - batch + 1, batch):
+            rows = order[start : start + batch][rank::workers]
+            with autograd.record():
+                divergence = loss(network(nd.array(images[rows])), nd.array(labels[rows]))
+            divergence.backward()
+            trainer.step(batch)
+        report(epoch, float(loss(network(test_images), test_labels).mean().asscalar()))
+    return network
+
+
+# %%
+# The roles
+# ---------
+# MXNet reads from environment variables what a process is to be. A **scheduler** introduces the others to one
+# another; a **server** holds parameters; both do their work inside ``import mxnet``, which in their case never
+# returns. A **worker** runs a script, and here it is this very file: in a worker it goes no further than this.
+
+
+def work():
+    kvstore = mx.kv.create("dist_sync")
+
+    def report(epoch, held_out):
+        print(json.dumps({"epoch": epoch, "held_out": held_out}), flush=True)
+
+    network = train(kvstore, options.epochs, options.batch, options.seed, report)
+    if kvstore.rank == 0 and options.save:
+        network.save_parameters(options.save)
+
+
+if os.environ.get("DMLC_ROLE") == "worker":
+    work()
+    sys.exit()
+
+# %%
+# The rest is for the process that you start: one on each host. It becomes the parent of that host's workers
+# and its server; the first host has the scheduler too. ``DMLC_NODE_HOST`` is the address under which the other
+# hosts find this one.
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def own_address(root, port):
+    """The address of this host on the network that leads to the root; nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((root, port))
+        return probe.getsockname()[0]
+
+
+def plan(hosts, host, workers, root, arguments):
+    """What this host has to start: name -> (command, environment)."""
+    address, port = root.rsplit(":", 1)
+    port = int(port) or free_port()
+    shared = {
+        **os.environ,
+        "DMLC_PS_ROOT_URI": address,
+        "DMLC_PS_ROOT_PORT": str(port),
+        "DMLC_NODE_HOST": own_address(address, port),
+        "DMLC_NUM_SERVER": str(hosts),
+        "DMLC_NUM_WORKER": str(hosts * workers),
+        "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // workers)),
+    }
+    helper = [sys.executable, "-c", "import mxnet"]
+    commands = {}
+    if host == 0:
+        commands["scheduler"] = helper, {**shared, "DMLC_ROLE": "scheduler"}
+    commands["server"] = helper, {**shared, "DMLC_ROLE": "server"}
+    for i in range(workers):
+        commands[f"worker {i}"] = [sys.executable, str(SCRIPT), *arguments], {**shared, "DMLC_ROLE": "worker"}
+    return commands
+
+
+# %%
+# When one of them dies
+# ---------------------
+# With ``dist_sync`` every worker waits for every other, so the death of one leaves the rest waiting for good.
+# The parent therefore watches. A child whose output ends has ended itself; unless it ended well, the run has
+# failed, and the parent says who it was and what it said last. On another host nothing ends, the workers there
+# merely fall silent: that is what ``patience`` is for.
+#
+# Whatever happens, and Ctrl-C is no exception, no child stays behind: the parent ends those that it started, by
+# their process number. Should the parent itself be killed, the kernel does it in its place (``prctl``).
+
+PR_SET_PDEATHSIG = 1
+LIBC = ctypes.CDLL(None)
+
+
+def end_with_parent():
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def forward(name, stream, lines):
+    for line in stream:
+        lines.put((name, line.rstrip()))
+    lines.put((name, None))
+
+
+def run(commands, patience, heard):
+    """Start the processes, pass on every line they print, and fail as soon as one of them fails.
+
+    ``heard(name, line, processes)`` is called for each line. RuntimeError if a process does not end well, or if
+    none of them prints anything for `patience` seconds.
+    """
+    processes, lines, said = {}, queue.Queue(), {name: [] for name in commands}
+    try:
+        for name, (command, environment) in commands.items():
+            processes[name] = subprocess.Popen(
+                command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT, text=True, preexec_fn=end_with_parent,
+            )
+            threading.Thread(target=forward, args=(name, processes[name].stdout, lines), daemon=True).start()
+        running = set(processes)
+        while running:
+            try:
+                name, line = lines.get(timeout=patience)
+            except queue.Empty:
+                waiting = ", ".join(sorted(running))
+                raise RuntimeError(f"nothing heard for {patience:g} s from {waiting}: the run was stopped") from None
+            if line is not None:
+                said[name].append(line)
+                heard(name, line, processes)
+                continue
+            running.remove(name)
+            code = processes[name].wait()
+            if code:
+                how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+                words = "".join(f"\n  {line}" for line in said[name][-5:])
+                raise RuntimeError(f"{name} {how}, and the run was stopped\nits last words:{words or ' none'}")
+    finally:
+        for process in processes.values():
+            process.kill()
+            process.wait()
+
+
+# %%
+# Two workers against one process
+# -------------------------------
+
+
+def train_distributed(hosts, host, workers, root, disturb=lambda name, epoch, processes: None):
+    """The held-out divergence after each epoch, by worker; disturb(name, epoch, processes) is for accidents."""
+    arguments = [f"--epochs={options.epochs}", f"--batch={options.batch}", f"--seed={options.seed}"]
+    if options.save:
+        arguments.append(f"--save={options.save}")
+    curves = {f"worker {i}": [] for i in range(workers)}
+    with tqdm(total=options.epochs * workers, unit="epoch", disable=None) as bar:
+
+        def heard(name, line, processes):
+            if line.startswith("{"):
+                news = json.loads(line)
+                curves[name].append(news["held_out"])
+                bar.update()
+                disturb(name, news["epoch"], processes)
+
+        run(plan(hosts, host, workers, root, arguments), options.patience, heard)
+    return curves
+
+
+alone = []
+train(None, options.epochs, options.batch, options.seed, lambda epoch, held_out: alone.append(held_out))
+together = train_distributed(options.hosts, options.host, options.workers, options.root)
+
+print(f"one process: {alone[0]:.6f} nats on held-out digits after one epoch, {alone[-1]:.6f} at the end")
+for name, curve in together.items():
+    print(f"{name}:    {curve[0]:.6f}, {curve[-1]:.6f}")
+
+# %%
+# The figures agree to six decimals. They differ further down, because floating-point sums depend on the order
+# of their terms, and here every batch is added up in as many parts as there are workers.
+
+import matplotlib.pyplot as plt  # down here, where no worker comes
+
+import plots
+
+plt.style.use(plots.STYLE)
+
+fig, (top, bottom) = plt.subplots(2, 1, figsize=(5.8, 6))
+fig.suptitle("One training, several processes")
+top.set_title("Who talks to whom")
+plots.draw_roles(top, options.workers)
+bottom.set_title("Held-out digits")
+plots.draw_agreement(bottom, alone, together)
+folder = options.figures or plots.FIGURES
+folder.mkdir(exist_ok=True)
+fig.savefig(folder / "distributed_training.png", **plots.PNG)
+
+# %%
+# An accident
+# -----------
+# The same run again, on this host alone, and once worker 1 has finished its second epoch it is killed.
+
+
+def kill_second_worker(name, epoch, processes):
+    if name == "worker 1" and epoch == 1:
+        os.kill(processes[name].pid, signal.SIGKILL)
+
+
+try:
+    train_distributed(hosts=1, host=0, workers=2, root="127.0.0.1:0", disturb=kill_second_worker)
+except RuntimeError as error:
+    print(str(error).splitlines()[0])
+else:
+    raise RuntimeError("a run whose worker was killed went on as if nothing had happened")
+
+# %%
+# Without the watching parent, the other worker would still be waiting.
+#
+# Several hosts
+# -------------
+# Copy this file to every host, with the same versions of Python, MXNet and gluon_kl, and start it on each. The
+# commands differ in one number. Host 0 has the scheduler, at the address and port after ``--root``; every host
+# has a server and its own workers.
+#
+# .. code-block:: console
+#
+#    python distributed_training.py --hosts 2 --root 192.168.0.10:9091 --host 0    # on 192.168.0.10
+#    python distributed_training.py --hosts 2 --root 192.168.0.10:9091 --host 1    # on the other one
+#
+# If a worker dies, its own parent stops at once, and those on the other hosts when they have heard nothing for
+# ``--patience`` seconds; choose that longer than an epoch. Hosts find one another by the addresses of the network
+# that leads to the root, on ports which the system picks, so a firewall between them has to let those pass.
+#
+# .. warning::
+#
+#    The parameter server has neither passwords nor encryption, and it unpickles the optimizer that a worker
+#    sends: whoever can reach its ports can run code on it. Use it on a network where you trust every host.

@@ -1,0 +1,246 @@
+r"""
+Soft labels at scale
+====================
+
+A language model chooses among tens of thousands of tokens. When one model learns from another, every position
+of every text comes with a whole distribution as its label, and the loss, a footnote elsewhere, becomes a place
+where memory and time are spent: at 32,000 categories, 320 positions are ten million numbers on either side.
+
+This page first weighs the loss: memory and time of one step, MXNet's own beside ``KLDivLoss``. Then it trains
+on such labels. There is no language model in it. The logits are **synthetic**, drawn from a random number
+generator, with the two properties that matter here: few tokens are likely, and there is a long tail.
+"""
+
+import argparse
+import re
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mxnet as mx
+import numpy as np
+from mxnet import autograd, gluon, nd
+from tqdm import tqdm
+
+from gluon_kl import KLDivLoss, native
+
+SCRIPT = Path(__file__).resolve()
+SUBJECTS = {
+    "MXNet's own, eager": (gluon.loss.KLDivLoss, False),
+    "gluon_kl, eager": (KLDivLoss, False),
+    "MXNet's own, hybridized": (gluon.loss.KLDivLoss, True),
+    "gluon_kl, hybridized": (KLDivLoss, True),
+}
+
+parser = argparse.ArgumentParser(description="The loss at 32,000 categories: its memory, its time, and a training.")
+parser.add_argument("--categories", type=int, default=32000, help="(default: %(default)s)")
+parser.add_argument("--rows", type=int, default=320, help="rows of the step that is weighed (default: %(default)s)")
+parser.add_argument("--turns", type=int, default=4, help="timed steps of each loss (default: %(default)s)")
+parser.add_argument("--steps", type=int, default=200, help="of the training (default: %(default)s)")
+parser.add_argument("--batch", type=int, default=32, help="rows per step of the training (default: %(default)s)")
+parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+parser.add_argument("--figures", type=Path, help="folder for the figure (default: figures, beside tutorials)")
+parser.add_argument("--weigh", choices=list(SUBJECTS), help="only print the memory of one loss, for this page itself")
+options = parser.parse_args(None if __name__ == "__main__" else [])
+
+# %%
+# What is weighed
+# ---------------
+# One step is the loss of a batch and the gradient with respect to ``pred``, raw scores; the label holds
+# probabilities. Both losses compute the same thing.
+
+
+def make_step(subject, rows, categories):
+    """A function that takes one forward and backward step, with all that it needs in place."""
+    loss_class, hybridized = SUBJECTS[subject]
+    loss = loss_class(from_logits=False)
+    if hybridized:
+        loss.hybridize()
+    mx.random.seed(0)
+    pred = nd.random.normal(shape=(rows, categories))
+    label = nd.random.gamma(shape=(rows, categories))
+    nd.broadcast_div(label, label.sum(axis=1, keepdims=True), out=label)
+    pred.attach_grad()
+    pred.grad[:] = 0  # memory counts once it is written to
+
+    def step():
+        with autograd.record():
+            divergence = loss(pred, label)
+        divergence.backward()
+        nd.waitall()
+
+    nd.waitall()
+    return step
+
+
+# %%
+# Memory is the most that the process ever held during three steps, less what it held before the first one:
+# ``pred``, its gradient and the label are there already, and not counted. Each loss is weighed in a process of
+# its own. The unit is the size of ``pred``.
+
+
+def resident(kind):
+    return 1024 * int(re.search(rf"^{kind}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE).group(1))
+
+
+def weigh(subject, rows, categories):
+    """Peak memory of a step beyond its inputs and its gradient, in units of pred's size."""
+    step = make_step(subject, rows, categories)
+    before = resident("VmRSS")
+    for _ in range(3):
+        step()
+    return (resident("VmHWM") - before) / (4 * rows * categories)
+
+
+if options.weigh:
+    print(weigh(options.weigh, options.rows, options.categories))
+    sys.exit()
+
+
+def weigh_apart(subjects, rows, categories):
+    """`weigh` for each subject, all at once, each in its own process."""
+    command = [sys.executable, "-W", "ignore", str(SCRIPT), f"--rows={rows}", f"--categories={categories}"]
+    processes = {
+        subject: subprocess.Popen([*command, "--weigh", subject], stdout=subprocess.PIPE, text=True)
+        for subject in subjects
+    }
+    answers = {}
+    try:
+        for subject, process in processes.items():
+            said, _ = process.communicate(timeout=300)
+            if process.returncode:
+                raise RuntimeError(f"weighing {subject} ended with code {process.returncode}")
+            answers[subject] = float(said)
+    finally:
+        for process in processes.values():
+            process.kill()
+            process.wait()
+    return answers
+
+
+# %%
+# Time is measured in turns, one step of each loss after the other, so that whatever else the machine does
+# disturbs all alike; the median counts.
+
+
+def time_in_turns(subjects, rows, categories, turns):
+    """Median seconds per step of each subject."""
+    steps = {subject: make_step(subject, rows, categories) for subject in subjects}
+    seconds = {subject: [] for subject in subjects}
+    for turn in tqdm(range(turns + 1), unit="turn", disable=None):
+        for subject, step in steps.items():
+            start = time.perf_counter()
+            step()
+            if turn:  # the first one warms up
+                seconds[subject].append(time.perf_counter() - start)
+    return {subject: statistics.median(values) for subject, values in seconds.items()}
+
+
+memory = weigh_apart(SUBJECTS, options.rows, options.categories)
+seconds = time_in_turns(SUBJECTS, options.rows, options.categories, options.turns)
+
+print("fused operator:", "in use" if native.is_available() else f"not in use, {native.why_not()}")
+print("                         memory   speed")
+for subject in SUBJECTS:
+    speed = seconds["MXNet's own, hybridized"] / seconds[subject]
+    print(f"{subject:24} {memory[subject]:5.1f}   {speed:6.1f}")
+
+# %%
+# Read a row as: so many arrays of the size of ``pred`` come and go, and so many times the speed of MXNet's own
+# hybridized loss. The second column belongs to the machine that made this page; the first is much the same
+# everywhere.
+#
+# MXNet's own loss is a chain of operators, and each leaves an array behind for the next, or for the way back.
+# The fused operator reads a row twice and keeps two numbers of it, so called eagerly it needs nothing but a
+# gradient. Hybridizing a loss pays where it strings operators together; around a single one it costs copies of the
+# inputs. Where gluon_kl was installed without a compiler it is a chain of operators as well, and its memory is
+# that of one: ``gluon_kl.native.why_not()`` tells.
+
+import matplotlib.pyplot as plt  # down here, where no weighing process comes
+
+import plots
+
+plt.style.use(plots.STYLE)
+
+relative = {name: value / seconds["MXNet's own, hybridized"] for name, value in seconds.items()}
+fig, (top, bottom) = plt.subplots(2, 1, figsize=(5.8, 5.2))
+fig.suptitle(f"One step of the loss, {options.rows} × {options.categories:,}")
+top.set_title("Memory, in copies of pred")
+plots.draw_bars(top, SUBJECTS, memory.values(), "%.1f")
+bottom.set_title("Time, relative to MXNet's own, hybridized")
+plots.draw_bars(bottom, SUBJECTS, relative.values(), "%.2f")
+
+# %%
+# Training
+# --------
+# The teacher is a matrix: it turns 64 numbers, the state that a language model would have reached at some position,
+# into 32,000 logits. On top of that every token has a bias that falls with its rank, as word frequencies do. The
+# student has the same form, starts at zero, sees the state, and is told what the teacher says. States are drawn
+# afresh for every step.
+
+
+def make_teacher(categories, random, width=64):
+    """The teacher's matrix and bias."""
+    matrix = random.standard_normal((width, categories), dtype="float32") * np.float32(2 / np.sqrt(width))
+    return nd.array(matrix), nd.array(-np.log(np.arange(categories) + 10.0))
+
+
+def make_student(categories, width=64):
+    student = gluon.nn.Dense(categories, in_units=width, weight_initializer="zeros")
+    student.initialize()
+    student.hybridize()
+    return student
+
+
+# %%
+# ``label_space="logits"`` takes the teacher's logits as they come. Nobody has to turn them into probabilities first,
+# which would cost another array and, for the unlikely tokens, digits.
+
+
+def train(steps, batch, categories, seed, held_out=256, every=40):
+    """The divergence of each training step, and that of held-out states before the first and after every 40 steps."""
+    random = np.random.default_rng(seed)
+    matrix, bias = make_teacher(categories, random)
+    student = make_student(categories)
+    student.bias.lr_mult = 4  # the biases have furthest to go
+    loss = KLDivLoss(from_logits=False, label_space="logits", reduction="sum")
+    slower = mx.lr_scheduler.CosineScheduler(max_update=steps, base_lr=0.03, final_lr=0.001)
+    trainer = gluon.Trainer(student.collect_params(), "adam", {"learning_rate": 0.03, "lr_scheduler": slower})
+
+    def draw_states(count):
+        return nd.array(random.standard_normal((count, len(matrix)), dtype="float32"))
+
+    def teacher(states):
+        return nd.dot(states, matrix) + bias
+
+    unseen = draw_states(held_out)
+    trained_on, after = [], {}
+    for step in tqdm(range(steps + 1), unit="step", disable=None):
+        if step % every == 0:
+            after[step] = float(loss(student(unseen), teacher(unseen)).mean().asscalar())
+        if step < steps:
+            states = draw_states(batch)
+            with autograd.record():
+                divergence = loss(student(states), teacher(states))
+            divergence.backward()
+            trainer.step(batch)
+            trained_on.append(float(divergence.mean().asscalar()))
+    return trained_on, after
+
+
+trained_on, after = train(options.steps, options.batch, options.categories, options.seed)
+for step, divergence in after.items():
+    print(f"after {step:3} steps: {divergence:.3f} nats on held-out states")
+
+# %%
+# Of nearly four nats hardly anything is left: on states that it never saw, the student knows what the teacher would
+# say, tail and all.
+
+fig, ax = plt.subplots()
+fig.suptitle(f"Learning {options.categories:,} categories from soft labels")
+plots.draw_training(ax, trained_on, after)
+folder = options.figures or plots.FIGURES
+folder.mkdir(exist_ok=True)
+fig.savefig(folder / "large_vocabulary.png", **plots.PNG)

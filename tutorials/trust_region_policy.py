@@ -1,0 +1,363 @@
+r"""
+Steps inside a trust region
+===========================
+
+A policy is a function from what an agent sees to a distribution over what it may do. Policy gradients tell
+in which direction to change its parameters, but not how far. In supervised learning a step that is too long
+is repaired by the next one; here it is not, because the policy gathers its own data: one bad step, and every
+episode from then on is played by a bad policy.
+
+How far is too far is hard to say in parameters: the same change of a weight may do nothing, or turn every
+decision around. It is easy to say in distributions. A *trust region* method [1]_ takes the best step it can
+find among those that keep the average divergence between the old and the new action distributions below a
+bound :math:`\delta`:
+
+.. math::
+
+   \max_\theta \; L(\theta) \quad \text{subject to} \quad
+   \frac{1}{N} \sum_s \mathrm{KL}(\pi_{\text{old}}(\cdot|s) \,\|\, \pi_\theta(\cdot|s)) \le \delta
+
+This page builds such a method for the cart and pole of Gymnasium. ``KLDivLoss`` does two jobs in it: it
+*measures* each step, and, differentiated, it *shapes* the step.
+"""
+
+import argparse
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import mxnet as mx
+import numpy as np
+from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
+from mxnet import autograd, gluon, nd
+from tqdm import tqdm
+
+import plots
+from gluon_kl import KLDivLoss
+
+parser = argparse.ArgumentParser(description="Natural-gradient steps within a trust region, on CartPole.")
+parser.add_argument("--updates", type=int, default=20, help="policy updates per run (default: %(default)s)")
+parser.add_argument("--episodes", type=int, default=8, help="episodes played per update (default: %(default)s)")
+parser.add_argument("--seeds", type=int, default=5, help="runs per method (default: %(default)s)")
+parser.add_argument("--delta", type=float, default=0.01, help="bound on the mean divergence (default: %(default)s)")
+parser.add_argument("--figures", type=Path, help="folder for the figure (default: figures, beside tutorials)")
+options = parser.parse_args(None if __name__ == "__main__" else [])
+plt.style.use(plots.STYLE)
+
+# %%
+# The policy, and its games
+# -------------------------
+# A pole stands on a cart; each time step the agent pushes the cart left or right, and earns 1 for as long as
+# the pole stays up, 500 at most. The policy is a small network from the four numbers that describe cart and
+# pole to two logits. It computes in float64, since a derivative will soon be taken by differences.
+
+
+def make_policy(seed, hidden=32):
+    mx.random.seed(seed)
+    policy = gluon.nn.HybridSequential()
+    policy.add(gluon.nn.Dense(hidden, activation="tanh", in_units=4), gluon.nn.Dense(2, in_units=hidden))
+    policy.initialize(mx.init.Xavier())
+    policy.cast("float64")
+    policy.hybridize()
+    return policy
+
+
+def play(policy, games, rng, seed=None):
+    """Play each of `games` to its end: states (steps, games, 4), actions and a mask of the steps played."""
+    state, _ = games.reset(seed=seed)
+    playing = np.ones(games.num_envs, dtype=bool)
+    states, actions, played = [], [], []
+    while playing.any():
+        logits = policy(nd.array(state, dtype="float64"))
+        right = nd.softmax(logits).asnumpy()[:, 1]
+        action = (rng.random(games.num_envs) < right).astype(int)
+        states.append(state)
+        actions.append(action)
+        played.append(playing)
+        state, _, fallen, time_up, _ = games.step(action)
+        playing = playing & ~(fallen | time_up)
+    return np.array(states, dtype="float64"), np.array(actions), np.array(played)
+
+
+# %%
+# How good was an action? Its *advantage* is the (discounted) reward that followed, less what usually follows
+# from such a state; the latter is a least-squares fit to the state and the time.
+
+
+def advantages(states, played, discount=0.99):
+    """Return to go less a fitted baseline, standardised: one number per step played."""
+    steps = len(states)
+    to_go = np.zeros(played.shape)
+    following = np.zeros(played.shape[1])
+    for t in reversed(range(steps)):
+        to_go[t] = following = (1 + discount * following) * played[t]
+    time = np.broadcast_to(np.arange(steps)[:, None, None] / 100, played.shape + (1,))
+    features = np.concatenate([np.ones_like(time), time, time**2, states, states**2], axis=-1)[played]
+    to_go = to_go[played]
+    squares = features.T @ features + 1e-3 * np.eye(features.shape[1])
+    surplus = to_go - features @ np.linalg.solve(squares, features.T @ to_go)
+    return (surplus - surplus.mean()) / surplus.std()
+
+
+# %%
+# The gradient that all methods share
+# -----------------------------------
+# The quantity to raise is the *surrogate*: how much more likely the new policy makes the actions that turned
+# out well, :math:`L(\theta) = \frac{1}{N}\sum \frac{\pi_\theta(a|s)}{\pi_{\text{old}}(a|s)} A(s, a)`. Its
+# gradient at the old parameters is the policy gradient. Parameters and gradients are handled as one long
+# vector each.
+
+
+def get_parameters(policy):
+    return np.concatenate([p.data().asnumpy().ravel() for p in policy.collect_params().values()])
+
+
+def set_parameters(policy, vector):
+    for p in policy.collect_params().values():
+        size = int(np.prod(p.shape))
+        p.set_data(nd.array(vector[:size].reshape(p.shape), dtype="float64"))
+        vector = vector[size:]
+
+
+def gradient(policy, function):
+    with autograd.record():
+        value = function()
+    value.backward()
+    return np.concatenate([p.grad().asnumpy().ravel() for p in policy.collect_params().values()])
+
+
+def surrogate(policy, states, actions, advantage, old_logits):
+    log_ratio = nd.log_softmax(policy(states)) - nd.log_softmax(old_logits)
+    return (nd.exp(nd.pick(log_ratio, actions)) * advantage).mean()
+
+
+# %%
+# The divergence that measures a step
+# -----------------------------------
+# The old policy is the label and the new one is ``pred``, both as logits. ``reduction="sum"`` gives the
+# divergence itself, one number per state. Turning the logits (0, 0) into (0, 1) moves 23 % of the decisions:
+
+divergence = KLDivLoss(from_logits=False, label_space="logits", reduction="sum")
+divergence.hybridize()
+
+
+def mean_divergence(policy, states, old_logits):
+    """KL(old || new) averaged over the states."""
+    return divergence(policy(states), old_logits).mean()
+
+
+print(f"{divergence(nd.array([[0.0, 1.0]]), nd.array([[0.0, 0.0]])).asscalar():.4f} nats")
+
+# %%
+# Near the old policy this form of the loss keeps its digits: it is exactly 0 for equal logits, and never
+# negative. Both matter here, where the divergences are a hundredth of a nat and less.
+#
+# The divergence that shapes a step
+# ---------------------------------
+# To second order the divergence of a step :math:`x` is :math:`\frac{1}{2} x^\top F x`, with :math:`F` the
+# Fisher information matrix. So the best step within the bound goes along the *natural gradient*
+# :math:`F^{-1} g`, the ordinary gradient :math:`g` measured in changes of behaviour instead of changes of
+# weights. The matrix would have a row and a column per parameter, and is never built: conjugate gradients
+# solve :math:`F x = g` out of products :math:`F v` alone.
+#
+# A product with a Hessian is usually had by differentiating twice. MXNet cannot do that here: few of its
+# operators have a second derivative, and ``log_softmax`` and ``softmax`` are not among them
+# (*"_backward_log_softmax is non-differentiable"*), nor is any custom operator. But first derivatives are
+# exact, and their difference across a short distance :math:`\epsilon` is as good:
+#
+# .. math::
+#
+#    F v \approx \frac{\nabla D(\theta + \epsilon v) - \nabla D(\theta - \epsilon v)}{2 \epsilon},
+#    \quad D = \overline{\mathrm{KL}}
+#
+# In float64, with :math:`\epsilon \lVert v \rVert = 10^{-3}`, six digits are right, more than conjugate
+# gradients need. A little damping keeps them from taking directions that change no decision for free.
+
+
+def fisher_vector_product(policy, states, old_logits, vector, length=1e-3):
+    """F v at the policy's parameters, from gradients of the mean divergence `length` away on either side."""
+    here = get_parameters(policy)
+    size = np.linalg.norm(vector)
+    sides = []
+    for distance in (length, -length):
+        set_parameters(policy, here + vector * (distance / size))
+        sides.append(gradient(policy, lambda: mean_divergence(policy, states, old_logits)))
+    set_parameters(policy, here)
+    return (sides[0] - sides[1]) * (size / (2 * length))
+
+
+def conjugate_gradient(product, target, steps=10):
+    """Solve ``product(x) = target`` for a symmetric positive definite product."""
+    x = np.zeros_like(target)
+    residual = direction = target
+    square = residual @ residual
+    for _ in range(steps):
+        image = product(direction)
+        stride = square / (direction @ image)
+        x = x + stride * direction
+        residual = residual - stride * image
+        square, last = residual @ residual, square
+        if square < 1e-10 * (target @ target):
+            break
+        direction = residual + square / last * direction
+    return x
+
+
+# %%
+# Is the product right? For a handful of states the matrix can be built after all, from the Jacobian
+# :math:`J` of the logits: :math:`F = \frac{1}{N} \sum_s J_s^\top (\mathrm{diag}(p_s) - p_s p_s^\top) J_s`.
+
+
+def explicit_fisher(policy, states):
+    total = 0
+    for i in range(len(states)):
+        state = states[i : i + 1]
+        p = nd.softmax(policy(state)).asnumpy()[0]
+        rows = [gradient(policy, lambda: policy(state)[:, k]) for k in range(2)]  # noqa: B023 - called at once
+        total = total + np.transpose(rows) @ (np.diag(p) - np.outer(p, p)) @ np.array(rows)
+    return total / len(states)
+
+
+policy = make_policy(seed=0)
+rng = np.random.default_rng(0)
+states, vector = nd.array(rng.normal(size=(6, 4)), dtype="float64"), rng.normal(size=get_parameters(policy).shape)
+matrix = explicit_fisher(policy, states)
+product = fisher_vector_product(policy, states, policy(states), vector)
+error = np.linalg.norm(product - matrix @ vector) / np.linalg.norm(matrix @ vector)
+print(f"matrix of {matrix.shape[0]} x {matrix.shape[1]}; relative error of the product below 1e-5: {error < 1e-5}")
+
+# %%
+# One update
+# ----------
+# Conjugate gradients give the direction; the length follows from
+# :math:`\frac{1}{2} x^\top F x = \delta`. That is still the quadratic picture, so the true divergence is
+# then measured, and the step shortened until it is within the bound and the surrogate has risen. If nothing
+# helps the policy stays as it is.
+#
+# The new parameters are rounded to four decimals. The policy cannot notice, and the divergence is measured
+# after it; but the last digits, in which processors differ, are gone before hundreds of episodes can
+# blow them up into another curve.
+
+
+def trust_region_step(policy, batch, delta, damping=1e-3, shrink=0.7):
+    """One natural-gradient step whose mean KL(old || new) is at most `delta`; returns that divergence."""
+    states, _, _, old_logits = batch
+    old = get_parameters(policy)
+    g = gradient(policy, lambda: surrogate(policy, *batch))
+    every = max(1, len(states) // 500)  # the matrix needs fewer states than the gradient
+
+    def product(vector):
+        return fisher_vector_product(policy, states[::every], old_logits[::every], vector) + damping * vector
+
+    direction = conjugate_gradient(product, g)
+    step = direction * np.sqrt(2 * delta / (direction @ product(direction)))
+    for _ in range(15):
+        set_parameters(policy, np.round(old + step, 4))
+        measured = mean_divergence(policy, states, old_logits).asscalar()
+        if measured <= delta and surrogate(policy, *batch).asscalar() > 0:
+            return measured
+        step = step * shrink
+    set_parameters(policy, old)
+    return 0.0
+
+
+def plain_step(policy, batch, rate):
+    """The same gradient, followed for a fixed multiple of its length; returns the divergence it caused."""
+    states, _, _, old_logits = batch
+    g = gradient(policy, lambda: surrogate(policy, *batch))
+    set_parameters(policy, np.round(get_parameters(policy) + rate * g, 4))
+    return mean_divergence(policy, states, old_logits).asscalar()
+
+
+# %%
+# Training
+# --------
+# Play, estimate, step. Whatever the step function says of itself, the loop measures the divergence again,
+# and a trust-region run that ever leaves its region stops the page.
+
+
+def train(step, seed, updates, episodes, bound=np.inf, progress=lambda: None):
+    """Mean return and divergence of each update."""
+    policy = make_policy(seed)
+    games = CartPoleVectorEnv(num_envs=episodes, max_episode_steps=500)  # CartPole-v1, many at a time
+    rng = np.random.default_rng(seed)
+    returns, divergences = [], []
+    for update in range(updates):
+        states, actions, played = play(policy, games, rng, seed if update == 0 else None)
+        inputs = states[played], actions[played], advantages(states, played)
+        inputs = [nd.array(x, dtype="float64") for x in inputs]
+        old_logits = policy(inputs[0])
+        step(policy, (*inputs, old_logits))
+        measured = mean_divergence(policy, inputs[0], old_logits).asscalar()
+        if not measured <= bound:
+            raise RuntimeError(f"update {update} of seed {seed} moved the policy by {measured} nats, over {bound}")
+        returns.append(played.sum() / episodes)
+        divergences.append(measured)
+        progress()
+    return returns, divergences
+
+
+def trust_region(policy, batch):
+    trust_region_step(policy, batch, options.delta)
+
+
+def short_plain_steps(policy, batch):
+    plain_step(policy, batch, rate=1.0)
+
+
+def long_plain_steps(policy, batch):
+    plain_step(policy, batch, rate=5.0)
+
+
+METHODS = {  # label in the figure: step, bound
+    "trust region": (trust_region, options.delta),
+    "plain, short steps": (short_plain_steps, np.inf),
+    "plain, long steps": (long_plain_steps, np.inf),
+}
+runs = {}
+with tqdm(total=len(METHODS) * options.seeds * options.updates, unit="update", disable=None) as bar:
+    for name, (step, bound) in METHODS.items():
+        results = [
+            train(step, seed, options.updates, options.episodes, bound, bar.update) for seed in range(options.seeds)
+        ]
+        runs[name] = {"returns": np.array(results)[:, 0], "divergences": np.array(results)[:, 1]}
+
+# %%
+# What happened
+# -------------
+# Above, how long the pole stayed up, as mean and range over the seeds; below, in the same colours, how far each
+# update moved the policy, every seed a line.
+
+returns = {name: run["returns"] for name, run in runs.items()}
+divergences = {name: run["divergences"] for name, run in runs.items()}
+
+fig, (upper, lower) = plt.subplots(2, 1, sharex=True, figsize=(5.8, 6))
+fig.suptitle("CartPole, with and without a trust region")
+upper.set_title("Steps the pole stays up")
+plots.draw_runs(upper, returns)
+upper.set_xlabel("")
+lower.set_title(f"KL(old ‖ new) in nats, and the bound {options.delta:g}")
+plots.draw_bounded(lower, divergences, options.delta)
+folder = options.figures or plots.FIGURES
+folder.mkdir(exist_ok=True)
+fig.savefig(folder / "trust_region_policy.png", **plots.PNG)
+
+# %%
+# The same, in numbers: the mean return over the last five updates and all seeds, and how far the policy was
+# moved by the typical and by the boldest update.
+
+print("                    return  KL median  largest")
+for name in runs:
+    middle, most = np.median(divergences[name]), divergences[name].max()
+    print(f"{name:18}  {returns[name][:, -5:].mean():6.0f}  {middle:9.4f}  {most:7.4f}")
+
+# %%
+# The plain gradient has to choose. Short steps move the policy about as far as the trust region does in the
+# median, but unevenly, and along directions that the weights suggest rather than the behaviour. Long steps
+# overturn the policy again and again. The trust region fixes the one number that has a meaning, and takes
+# what it can get within it.
+#
+# What it does not promise is that every update helps: the bound holds for the divergence, measured, while the
+# gradient is an estimate from a few episodes. Seeds differ, and curves dip.
+#
+# .. [1] J. Schulman, S. Levine, P. Moritz, M. Jordan, P. Abbeel: Trust Region Policy Optimization. ICML 2015.
+
