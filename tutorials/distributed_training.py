@@ -322,9 +322,9 @@ else:
 #
 # Several hosts
 # -------------
-# Copy this file to every host, with the same versions of Python, MXNet and gluon_kl, and start it on each. The
-# commands differ in one number. Host 0 has the scheduler, at the address and port after ``--root``; every host
-# has a server and its own workers.
+# Copy the folder of this file to every host, with the same versions of Python, MXNet and gluon_kl, and start the
+# file on each. The commands differ in one number. Host 0 has the scheduler, at the address and port after
+# ``--root``; every host has a server and its own workers.
 #
 # .. code-block:: console
 #

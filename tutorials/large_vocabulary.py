@@ -168,7 +168,7 @@ fig, (top, bottom) = plt.subplots(2, 1, figsize=(5.8, 5.2))
 fig.suptitle(f"One step of the loss, {options.rows} × {options.categories:,}")
 top.set_title("Memory, in copies of pred")
 plots.draw_bars(top, SUBJECTS, memory.values(), "%.1f")
-bottom.set_title("Time, relative to MXNet's own, hybridized")
+bottom.set_title("Time (MXNet's own, hybridized: 1)")
 plots.draw_bars(bottom, SUBJECTS, relative.values(), "%.2f")
 
 # %%

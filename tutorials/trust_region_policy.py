@@ -63,9 +63,9 @@ def make_policy(seed, hidden=32):
     return policy
 
 
-def play(policy, games, rng, seed=None):
+def play(policy, games, rng):
     """Play each of `games` to its end: states (steps, games, 4), actions and a mask of the steps played."""
-    state, _ = games.reset(seed=seed)
+    state, _ = games.reset(seed=int(rng.integers(2**31)))
     playing = np.ones(games.num_envs, dtype=bool)
     states, actions, played = [], [], []
     while playing.any():
@@ -285,7 +285,7 @@ def train(step, seed, updates, episodes, bound=np.inf, progress=lambda: None):
     rng = np.random.default_rng(seed)
     returns, divergences = [], []
     for update in range(updates):
-        states, actions, played = play(policy, games, rng, seed if update == 0 else None)
+        states, actions, played = play(policy, games, rng)
         inputs = states[played], actions[played], advantages(states, played)
         inputs = [nd.array(x, dtype="float64") for x in inputs]
         old_logits = policy(inputs[0])
