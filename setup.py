@@ -59,7 +59,7 @@ class BuildOperator(build_ext):
         try:
             self.headers = mxnet_headers()
             with ThreadPoolExecutor(os.cpu_count()) as pool:
-                objects = sum(pool.map(self.compile_one, ext.sources), [])
+                objects = [made for each in pool.map(self.compile_one, ext.sources) for made in each]
             target = self.get_ext_fullpath(ext.name)
             self.compiler.link_shared_object(objects, target, target_lang="c++", extra_postargs=["-pthread"])
         except Exception as error:

@@ -213,7 +213,8 @@ def test_a_term_of_weight_zero(run, rng, member):
 
 @few
 @pytest.mark.parametrize("first, other", [
-    ("float16", "float16"), ("float16", "float32"), ("float32", "float16"), ("float32", "float64"), ("float64", "float16")])
+    ("float16", "float16"), ("float16", "float32"), ("float32", "float16"), ("float32", "float64"),
+    ("float64", "float16")])
 def test_dtypes(run, rng, member, first, other):
     inputs = [x if x is None else x.astype(other if i else first)
               for i, x in enumerate(member.inputs(rng, (3, 5)))]

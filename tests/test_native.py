@@ -377,8 +377,9 @@ def test_dtypes_in_a_graph():
 
 
 @pytest.mark.parametrize("n", [10, 100, 1000, 32000, 128256])
-@pytest.mark.parametrize("pred_space, label_space", [("logits", "probs"), ("logits", "log_probs"), ("log_probs", "probs"),
-                                                     ("log_probs", "log_probs"), ("logits", "logits")])
+@pytest.mark.parametrize("pred_space, label_space", [
+    ("logits", "probs"), ("logits", "log_probs"), ("log_probs", "probs"), ("log_probs", "log_probs"),
+    ("logits", "logits")])
 def test_accuracy(n, pred_space, label_space):
     """At most 2e-6 of the sum of |term|."""
     rng = np.random.RandomState(n)
@@ -428,7 +429,8 @@ def test_threads_change_nothing():
         import hashlib, mxnet as mx, numpy as np, test_native as t
         from gluon_kl import native
         rng, digest = np.random.RandomState(0), hashlib.sha256()
-        for shape, axis in (((300, 1000), 1), ((40000, 7), 1), ((4, 21, 64, 64), 1), ((3, 100000), 1), ((50, 5, 300), 2)):
+        for shape, axis in (((300, 1000), 1), ((40000, 7), 1), ((4, 21, 64, 64), 1), ((3, 100000), 1),
+                            ((50, 5, 300), 2)):
             a = [rng.randn(*shape).astype("float32") for _ in range(2)]
             w = rng.rand(*[1 if d == axis else n for d, n in enumerate(shape)]).astype("float32")
             for x in t.run(*a, w, axis=axis, pred_space="logits", label_space="logits"):
