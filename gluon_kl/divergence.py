@@ -115,8 +115,8 @@ def js_terms(
 ) -> Any:
     """Terms ``beta * p * log(p/m) + (1-beta) * q * log(q/m)`` of label p, pred q and their mixture m.
 
-    No term is below 0. ``beta*p*(m/p - 1) + (1-beta)*q*(m/q - 1)`` is 0 for each element; adding it
-    where p and q are near turns both summands into ``x - log1p(x)``, which keeps the leading digits.
+    With u = log p - log q, ``log(m/p) = log1p((1-beta) * expm1(-u))``, which is exactly 0 at u = 0 and
+    keeps its digits nearby. In exact arithmetic no term is below 0, for any two positive numbers.
     """
     log_p, log_q = (F.clip(to_log(F, x, space, axis), -_FLOOR, _FLOOR)
                     for x, space in ((label, label_space), (pred, pred_space)))
@@ -124,19 +124,17 @@ def js_terms(
     q = F.exp(log_q)
     # Beyond a ratio of e^80 the smaller side adds nothing, and its m/p would overflow.
     ratio = F.clip(log_p - log_q, -80, 80)
-    near = F.abs(ratio) < 1
     m = beta * p + (1 - beta) * q
     log_m = F.log(m + (m == 0))
 
-    def excess(log_side: Any, odds: Any) -> Any:
-        """``log(side / m)``, with odds = m/side - 1; where near plus odds."""
+    def log_share(log_side: Any, odds: Any) -> Any:
+        """``log(side / m)``, with odds = m/side - 1."""
         # log1p loses odds close to -1, where the difference of the logarithms loses nothing.
         most = odds < -0.5
-        plain = most * (log_side - log_m) - F.log1p(odds * (1 - most))
-        return plain + near * odds
+        return most * (log_side - log_m) - F.log1p(odds * (1 - most))
 
-    return F.relu(beta * (p * excess(log_p, (1 - beta) * F.expm1(-ratio)))
-                  + (1 - beta) * (q * excess(log_q, beta * F.expm1(ratio))))
+    return F.relu(beta * (p * log_share(log_p, (1 - beta) * F.expm1(-ratio)))
+                  + (1 - beta) * (q * log_share(log_q, beta * F.expm1(ratio))))
 
 
 def categories(F: Any, x: Any, axis: int) -> Any:

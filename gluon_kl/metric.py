@@ -43,7 +43,7 @@ class KLDivergence(EvalMetric):
     label_space : {"probs", "log_probs", "logits"}
         What labels hold.
     name : str, default "kl-divergence"
-        What :meth:`get` calls the figure.
+        What `get` calls the figure.
     output_names, label_names : list of str, optional
         Which outputs and labels of a module count; all of them by default.
 

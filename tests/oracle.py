@@ -152,7 +152,8 @@ def distillation(pred, label, teacher_pred, *, temperature=1.0, hard_weight=0.0,
         with np.errstate(invalid="ignore"):
             terms = terms - hard_weight * np.where(label == 0, 0.0, label * log_softmax(pred, axis))
     if hard_weight < 1:
-        soft = kl_terms(pred / temperature, np.asarray(teacher_pred, np.float64) / temperature, "logits", "logits", axis)
+        teacher_pred = np.asarray(teacher_pred, np.float64)
+        soft = kl_terms(pred / temperature, teacher_pred / temperature, "logits", "logits", axis)
         terms = terms + (1 - hard_weight) * temperature ** 2 * soft
     return pred.shape[axis] * weighted(terms, batch_axis=batch_axis, axis=axis, weight=weight,
                                        sample_weight=sample_weight)

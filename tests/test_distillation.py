@@ -4,9 +4,9 @@ import math
 
 import mxnet as mx
 import numpy as np
-import oracle
 import pytest
 
+import oracle
 from gluon_kl import DistillationLoss, KLDivLoss
 
 

@@ -7,12 +7,12 @@ import pickle
 
 import mxnet as mx
 import numpy as np
-import oracle
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+import oracle
 from gluon_kl import DistillationLoss, GaussianKLLoss, JSDivLoss, KLDivLoss, ReverseKLDivLoss
 
 FLOATS = ("float16", "float32", "float64")
@@ -212,7 +212,8 @@ def test_a_term_of_weight_zero(run, rng, member):
 # dtypes, array kinds and ways of running
 
 @few
-@pytest.mark.parametrize("first, other", [*itertools.product(FLOATS, FLOATS)])
+@pytest.mark.parametrize("first, other", [
+    ("float16", "float16"), ("float16", "float32"), ("float32", "float16"), ("float32", "float64"), ("float64", "float16")])
 def test_dtypes(run, rng, member, first, other):
     inputs = [x if x is None else x.astype(other if i else first)
               for i, x in enumerate(member.inputs(rng, (3, 5)))]
@@ -247,7 +248,7 @@ def test_one_block_many_calls(run, rng, member):
     """With and without weights; changing shape, rank, dtype and array kind."""
     loss = run.prepare(member.make())
     for _ in range(2):
-        for shape, dtype, kind in itertools.product(((4, 6), (2, 6), (2, 3, 6)), ("float32", "float64"),
+        for shape, dtype, kind in itertools.product(((4, 6), (2, 3, 6)), ("float32", "float64"),
                                                     (mx.nd.array, mx.np.array)):
             inputs = member.inputs(rng, shape)
             for weight in (None, rng.uniform(size=shape[0]), np.ones(shape)):
@@ -349,8 +350,7 @@ def test_copies(run, rng, member, clone):
 
 
 @few
-@pytest.mark.parametrize("uses", [2, 9])
-@pytest.mark.parametrize("grad_req", ["write", "add"])
+@pytest.mark.parametrize("uses, grad_req", [(2, "add"), (9, "write")])
 def test_one_array_in_many_losses(run, rng, member, uses, grad_req):
     class Many(mx.gluon.HybridBlock):
         def __init__(self):
@@ -419,6 +419,19 @@ def test_supports(run, pred, label, reverse, js, label_space, from_logits, dtype
     assert all(np.isfinite(gradient).all() for gradient in gradients)
 
 
+def test_gradients_to_labels_of_zero(run):
+    """Finite where the divergence is, and 0 where pred has no mass either."""
+    pred = np.log(np.array([[0.5, 0.5 - 1e-9, 1e-9, 1.0]]))
+    pred[0, 3], label = -INF, np.array([[1.0, 0.0, 0.0, 0.0]])
+    _, to_label = run.gradients(JSDivLoss(beta=0.3, reduction="sum"), pred, label)
+    least = -0.3 * (80 + math.log(0.7))  # as of a label e^80 times smaller than pred
+    np.testing.assert_allclose(to_label, [[0.3 * math.log(1 / 0.65), least, least, 0]], rtol=1e-9)
+    scores = np.array([[0.0, 1.0, -INF]])
+    _, to_label, _ = run.gradients(DistillationLoss(hard_weight=1, sparse_label=False), scores,
+                                   np.array([[0.0, 1.0, 0.0]]), None)
+    np.testing.assert_allclose(to_label, [[math.log1p(math.e), math.log1p(math.e) - 1, 0]], rtol=1e-9)
+
+
 def test_masked_teacher_and_student(run):
     pred, teacher = np.array([[0.3, -INF, 1.0], [0.3, 0.1, 1.0], [0.3, -INF, 1.0]]), np.array(
         [[0.5, -INF, 2.0], [0.5, -INF, 2.0], [0.5, 0.1, 2.0]])
@@ -455,7 +468,7 @@ def test_exactly_zero_at_equality(run, rng, make, dtype):
     if len(inputs) == 2:
         x[0, 0] = -INF
     assert (run(loss, *inputs) == 0).all()
-    if not repr(loss).startswith("ReverseKLDivLoss(from_logits=True"):  # a sum over free log-probabilities has no minimum
+    if not repr(loss).startswith("ReverseKLDivLoss(from_logits=True"):  # free log-probabilities have no minimum there
         assert all(abs(gradient).max() < 1e-6 for gradient in run.gradients(loss, *inputs))
     assert len(inputs) == 4 or (run(DistillationLoss(3.0), x, None, x) == 0).all()
 
@@ -474,6 +487,7 @@ def test_small_divergences_keep_their_digits(run, rng, noise):
             (run(JSDivLoss(False, label_space="logits", beta=0.3, reduction="sum"), pred, label), js.sum(-1)),
             (run(ReverseKLDivLoss(False, label_space="logits", reduction="sum"), pred, label), reverse.sum(-1))):
         assert (value >= 0).all()
+        assert (run(JSDivLoss(False, label_space="logits", reduction="none"), pred, label) >= 0).all()
         if noise >= 1e-3:
             assert np.median(np.abs(value / expected - 1)) < 1e-4
 

@@ -1,13 +1,14 @@
 """GaussianKLLoss: the integral that it stands for, and the ends of its range."""
 
 import itertools
+import math
 
 import mxnet as mx
 import numpy as np
-import oracle
 import pytest
 from scipy.integrate import quad
 
+import oracle
 from gluon_kl import GaussianKLLoss
 
 CASES = [  # mean, log-variance, mean and log-variance of the prior
@@ -51,7 +52,8 @@ def test_equal_gaussians(run, rng):
 def test_log_variances_up_to_the_end_of_the_range(run, dtype, largest):
     """e^v overflows before e^v / 2 does."""
     limit = np.finfo(dtype).max
-    log_variance = np.array([[-1e30, -1e4, -745, -200, -104, -88, -20, -1, 1, 20, 88, largest - 0.6, largest]], dtype=dtype).T
+    log_variance = np.array([[-1e30, -1e4, -745, -200, -104, -88, -20, -1, 1, 20, 88, largest - 0.6, largest]],
+                            dtype=dtype).T
     mean = np.zeros_like(log_variance)
     expected = oracle.gaussian_terms(mean, log_variance)
     assert limit / 2 < expected[-1] < limit
@@ -89,7 +91,7 @@ def test_priors_at_the_ends_of_the_range(run, mean, prior_mean, prior_log_varian
 def test_near_the_prior_digits_stay(run, dtype, rtol):
     d = np.array([[s * 10.0 ** e for e in np.arange(-15, 0.5, 0.25) for s in (1, -1)]], dtype=dtype).T
     exact = np.longdouble(d)
-    terms = np.array([sum(x ** k / np.longdouble(np.math.factorial(k)) for k in range(25, 1, -1)) / 2
+    terms = np.array([sum(x ** k / np.longdouble(math.factorial(k)) for k in range(25, 1, -1)) / 2
                       for x in exact.ravel()])
     np.testing.assert_allclose(run(GaussianKLLoss(), np.zeros_like(d), d), terms.astype(dtype), rtol=rtol)
     _, gradient = run.gradients(GaussianKLLoss(), np.zeros_like(d), d)
@@ -146,3 +148,16 @@ def test_infinite_precision_is_infinite_divergence(run):
     for mean, prior_log_variance in itertools.product((0.0, 1.0), (None, 2.0)):
         prior = None if prior_log_variance is None else np.array([[prior_log_variance]])
         assert np.isposinf(run(GaussianKLLoss(), np.array([[mean]]), np.array([[-np.inf]]), None, prior)).all()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_every_dimension_is_silenced_by_itself(run, rng, bad):
+    inputs = list(rng.normal(size=(4, 2, 3)))
+    weight = np.array([[0.0, 1.0, 2.0], [1.0, 1.0, 0.0]])
+    clean, gradients = run(GaussianKLLoss(), *inputs, weight), run.gradients(GaussianKLLoss(), *inputs, weight)
+    for x in inputs:
+        x[weight == 0] = bad
+    np.testing.assert_array_equal(run(GaussianKLLoss(), *inputs, weight), clean)
+    for got, want in zip(run.gradients(GaussianKLLoss(), *inputs, weight)[:4], gradients):
+        np.testing.assert_array_equal(got, want)
+        assert (got[weight == 0] == 0).all()

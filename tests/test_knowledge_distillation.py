@@ -14,7 +14,7 @@ SMALL = ["--rows", 2, 3, "--seeds", 2, "--steps", 3]
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     """What a run with every argument left out but the folder prints, and that folder."""
-    folder = tmp_path_factory.mktemp("figures")
+    folder = tmp_path_factory.mktemp("figures") / "new"
     printed, errors = gallery.run("knowledge_distillation", tmp_path_factory.mktemp("elsewhere"), "--figures", folder)
     assert errors == "", "the progress bar is for terminals"
     return printed.splitlines(), folder

@@ -5,10 +5,10 @@ import pickle
 
 import mxnet as mx
 import numpy as np
-import oracle
 import pytest
 
 import gluon_kl
+import oracle
 
 
 def batches(rng, sizes, categories=6):
@@ -65,7 +65,7 @@ def test_lists_hold_devices_and_outputs(rng):
         metric.update([double(parts[0][1])], [double(pred) for pred, _ in parts])
     with pytest.raises(ValueError, match="same shape"):
         metric.update([double([[1.0]])], [double([[0.0, 0.0]])])
-    with pytest.raises(TypeError, match="mx.nd.array"):
+    with pytest.raises(TypeError, match=r"mx\.nd\.array"):
         metric.update([np.ones((1, 2))], [double([[0.0, 0.0]])])
     assert metric.num_inst == 8
 

@@ -13,6 +13,7 @@ import pytest
 from mxnet import autograd
 
 from gluon_kl import native
+from gluon_kl.native.requests import is_recorded
 
 needs_native = pytest.mark.skipif(not native.is_available(), reason=f"no fused operator: {native.why_not()}")
 pytestmark = needs_native
@@ -259,3 +260,250 @@ def check_many(static, uses=(1, 2, 7, 8, 9, 10, 20)):
 @pytest.mark.parametrize("static", [None, False, True], ids=["eager", "hybrid", "static"])
 def test_gradients_add_up(static):
     in_process(f"import test_native as t; t.check_many({static})")
+
+
+def test_two_live_losses_share_a_label():
+    """Backward of one leaves the other's graph whole (MXNet's own operators fail here)."""
+    for shape in ((4, 5), (400, 100)):
+        pred, label = mx.nd.random.normal(shape=shape), mx.nd.ones(shape) / shape[1]
+        pred.attach_grad()
+        for _ in range(3):
+            with autograd.record():
+                first = native.kl_divergence(mx.nd, pred, label, pred_space="logits")
+                second = native.kl_divergence(mx.nd, pred, label, pred_space="logits")
+            first.backward()
+            once = pred.grad.asnumpy()
+            second.backward()
+            np.testing.assert_array_equal(pred.grad.asnumpy(), once)
+            assert not is_recorded(label)
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (400, 100)], ids=["small", "large"])
+def test_label_in_the_graph(shape):
+    """A label that is a result of recorded operators gets its gradient; an unfollowed pred costs nothing."""
+    teacher = mx.nd.random.normal(shape=shape)
+    student = mx.nd.random.normal(shape=shape)
+    gradients = {}
+    for follow in ((teacher,), (student,), (teacher, student)):
+        for x in (teacher, student):
+            x.attach_grad("write" if any(x is y for y in follow) else "null")
+        for _ in range(3):
+            with autograd.record():
+                loss = native.kl_divergence(mx.nd, student * 2, teacher * 2, pred_space="logits", label_space="logits")
+            loss.backward()
+        for name, x in (("teacher", teacher), ("student", student)):
+            if any(x is y for y in follow):
+                np.testing.assert_array_equal(x.grad.asnumpy(), gradients.setdefault(name, x.grad.asnumpy()))
+    assert abs(gradients["teacher"]).max() > 0
+
+
+# ---- shapes, dtypes, accuracy ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 15, 16, 17, 47, 48, 49, 63, 64, 65, 1000, 1023, 1024, 1025, 5000, 10**6])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_every_length(n, axis):
+    rng = np.random.RandomState(n)
+    rows = 3 if n < 10**6 else 1
+    pred, label = rng.randn(rows, n).astype("float32") * 3, rng.rand(rows, n).astype("float32")
+    label /= label.sum(axis=1, keepdims=True)
+    if axis == 0:
+        pred, label = np.ascontiguousarray(pred.T), np.ascontiguousarray(label.T)
+    options = dict(axis=axis, batch_axis=1 - axis, pred_space="logits", label_space="probs", mean=False)
+    got = run(pred, label, **options)
+    expected = reference(pred, label, **options)
+    np.testing.assert_allclose(got[0], expected, rtol=4e-6, atol=1e-7)
+    mass = label.astype("float64").sum(axis=axis, keepdims=True)
+    closed = np.exp(log_softmax(pred.astype("float64"), axis)) * mass - label
+    np.testing.assert_allclose(got[1], closed, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0), (2, 3, 0), (0, 2, 3), (2, 0, 3), (0,)])
+def test_empty(shape):
+    """In a process of its own: MXNet's arrays of size 0 want its NumPy shape semantics, which are global."""
+    in_process(f"""
+        import mxnet as mx, numpy as np
+        from gluon_kl import native
+        mx.npx.set_np()
+        pred, label = mx.np.zeros({shape}), mx.np.zeros({shape})
+        pred.attach_grad()
+        for axis in {list(range(min(len(shape), 2)))}:
+            with mx.autograd.record():
+                value = native.kl_divergence(mx.nd, pred.as_nd_ndarray(), label.as_nd_ndarray(), axis=axis,
+                                             pred_space="logits")
+            value.backward()
+            assert value.shape == {shape[:1]} and not value.asnumpy().any(), value
+            assert pred.grad.shape == {shape}
+    """)
+
+
+@pytest.mark.parametrize("label_dtype", ["float16", "float32", "float64", "uint8", "int8", "int32", "int64"])
+@pytest.mark.parametrize("pred_dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("shape, axis", [((6, 9), 1), ((6, 100), 1), ((6, 9, 20), 1)])
+def test_dtypes(pred_dtype, label_dtype, shape, axis):
+    rng = np.random.RandomState(3)
+    pred = (rng.randn(*shape) * 2).astype(pred_dtype)
+    if label_dtype.startswith("float"):
+        label = rng.rand(*shape).astype(label_dtype)
+    else:
+        label = (rng.rand(*shape) < 0.2).astype(label_dtype)
+    options = dict(axis=axis, pred_space="logits", label_space="probs")
+    value, for_pred, for_label = run(pred, label, **options)
+    in_double = "float64" in (pred_dtype, label_dtype)
+    assert value.dtype == ("float64" if in_double else "float32")
+    np.testing.assert_allclose(value, reference(pred, label, **options), rtol=1e-12 if in_double else 2e-6)
+    assert for_pred.dtype == pred_dtype and for_label.dtype == label_dtype
+    wide = run(pred.astype("float64"), label.astype("float64"), **options)
+    tolerance = {"float16": 2e-3, "float32": 1e-5, "float64": 1e-11}
+    scale = abs(wide[1]).max()
+    np.testing.assert_allclose(for_pred, wide[1], rtol=tolerance[pred_dtype], atol=scale * tolerance[pred_dtype])
+    if label_dtype in tolerance:
+        np.testing.assert_allclose(for_label, wide[2], rtol=tolerance[label_dtype], atol=1e-2 * tolerance[label_dtype])
+
+
+def test_dtypes_in_a_graph():
+    """dtypes are unknown while a Symbol is made."""
+    pred, label = mx.sym.var("pred"), mx.sym.var("label")
+    graph = native.kl_divergence(mx.sym, pred, label, pred_space="logits")
+    block = mx.gluon.SymbolBlock(graph, [pred, label])
+    block.hybridize()
+    rng = np.random.RandomState(0)
+    for pair in (("float32", "float32"), ("float16", "int32"), ("float64", "float16"), ("float32", "float64")):
+        arrays = [rng.rand(4, 5).astype(dtype) for dtype in pair]
+        value = block(*[mx.nd.array(x, dtype=x.dtype) for x in arrays])
+        expected = reference(*arrays, pred_space="logits", label_space="probs")
+        np.testing.assert_allclose(value.asnumpy(), expected, rtol=1e-5)
+        assert value.dtype == (np.float64 if "float64" in pair else np.float32)
+
+
+@pytest.mark.parametrize("n", [10, 100, 1000, 32000, 128256])
+@pytest.mark.parametrize("pred_space, label_space", [("logits", "probs"), ("logits", "log_probs"), ("log_probs", "probs"),
+                                                     ("log_probs", "log_probs"), ("logits", "logits")])
+def test_accuracy(n, pred_space, label_space):
+    """At most 2e-6 of the sum of |term|."""
+    rng = np.random.RandomState(n)
+    rows = 20 if n < 10**4 else 3
+    pred, label = [np.array(sample(rng, (rows, n), space, 1), "float32") for space in (pred_space, label_space)]
+    options = dict(pred_space=pred_space, label_space=label_space, mean=False)
+    got = native.kl_divergence(mx.nd, mx.nd.array(pred), mx.nd.array(label), **options).asnumpy()
+    log_q, _ = log_and_prob(pred.astype("float64"), pred_space, 1, 1.0)
+    log_p, p = log_and_prob(label.astype("float64"), label_space, 1, 1.0)
+    terms = p * (log_p - log_q)
+    error = abs(got - terms.sum(axis=1)) / abs(terms).sum(axis=1)
+    print(f"{pred_space}, {label_space}, {n} categories: largest error {error.max():.1e} of the sum of |term|")
+    assert error.max() < 2e-6
+
+
+@pytest.mark.parametrize("n, layout", [(10, "rows"), (1000, "rows"), (128256, "rows"), (21, "strided")])
+@pytest.mark.parametrize("shift, temperature", [(0.0, 1.0), (30.0, 1.0), (0.0, 0.5)])
+def test_near_equal_logits_keep_their_digits(n, layout, shift, temperature):
+    rng = np.random.RandomState(n)
+    pred = (rng.randn(60 if n < 10**4 else 5, n) * 2).astype("float32")
+    label = (pred + rng.randn(*pred.shape).astype("float32") * 1e-3 + np.float32(shift)).astype("float32")
+    options = dict(pred_space="logits", label_space="logits", mean=False, inv_temperature=temperature)
+
+    def value(b, a):
+        if layout == "rows":
+            return native.kl_divergence(mx.nd, mx.nd.array(b), mx.nd.array(a), **options).asnumpy()
+        strided = [mx.nd.array(np.ascontiguousarray(x.T[None])) for x in (b, a)]
+        return native.kl_divergence(mx.nd, *strided, axis=1, batch_axis=2, **options).asnumpy()
+
+    log_q, q = log_and_prob(pred.astype("float64"), "logits", 1, temperature)
+    log_p, p = log_and_prob(label.astype("float64"), "logits", 1, temperature)
+    u = log_p - log_q
+    expected = (p * (u + np.expm1(-u))).sum(axis=1)
+    error = abs(value(pred, label) - expected) / expected
+    print(f"{n} categories, shift {shift}: relative error median {np.median(error):.1e}, worst {error.max():.1e}")
+    # A shift of one side rounds its logits to steps that the difference of two floats no longer resolves.
+    assert np.median(error) < (1e-4 if shift == 0 else 1e-2)
+    assert not value(pred, pred).any()
+    assert (value(pred, label) >= 0).all()
+
+
+# ---- resources ---------------------------------------------------------------------------------------------------
+
+
+def test_threads_change_nothing():
+    code = """
+        import hashlib, mxnet as mx, numpy as np, test_native as t
+        from gluon_kl import native
+        rng, digest = np.random.RandomState(0), hashlib.sha256()
+        for shape, axis in (((300, 1000), 1), ((40000, 7), 1), ((4, 21, 64, 64), 1), ((3, 100000), 1), ((50, 5, 300), 2)):
+            a = [rng.randn(*shape).astype("float32") for _ in range(2)]
+            w = rng.rand(*[1 if d == axis else n for d, n in enumerate(shape)]).astype("float32")
+            for x in t.run(*a, w, axis=axis, pred_space="logits", label_space="logits"):
+                digest.update(x.tobytes())
+        print(native.info()["threads"], digest.hexdigest())
+    """
+    outputs = [in_process(code, GLUON_KL_NUM_THREADS=n).split() for n in ("1", "2", "5")]
+    assert [o[0] for o in outputs] == ["1", "2", "5"]
+    assert len({o[1] for o in outputs}) == 1
+    affinity = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+    ask = "from gluon_kl import native; print(native.info()['threads'])"
+    assert in_process(affinity + ask, GLUON_KL_NUM_THREADS="").strip() == "1"
+    assert in_process(ask, GLUON_KL_NUM_THREADS="", OMP_NUM_THREADS="1").strip() == "1"
+
+
+def test_after_fork():
+    """A child gets threads of its own; the parent keeps its."""
+    in_process("""
+        import os, mxnet as mx, numpy as np
+        from gluon_kl import native
+        pred, label = mx.nd.random.normal(shape=(500, 200)), mx.nd.ones((500, 200)) / 200
+        value = lambda: native.kl_divergence(mx.nd, pred, label, pred_space="logits").asnumpy()
+        before = value()
+        child = os.fork()
+        if not child:
+            os._exit(0 if np.array_equal(value(), before) else 1)
+        assert os.waitpid(child, 0)[1] == 0
+        assert np.array_equal(value(), before)
+    """, GLUON_KL_NUM_THREADS="3")
+
+
+@pytest.mark.parametrize("shape, axis", [((2000, 10000), 1), ((4, 21, 512, 512), 1)])
+def test_no_temporary_of_the_size_of_pred(shape, axis):
+    """Resident memory grows by the gradient alone, here that of an intermediate result."""
+    output = in_process(f"""
+        import resource, mxnet as mx
+        from gluon_kl import native
+        def peak():
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        pred = mx.nd.ones({shape})
+        label = mx.nd.ones({shape}) / {shape[axis]}
+        source = mx.nd.ones((1,))
+        mx.nd.waitall()
+        small = [mx.nd.ones((200, 200)) for _ in range(2)]
+        native.kl_divergence(mx.nd, *small, pred_space="logits").wait_to_read()
+        size = pred.size * 4 / 2**20
+        start = peak()
+        native.kl_divergence(mx.nd, pred, label, axis={axis}, pred_space="logits").wait_to_read()
+        forward = peak() - start
+        pred.attach_grad()
+        mx.nd.waitall()
+        pred.grad.wait_to_read()
+        start = peak()
+        with mx.autograd.record():
+            loss = native.kl_divergence(mx.nd, pred, label, axis={axis}, pred_space="logits")
+        loss.backward()
+        pred.grad.wait_to_read()
+        print(size, forward, peak() - start)
+    """)
+    size, forward, backward = map(float, output.split())
+    print(f"pred {size:.0f} MiB: forward +{forward:.1f} MiB, forward and backward +{backward:.1f} MiB")
+    kept = 3 / shape[axis] * size  # three numbers per row; MXNet makes a gradient of zeros for them
+    assert forward < 4 and backward < 4 + 2 * kept
+
+
+def test_errors():
+    pred = mx.nd.ones((2, 3))
+    for arguments, message in (
+        (dict(label=mx.nd.ones((3, 3))), "same shape"),
+        (dict(axis=2), "axis must lie in"),
+        (dict(batch_axis=-3), "batch_axis must lie in"),
+        (dict(row_weight=mx.nd.ones((2, 3))), "weight must have"),
+        (dict(row_weight=mx.nd.ones((2,))), "weight must have"),
+        (dict(pred_space="odds"), "pred_space must be"),
+    ):
+        options = {"label": mx.nd.ones((2, 3)), **arguments}
+        with pytest.raises(mx.MXNetError, match=message):
+            native.kl_divergence(mx.nd, pred, **options).wait_to_read()

@@ -18,7 +18,7 @@ and are then tested on hundreds. Every comparison is run from five seeds, and ev
 # An experiment on learning is only as fair as its rules, so these come first. scikit-learn carries 1797 scans of
 # handwritten digits [2]_, which are split once:
 #
-# * 600 scans are **held out**. Nobody learns from them; every accuracy on this page is theirs.
+# * 600 scans are **held out**. Nobody learns from them, and it is on them that everybody is tested.
 # * The **teacher**, a network of 85 thousand parameters, learns from all of the other 1197, with their labels.
 # * A **student**, a network of 2.4 thousand, gets a few *rows* of those 1197, the same number of each digit. With
 #   every row comes its label, or the teacher's scores for it, or both. Students that are compared have the same rows,
@@ -58,6 +58,7 @@ option("--temperature", type=float, default=4.0,
 option("--figures", type=Path, default=plots.FIGURES,
        help="folder for the figures (default: that of the project)")
 options = parser.parse_args(None if __name__ == "__main__" else [])
+options.figures.mkdir(parents=True, exist_ok=True)
 T = options.temperature
 plt.style.use(plots.STYLE)
 
@@ -203,7 +204,6 @@ for t, opinion in ((1, cold), (T, warm)):
 # All are told about the same rows: the first by the labels, the second by the teacher, the third by both. Every seed
 # draws rows and first weights of its own.
 
-
 STUDENTS = {
     "labels alone": make_loss(T, hard_weight=1.0),
     "teacher alone": make_loss(T, hard_weight=0.0),
@@ -260,9 +260,10 @@ for i, each in enumerate(options.rows):
 # Is it the teacher, or only the softness?
 # ----------------------------------------
 #
-# Soft labels are known to help a little even if they carry nothing. So here are two more students of the middle
-# experiment. One learns from labels that are softened *evenly*, nine tenths for the right digit and a hundredth for
-# each; no teacher had a hand in them. The other learns from the teacher, but at :math:`T = 1`.
+# Labels that are merely softened can help too, though there is nothing to be learned from them [3]_. So here are two
+# more students of the middle experiment. One learns from labels that are softened *evenly*, with nine tenths for the
+# right digit and a hundredth for every digit; no teacher had a hand in them. The other learns from the teacher, but at
+# :math:`T = 1`.
 
 middle = len(options.rows) // 2
 even_scores = np.log(0.9 * np.eye(10)[digits] + 0.01)
@@ -332,8 +333,8 @@ bottom.set_xlabel("rows of each digit that the student sees")
 fig.savefig(options.figures / "knowledge_distillation.png", **plots.PNG)
 
 # %%
-# And in one number, seed by seed on equal rows and equal first weights: how much more of the held-out scans the student
-# reads that learned from the teacher.
+# And in one number, seed by seed on equal rows and equal first weights: how much more of the held-out scans is read by
+# the student that learned from the teacher.
 
 gain = results["teacher alone"] - results["labels alone"]
 gain = 100 * gain[middle, :, 0]
@@ -357,3 +358,5 @@ print(f"{gain.mean():.1f} points, {gain.min():.1f} to {gain.max():.1f}")
 #    <https://arxiv.org/abs/1503.02531>`__, 2015.
 # .. [2] E. Alpaydin and C. Kaynak, `Optical Recognition of Handwritten Digits
 #    <https://doi.org/10.24432/C50P49>`__, UCI Machine Learning Repository, 1998.
+# .. [3] C. Szegedy, V. Vanhoucke, S. Ioffe, J. Shlens and Z. Wojna, `Rethinking the Inception Architecture for Computer
+#    Vision <https://arxiv.org/abs/1512.00567>`__, 2016.

@@ -189,10 +189,42 @@ def draw_sheet(ax, images):
 
 def draw_plane(ax, points, digits, edge):
     """Put each point (x, y) on the plane as the digit that it stands for."""
-    colors = "0072B2 E69F00 009E73 CC79A7 D55E00 56B4E9 000000 8C6D1F 7A52A5 7F7F7F"
-    for digit, color in enumerate(f"#{color}" for color in colors.split()):
-        ax.scatter(*points[digits == digit].T, marker=f"${digit}$", s=60, color=color, linewidths=0.4)
+    colors = ["0072B2", "B37400", "00805D", "B8558C", "D55E00", "3389B8", "000000", "806318", "7A52A5", "707070"]
+    for (x, y), digit in zip(points, digits):  # markers of letters differ with matplotlib's version, text does not
+        ax.text(x, y, str(digit), color=f"#{colors[digit]}", fontsize=9, ha="center", va="center", clip_on=True,
+                in_layout=False)
     ax.set(xlim=(-edge, edge), ylim=(-edge, edge), aspect="equal")
     ax.grid(True, axis="both")
     ax.set_xlabel("first latent variable")
     ax.set_ylabel("second latent variable")
+
+
+def draw_fits(ax, places, target, fits):
+    """Draw a distribution over ordered places as bars, and others over it as lines, one per entry of `fits`."""
+    ax.bar(places, target, width=places[1] - places[0], color="#BFBFBF", label="target")
+    for (name, probabilities), dashes, color in zip(fits.items(), ("-", (0, (3, 2)), ":"), (FIRST, SECOND, "#009E73")):
+        ax.plot(places, probabilities, linestyle=dashes, color=color, label=name)
+    ax.set_yticks([])
+    ax.grid(False)
+    ax.legend(loc="upper center")
+
+
+def draw_dial(ax, shares, curves):
+    """Draw one line of divergences per entry of `curves`, over shares from 0 to 1."""
+    for (name, values), dashes, color in zip(curves.items(), ("-", "--"), (FIRST, SECOND)):
+        ax.plot(shares, values, dashes, color=color, label=name)
+        ax.plot(shares[[0, -1]], values[[0, -1]], "o", color=color, markersize=7, clip_on=False)
+    ax.set_xlim(0, 1)
+    label_nats(ax)
+    ax.legend()
+
+
+def draw_temperatures(axes, categories, softened):
+    """Draw one distribution per axes, each entry of `softened` a title and its probabilities."""
+    for ax, (title, probabilities) in zip(axes, softened.items()):
+        ax.set_title(title)
+        ax.bar(np.arange(len(categories)), probabilities, color=FIRST)
+        ax.set_xticks(np.arange(len(categories)))
+        ax.set_xticklabels(categories, rotation=90)
+        ax.set_ylim(0, 1)
+    axes[0].set_ylabel("probability")

@@ -223,7 +223,8 @@ states, vector = nd.array(rng.normal(size=(6, 4)), dtype="float64"), rng.normal(
 matrix = explicit_fisher(policy, states)
 product = fisher_vector_product(policy, states, policy(states), vector)
 error = np.linalg.norm(product - matrix @ vector) / np.linalg.norm(matrix @ vector)
-print(f"matrix of {matrix.shape[0]} x {matrix.shape[1]}; relative error of the product below 1e-5: {error < 1e-5}")
+print(f"a matrix of {matrix.shape[0]} x {matrix.shape[1]}")
+print(f"product right to 1e-5: {error < 1e-5}")
 
 # %%
 # One update
@@ -242,6 +243,7 @@ def trust_region_step(policy, batch, delta, damping=1e-3, shrink=0.7):
     """One natural-gradient step whose mean KL(old || new) is at most `delta`; returns that divergence."""
     states, _, _, old_logits = batch
     old = get_parameters(policy)
+    before = surrogate(policy, *batch).asscalar()
     g = gradient(policy, lambda: surrogate(policy, *batch))
     every = max(1, len(states) // 500)  # the matrix needs fewer states than the gradient
 
@@ -253,7 +255,7 @@ def trust_region_step(policy, batch, delta, damping=1e-3, shrink=0.7):
     for _ in range(15):
         set_parameters(policy, np.round(old + step, 4))
         measured = mean_divergence(policy, states, old_logits).asscalar()
-        if measured <= delta and surrogate(policy, *batch).asscalar() > 0:
+        if measured <= delta and surrogate(policy, *batch).asscalar() > before:
             return measured
         step = step * shrink
     set_parameters(policy, old)
@@ -345,10 +347,10 @@ fig.savefig(folder / "trust_region_policy.png", **plots.PNG)
 # The same, in numbers: the mean return over the last five updates and all seeds, and how far the policy was
 # moved by the typical and by the boldest update.
 
-print("                    return  KL median  largest")
+print("                   return KL median largest")
 for name in runs:
     middle, most = np.median(divergences[name]), divergences[name].max()
-    print(f"{name:18}  {returns[name][:, -5:].mean():6.0f}  {middle:9.4f}  {most:7.4f}")
+    print(f"{name:18} {returns[name][:, -5:].mean():6.0f} {middle:9.4f} {most:7.4f}")
 
 # %%
 # The plain gradient has to choose. Short steps move the policy about as far as the trust region does in the

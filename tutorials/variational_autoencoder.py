@@ -59,6 +59,7 @@ option("--seed", type=int, default=0,
 option("--figures", type=Path, default=plots.FIGURES,
        help="folder for the figures (default: that of the project)")
 options = parser.parse_args(None if __name__ == "__main__" else [])
+options.figures.mkdir(parents=True, exist_ok=True)
 plt.style.use(plots.STYLE)
 
 

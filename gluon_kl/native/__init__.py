@@ -56,6 +56,15 @@ def _loaded():
         return _load()
 
 
+@functools.lru_cache(maxsize=None)
+def _operators():
+    """The operator on arrays and on Symbols."""
+    library, reason = _loaded()
+    if library is None:
+        raise RuntimeError("the fused operator is not available: " + reason)
+    return getattr(mx.nd._internal, _NAME), getattr(mx.sym._internal, _NAME)
+
+
 def is_available():
     """Whether the fused operator was built, loads, and is not turned off."""
     return _loaded()[0] is not None
@@ -105,7 +114,8 @@ def kl_divergence(F, pred, label, row_weight=None, *, wanted=None, axis=-1, batc
         NaN and inf included.
     wanted : pair of bool, optional
         Whether autograd may ask for the gradient to `pred`, and to `label`: no other is computed. Who knows has
-        passed the arrays through `requests.guard`; if None, both are computed and all inputs are guarded here.
+        passed the arrays through `requests.guard`. If None, arrays are looked at and guarded here; Symbols cannot
+        be looked at, so that both are computed.
     axis, batch_axis : int
         The categories, and the axis that is kept. If they are the same, each category is its own sample.
     pred_space, label_space : {"probs", "log_probs", "logits"}
@@ -130,22 +140,25 @@ def kl_divergence(F, pred, label, row_weight=None, *, wanted=None, axis=-1, batc
                                  ("inv_temperature", inv_temperature, 1.0)):
         if value != default:
             attributes[name] = repr(float(value))
-    if wanted is not None:
-        attributes["grad"] = "both" if all(wanted) else "label" if wanted[1] else "pred"
     inputs = [pred, label]
     if row_weight is not None:
         attributes["weighted"] = 1
         inputs.append(row_weight)
+    recording = F is mx.nd and mx.autograd.is_recording()
+    guarded = wanted is not None
+    if recording and not guarded:
+        wanted = [is_recorded(x) for x in inputs]
+        inputs = [guard(x, recorded) for x, recorded in zip(inputs, wanted)]
+    if wanted is not None:
+        attributes["grad"] = "both" if wanted[0] and wanted[1] else "label" if wanted[1] else "pred"
+    array_operator, symbol_operator = _operators()
     if F is mx.sym:
-        if wanted is None:
+        if not guarded:
             # An identity of MXNet's own keeps grad_req="add" and sums over many uses right; unless its attributes
             # tell it from every other, MXNet merges it with theirs and the sum lands on the operator again.
             inputs = [mx.sym.identity(x, attr={"__gluon_kl_use__": uuid.uuid4().hex}) for x in inputs]
-        return getattr(mx.sym._internal, _NAME)(*inputs, **attributes)[0]
-    recording = mx.autograd.is_recording()
-    if wanted is None and recording:
-        inputs = [guard(x, is_recorded(x)) for x in inputs]
+        return symbol_operator(*inputs, **attributes)[0]
     if not recording or row_weight is None and label_space != "logits" and pred.size < _SMALL:
         attributes["keep"] = 0
-    result = getattr(mx.nd._internal, _NAME)(*inputs, **attributes)
+    result = array_operator(*inputs, **attributes)
     return result[0] if isinstance(result, list) else result

@@ -186,7 +186,12 @@ template <class T> struct Tile {
     runs([&](int64_t o, int64_t at, int64_t i, int64_t m) {
       for (int64_t k = 0; k < count; ++k) {
         const int64_t from = (o * job.n + k0 + k) * job.inner + at;
-        if (type == type_of<T>()) copy_run(to + k * stride + i, static_cast<const T*>(side) + from, m, false);
+        if (type == type_of<T>()) {
+          // Runs lie too far apart for the processor to guess the next; ask for the one after it.
+          const T* const run = static_cast<const T*>(side) + from;
+          for (int64_t c = 0; c < m; c += 64 / sizeof(T)) __builtin_prefetch(run + 2 * job.inner + c);
+          copy_run(to + k * stride + i, run, m, false);
+        }
         else convert_in(to + k * stride + i, side, type, from, m);
       }
     });
@@ -209,14 +214,6 @@ template <class T> struct Tile {
       }
     });
   }
-  // Where what the next tile will want at this lane begins, category by category `inner` apart: too far for the
-  // processor to guess, so it is asked for while this tile is being computed. Null where there is nothing to ask for.
-  const char* ahead(const void* side, Type type, int64_t lane) const {
-    const int64_t row = begin + rows + lane;
-    if (job.inner < kLanes<T> || row >= end || !held) return nullptr;
-    const int64_t start = row / job.inner * job.n * job.inner + row % job.inner;
-    return static_cast<const char*>(side) + start * size_of(type);
-  }
 };
 
 template <class T> struct Lanes {
@@ -224,13 +221,8 @@ template <class T> struct Lanes {
   const Job& job;
   const Tile<T>& tile;
   int64_t lane;  // first of the tile's lanes that are in hand
-  const char *pred_ahead, *label_ahead;
-  int64_t pred_step, label_step;
 
-  Lanes(const Tile<T>& t, int64_t first)
-      : job(t.job), tile(t), lane(first), pred_ahead(t.ahead(job.pred, job.pred_type, first)),
-        label_ahead(t.ahead(job.label, job.label_type, first)), pred_step(job.inner * size_of(job.pred_type)),
-        label_step(job.inner * size_of(job.label_type)) {}
+  Lanes(const Tile<T>& t, int64_t first) : job(t.job), tile(t), lane(first) {}
 
   template <class Block> KL_INLINE void blocks(Block block) const {
     for (int64_t k = 0; k < job.n; k += kLaneBlock) block(k, job.n - k < kLaneBlock ? job.n - k : kLaneBlock);
@@ -243,16 +235,7 @@ template <class T> struct Lanes {
   }
   template <class Each> KL_INLINE void one(bool label, int64_t k, int64_t count, Each each) const {
     const T* x = fetch(label, k, count);
-    const char* const ahead = label ? label_ahead : pred_ahead;
-    const int64_t step = label ? label_step : pred_step;
-    for (int64_t i = 0; i < count; ++i) {
-      if (ahead) __builtin_prefetch(ahead + (k + i) * step);
-      each(load(x + i * tile.stride));
-    }
-  }
-  KL_INLINE void prefetch(int64_t k, bool pred, bool label) const {
-    if (pred && pred_ahead) __builtin_prefetch(pred_ahead + k * pred_step);
-    if (label && label_ahead) __builtin_prefetch(label_ahead + k * label_step);
+    for (int64_t i = 0; i < count; ++i) each(load(x + i * tile.stride));
   }
   V largest(bool label, int64_t k, int64_t count, V best) const {
     const T* x = fetch(label, k, count);
@@ -261,19 +244,14 @@ template <class T> struct Lanes {
   }
   template <class Each> KL_INLINE void both(int64_t k, int64_t count, Each each) const {
     const T *b = fetch(false, k, count), *a = fetch(true, k, count);
-    for (int64_t i = 0; i < count; ++i) {
-      prefetch(k + i, job.pred_space != kLogits, job.label_space != kLogits);  // logits were, for their softmax
-      each(load(b + i * tile.stride), load(a + i * tile.stride));
-    }
+    for (int64_t i = 0; i < count; ++i) each(load(b + i * tile.stride), load(a + i * tile.stride));
   }
   template <class Each> KL_INLINE void write(void* grad, Type type, Each each) const {
     blocks([&](int64_t k, int64_t count) {
       const T *b = fetch(false, k, count), *a = fetch(true, k, count);
       T* out = tile.held ? tile.grad + k * tile.stride + lane : tile.grad + lane;
-      for (int64_t i = 0; i < count; ++i) {
-        prefetch(k + i, true, true);
+      for (int64_t i = 0; i < count; ++i)
         store<T>(out + i * tile.stride, each(load(b + i * tile.stride), load(a + i * tile.stride)));
-      }
       if (!tile.held) tile.scatter(grad, type, k, count);
     });
   }

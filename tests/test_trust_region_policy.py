@@ -1,0 +1,113 @@
+"""The trust-region page: its product, its solver, its bound, and what it prints."""
+
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+from bs4 import BeautifulSoup
+from mxnet import nd
+from rendered import site  # noqa: F401
+
+matplotlib.use("Agg")
+TUTORIALS = Path(__file__).resolve().parent.parent / "tutorials"
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """The names of the page after a short run."""
+    figures = tmp_path_factory.mktemp("figures")
+    with pytest.MonkeyPatch.context() as patch, matplotlib.rc_context():
+        patch.syspath_prepend(str(TUTORIALS))
+        patch.setattr(sys, "argv", ["page", "--seeds=1", "--updates=8", f"--figures={figures}"])
+        names = runpy.run_path(str(TUTORIALS / "trust_region_policy.py"), run_name="__main__")
+        matplotlib.pyplot.close("all")
+    assert (figures / "trust_region_policy.png").stat().st_size > 10000
+    return names
+
+
+def kl(old, new):
+    """Mean KL between the softmaxes of two arrays of logits, in float64, from the formula."""
+    p, q = (np.exp(z - z.max(1, keepdims=True)) for z in (old, new))
+    p, q = p / p.sum(1, keepdims=True), q / q.sum(1, keepdims=True)
+    return (p * np.log(p / q)).sum(1).mean()
+
+
+@pytest.fixture
+def batch(page, rng):
+    """A policy, and a batch for it as `train` makes them."""
+    policy = page["make_policy"](seed=3)
+    states = nd.array(rng.normal(size=(400, 4)), dtype="float64")
+    actions, advantage = rng.randint(0, 2, 400), rng.normal(size=400)
+    return policy, (states, *(nd.array(x, dtype="float64") for x in (actions, advantage)), policy(states))
+
+
+def test_product_is_that_of_the_explicit_matrix(page, rng):
+    policy = page["make_policy"](seed=1)
+    states = nd.array(rng.normal(size=(7, 4)), dtype="float64")
+    matrix = page["explicit_fisher"](policy, states)
+    before = page["get_parameters"](policy)
+    for _ in range(3):
+        vector = rng.normal(size=len(matrix)) * 10.0 ** rng.uniform(-3, 3)
+        product = page["fisher_vector_product"](policy, states, policy(states), vector)
+        np.testing.assert_allclose(product, matrix @ vector, atol=1e-5 * np.abs(matrix @ vector).max())
+    assert (page["get_parameters"](policy) == before).all()
+
+
+def test_conjugate_gradient_solves(page, rng):
+    root = rng.normal(size=(8, 8))
+    matrix, target = root @ root.T + np.eye(8), rng.normal(size=8)
+    solved = page["conjugate_gradient"](lambda v: matrix @ v, target, steps=20)
+    np.testing.assert_allclose(matrix @ solved, target, atol=1e-4)
+
+
+@pytest.mark.parametrize("delta", [1e-4, 0.01, 0.3])
+def test_step_keeps_to_the_bound_and_uses_it(page, batch, delta):
+    policy, inputs = batch
+    before = page["surrogate"](policy, *inputs).asscalar()
+    measured = page["trust_region_step"](policy, inputs, delta)
+    true = kl(inputs[3].asnumpy(), policy(inputs[0]).asnumpy())
+    assert measured == pytest.approx(true, abs=1e-12)
+    assert 0.2 * delta < true <= delta
+    assert page["surrogate"](policy, *inputs).asscalar() > before
+
+
+def test_without_any_gain_the_policy_stays(page, batch):
+    policy, (states, actions, advantage, old_logits) = batch
+    before = page["get_parameters"](policy)
+    with np.errstate(all="ignore"):
+        moved = page["trust_region_step"](policy, (states, actions, advantage * 0, old_logits), 0.01)
+    assert moved == 0
+    assert (page["get_parameters"](policy) == before).all()
+
+
+def test_leaving_the_region_stops_the_run(page):
+    with pytest.raises(RuntimeError, match=r"seed 0 moved the policy by .* nats, over 0\.01"):
+        page["train"](page["long_plain_steps"], 0, updates=2, episodes=4, bound=0.01)
+
+
+def test_seed_decides(page):
+    runs = [page["train"](page["trust_region"], seed, updates=3, episodes=4) for seed in (0, 0, 1)]
+    assert runs[0] == runs[1] != runs[2]
+
+
+def test_every_update_of_the_short_run_is_within_the_bound(page):
+    assert 0 < page["runs"]["trust region"]["divergences"].max() <= page["options"].delta == 0.01
+
+
+@pytest.mark.site
+def test_page_shows_the_gain(site):  # noqa: F811
+    soup = BeautifulSoup((site / "gallery" / "trust_region_policy.html").read_text(), "html.parser")
+    text = soup.select("div.sphx-glr-script-out")[-1].get_text()
+    rows = {name: [float(x) for x in numbers.split()]
+            for name, numbers in re.findall(r"^(trust region|plain, \w+ steps)\s+(.*)$", text, re.MULTILINE)}
+    assert len(rows) == 3
+    gain, _, boldest = rows.pop("trust region")
+    assert boldest <= 0.01
+    assert gain > 350  # of 500; the plain gradients are still near 90
+    for plain, _, largest in rows.values():
+        assert plain < gain / 2
+        assert largest > 0.01
