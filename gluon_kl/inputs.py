@@ -168,8 +168,8 @@ def weigh(
     weight = F.broadcast_like(weight, inputs[0])
     off = weight == 0
     row_off = off if axis is None else F.broadcast_like(F.min(off, axis=axis, keepdims=True), off)
-    zero, one = F.zeros_like(weight), F.ones_like(weight)
-    heard = terms(*(F.where(row_off, one, x) for x in inputs))  # 1 is finite in every space, and so are its terms
+    zero = F.zeros_like(weight)
+    heard = terms(*(F.where(row_off, zero, x) for x in inputs))
     weighted = F.where(off, zero, heard) * weight
     if not weight_grad:
         return weighted
@@ -221,7 +221,7 @@ class CheckedLoss(Loss):
         return [_legacy(x) for x in inputs]
 
     def _lifted(self, F: Any, facts: Optional[Facts], inputs: Sequence[Any]) -> List[Any]:
-        """The inputs in one floating dtype, ones if the weight of the loss is 0: it silences NaN too."""
+        """The inputs in one floating dtype; if the weight of the loss is 0, ones, whose terms are finite."""
         if self._weight == 0:
             inputs = [x if x is None else F.ones_like(x) for x in inputs]
         return lift(F, facts, inputs)
