@@ -32,9 +32,10 @@ from mxnet import autograd, gluon, nd
 from sklearn.datasets import load_digits
 from tqdm import tqdm
 
+import plots
 from gluon_kl import KLDivLoss
 
-SCRIPT = Path(__file__).resolve()
+SCRIPT = Path(plots.__file__).with_name("distributed_training.py")  # no __file__ where sphinx-gallery runs this
 
 parser = argparse.ArgumentParser(description="Train on the digits in several processes, on one host or more.")
 parser.add_argument("--workers", type=int, default=2, help="workers on each host (default: %(default)s)")
@@ -286,8 +287,6 @@ for name, curve in {"one process": alone, **together}.items():
 
 import matplotlib.pyplot as plt  # down here, where no worker comes
 
-import plots
-
 plt.style.use(plots.STYLE)
 
 fig, (top, bottom) = plt.subplots(2, 1, figsize=(5.8, 6))
@@ -333,8 +332,9 @@ else:
 #    python distributed_training.py --hosts 2 --root 192.168.0.10:9091 --host 1    # on the other one
 #
 # If a worker dies, its own parent stops at once, and those on the other hosts when they have heard nothing for
-# ``--patience`` seconds; choose that longer than an epoch. Hosts find one another by the addresses of the network
-# that leads to the root, on ports which the system picks, so a firewall between them has to let those pass.
+# ``--patience`` seconds; choose that longer than an epoch, and than the start of all hosts. They find one another by
+# the addresses of the network that leads to the root, on ports which the system picks, so a firewall between them
+# has to let those pass.
 #
 # .. warning::
 #

@@ -24,9 +24,10 @@ import numpy as np
 from mxnet import autograd, gluon, nd
 from tqdm import tqdm
 
+import plots
 from gluon_kl import KLDivLoss, native
 
-SCRIPT = Path(__file__).resolve()
+SCRIPT = Path(plots.__file__).with_name("large_vocabulary.py")  # no __file__ where sphinx-gallery runs this
 SUBJECTS = ["MXNet's own, eager", "gluon_kl, eager", "MXNet's own, hybridized", "gluon_kl, hybridized"]
 
 parser = argparse.ArgumentParser(description="The loss at 32,000 categories: its memory, its time, and a training.")
@@ -159,8 +160,6 @@ for subject in SUBJECTS:
 # that of one: ``gluon_kl.native.why_not()`` tells.
 
 import matplotlib.pyplot as plt  # down here, where no weighing process comes
-
-import plots
 
 plt.style.use(plots.STYLE)
 
