@@ -158,7 +158,7 @@ def kl_divergence(F, pred, label, row_weight=None, *, wanted=None, axis=-1, batc
             # tell it from every other, MXNet merges it with theirs and the sum lands on the operator again.
             inputs = [mx.sym.identity(x, attr={"__gluon_kl_use__": uuid.uuid4().hex}) for x in inputs]
         return symbol_operator(*inputs, **attributes)[0]
-    if not recording or row_weight is None and label_space != "logits" and pred.size < _SMALL:
+    if not recording or (row_weight is None and label_space != "logits" and pred.size < _SMALL):
         attributes["keep"] = 0
     result = array_operator(*inputs, **attributes)
     return result[0] if isinstance(result, list) else result
