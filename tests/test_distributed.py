@@ -100,7 +100,7 @@ def test_a_killed_worker_fails_the_run(page):
             os.kill(processes["worker 0"].pid, signal.SIGKILL)
             killed.append(time.monotonic())
 
-    with pytest.raises(RuntimeError, match="worker 0 was ended by SIGKILL; run stopped"):
+    with pytest.raises(RuntimeError, match="worker 0 ended by SIGKILL; run stopped"):
         page["train_distributed"](hosts=1, host=0, workers=2, root="127.0.0.1:0", disturb=kill)
     assert time.monotonic() - killed[0] < 5
     assert len(pids) == 4 and all(is_gone(pid) for pid in pids)
@@ -168,4 +168,4 @@ def test_page_shows_the_same_digits_and_the_accident(site):  # noqa: F811
     assert len(rows) == 3
     assert all(abs(float(a) - float(b)) < 1.5e-6 for row in rows for a, b in zip(row, rows[0]))
     assert float(rows[0][1]) == pytest.approx(0.0832, abs=0.005)
-    assert "worker 1 was ended by SIGKILL; run stopped" in text
+    assert "worker 1 ended by SIGKILL; run stopped" in text

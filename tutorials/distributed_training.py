@@ -238,7 +238,7 @@ def run(commands, patience, heard):
             running.remove(name)
             code = processes[name].wait()
             if code:
-                how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+                how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
                 words = "".join(f"\n  {line}" for line in said[name][-5:])
                 raise RuntimeError(f"{name} {how}; run stopped\nits last words:{words or ' none'}")
     finally:

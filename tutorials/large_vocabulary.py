@@ -143,10 +143,10 @@ memory = weigh_apart(SUBJECTS, options.rows, options.categories)
 seconds = time_in_turns(SUBJECTS, options.rows, options.categories, options.turns)
 
 print("fused operator:", "in use" if native.is_available() else f"not in use, {native.why_not()}")
-print("                          memory   speed")
+print(f"{'':24} memory  speed")
 for subject in SUBJECTS:
     speed = seconds["MXNet's own, hybridized"] / seconds[subject]
-    print(f"{subject:24} {memory[subject]:7.1f}   {speed:5.1f}")
+    print(f"{subject:24}{memory[subject]:7.1f}{speed:7.1f}")
 
 # %%
 # Read a row as: so many arrays of the size of ``pred`` come and go, and so many times the speed of MXNet's own
@@ -154,10 +154,10 @@ for subject in SUBJECTS:
 # everywhere.
 #
 # MXNet's own loss is a chain of operators, and each leaves an array behind for the next, or for the way back.
-# The fused operator reads a row twice and keeps two numbers of it, so called eagerly it needs nothing but a
-# gradient. Hybridizing a loss pays where it strings operators together; around a single one it costs copies of the
-# inputs. Where gluon_kl was installed without a compiler it is a chain of operators as well, and its memory is
-# that of one: ``gluon_kl.native.why_not()`` tells.
+# The fused operator goes over a row while it is in the processor's cache and keeps two numbers of it, from
+# which the way back makes the gradient where it belongs; no other array of that size comes into being. Where gluon_kl
+# was installed without a compiler, it is a chain of operators as well and no lighter than MXNet's:
+# ``gluon_kl.native.why_not()`` tells.
 
 import matplotlib.pyplot as plt  # down here, where no weighing process comes
 

@@ -12,10 +12,12 @@ decision around. It is easy to say in distributions. A *trust region* method [1]
 find among those that keep the average divergence between the old and the new action distributions below a
 bound :math:`\delta`:
 
-.. math::
+.. math:: \max_\theta \; L(\theta) \quad \text{such that} \quad D(\theta) \le \delta,
 
-   \max_\theta \; L(\theta) \quad \text{subject to} \quad
-   \frac{1}{N} \sum_s \mathrm{KL}(\pi_{\text{old}}(\cdot|s) \,\|\, \pi_\theta(\cdot|s)) \le \delta
+where :math:`L` says how good the new policy looks on what the old one has seen, and :math:`D` is the divergence
+averaged over the states :math:`s` that were visited,
+
+.. math:: D(\theta) = \frac{1}{N} \sum_s \mathrm{KL}(\pi_{\text{old}}(\cdot|s) \,\|\, \pi_\theta(\cdot|s)).
 
 This page builds such a method for the cart and pole of Gymnasium. ``KLDivLoss`` does two jobs in it: it
 *measures* each step, and, differentiated, it *shapes* the step.
@@ -166,8 +168,7 @@ print(f"{divergence(nd.array([[0.0, 1.0]]), nd.array([[0.0, 0.0]])).asscalar():.
 #
 # .. math::
 #
-#    F v \approx \frac{\nabla D(\theta + \epsilon v) - \nabla D(\theta - \epsilon v)}{2 \epsilon},
-#    \quad D = \overline{\mathrm{KL}}
+#    F v \approx \frac{\nabla D(\theta + \epsilon v) - \nabla D(\theta - \epsilon v)}{2 \epsilon}
 #
 # In float64, with :math:`\epsilon \lVert v \rVert = 10^{-3}`, six digits are right, more than conjugate
 # gradients need. A little damping keeps them from taking directions that change no decision for free.
@@ -312,8 +313,8 @@ def long_plain_steps(policy, batch):
 
 METHODS = {  # label in the figure: step, bound
     "trust region": (trust_region, options.delta),
-    "plain, short steps": (short_plain_steps, np.inf),
-    "plain, long steps": (long_plain_steps, np.inf),
+    "plain, short": (short_plain_steps, np.inf),
+    "plain, long": (long_plain_steps, np.inf),
 }
 runs = {}
 with tqdm(total=len(METHODS) * options.seeds * options.updates, unit="update", disable=None) as bar:
@@ -344,13 +345,13 @@ folder.mkdir(exist_ok=True)
 fig.savefig(folder / "trust_region_policy.png", **plots.PNG)
 
 # %%
-# The same, in numbers: the mean return over the last five updates and all seeds, and how far the policy was
-# moved by the typical and by the boldest update.
+# The same, in numbers: the mean return over the last five updates and all seeds, then KL(old ‖ new) of the median
+# update and of the boldest.
 
-print("                   return KL median largest")
+print(f"{'':14}return  median largest")
 for name in runs:
     middle, most = np.median(divergences[name]), divergences[name].max()
-    print(f"{name:18} {returns[name][:, -5:].mean():6.0f} {middle:9.4f} {most:7.4f}")
+    print(f"{name:14}{returns[name][:, -5:].mean():6.0f}{middle:8.4f}{most:8.4f}")
 
 # %%
 # The plain gradient has to choose. Short steps move the policy about as far as the trust region does in the
