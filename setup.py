@@ -3,9 +3,10 @@
 import sys
 
 if not (3, 8) <= sys.version_info[:2] <= (3, 11):
+    # No f-string: whoever gets here may have a Python that cannot even read one.
     sys.exit(
-        "gluon_kl needs Python 3.8 to 3.11, where Apache MXNet 1.9.1 runs, and this is Python %d.%d: "
-        "make a virtual environment with one of those and install again." % sys.version_info[:2]
+        "gluon_kl needs Python 3.8 to 3.11, where Apache MXNet 1.9.1 runs, and this is Python {}.{}: "
+        "make a virtual environment with one of those and install again.".format(*sys.version_info[:2])
     )
 
 import importlib.util
@@ -59,13 +60,13 @@ class BuildOperator(build_ext):
         try:
             self.headers = mxnet_headers()
             with ThreadPoolExecutor(os.cpu_count()) as pool:
-                objects = sum(pool.map(self.compile_one, ext.sources), [])
+                objects = [item for made in pool.map(self.compile_one, ext.sources) for item in made]
             target = self.get_ext_fullpath(ext.name)
             self.compiler.link_shared_object(objects, target, target_lang="c++", extra_postargs=["-pthread"])
         except Exception as error:
             os.makedirs(os.path.dirname(self.note), exist_ok=True)
             with open(self.note, "w", encoding="utf-8") as file:
-                file.write("%s: %s\n" % (type(error).__name__, error))
+                file.write(f"{type(error).__name__}: {error}\n")
             raise CompileError(str(error)) from error  # what `optional` forgives
 
     def compile_one(self, source):

@@ -23,14 +23,11 @@ class _Rows:
             raise ValueError(f"{name} holds NaN")
         self.values = values.ravel() if axis is None else np.moveaxis(values, axis, -1).reshape(-1, values.shape[axis])
         self._eps = float(np.finfo(dtype).eps)
-        # float16 keeps small probabilities to steps of 6e-8 only.
-        self._step = float(np.finfo(dtype).tiny) * self._eps
 
     @property
     def _rounding(self) -> float:
         """How far from 1 rounding may take the sum of a softmax in this dtype."""
-        categories = self.values.shape[1]
-        return self._eps * (4 + categories**0.5) + categories * self._step
+        return self._eps * (4 + self.values.shape[1] ** 0.5)
 
     def sums(self, space: str) -> np.ndarray:
         """The total probability of each row, read as `space`."""

@@ -147,7 +147,7 @@ class DistillationLoss(CheckedLoss):
         if weight is not None:
             weight = fit_sample_weight(weight, shape, batch_axis)
         inputs = (pred, label, teacher_pred, weight)
-        return inputs, observe(inputs, self._names, len(shape), weight is None or weight.shape[axis] == 1)
+        return inputs, observe(inputs, self._names, shape, weight is None or weight.shape[axis] == 1)
 
     def check_inputs(self, pred: Any, label: Any, teacher_pred: Any) -> None:
         """Look at the values once, on a first batch or while debugging, and name a likely mistake.
@@ -212,7 +212,8 @@ class DistillationLoss(CheckedLoss):
 
     def _fused(self, F: Any, facts: Optional[Facts], pred: Any, target: Any, weight: Any, **options: Any) -> Any:
         wanted = None if facts is None else (facts.recorded[0], False)
-        return native.kl_divergence(F, pred, target, weight, wanted=wanted, axis=self._axis, mean=True,
+        return native.kl_divergence(F, pred, target, weight, wanted=wanted, small=facts is not None and facts.small,
+                                    axis=self._axis, mean=True,
                                     batch_axis=self._batch_axis, pred_space="logits",
                                     scale=1 if self._weight is None else self._weight, **options)
 

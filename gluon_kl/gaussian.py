@@ -129,7 +129,7 @@ class GaussianKLLoss(CheckedLoss):
         if weight is not None:
             weight = fit_sample_weight(weight, mean.shape, batch_axis, "mean")
         inputs = (*parameters, weight)
-        return inputs, observe(inputs, self._names, len(mean.shape), True)
+        return inputs, observe(inputs, self._names, mean.shape, True)
 
     def _compute(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
         *parameters, weight = self._lifted(F, facts, inputs)

@@ -24,6 +24,7 @@ REDUCTIONS = ("mean", "sum", "none")
 
 _DTYPE_NAMES = {bool: "bool", **{np.dtype(name).type: name for name in (  # np.dtype(x).name takes microseconds
     "float16", "float32", "float64", "uint8", "int8", "int32", "int64", "bool")}}
+SMALL = 1 << 15  # elements
 _GRAPH_FIELDS = ("_cached_graph", "_cached_op", "_cached_op_args", "_in_format", "_out_format")
 
 
@@ -35,6 +36,7 @@ class Facts(NamedTuple):
     recorded: Tuple[bool, ...]  # whether autograd may ask for a gradient of each input, None included
     row_weight: bool  # sample_weight, if any, is one number per row along the axis
     device: Any
+    small: bool  # a few kilobytes, where MXNet's bookkeeping costs more than arithmetic
 
 
 def check_number(name: str, value: Any) -> None:
@@ -93,7 +95,7 @@ def check_kinds(names: Sequence[str], inputs: Sequence[Any], optional: Sequence[
     """
     symbolic = isinstance(inputs[0], Symbol)
     for name, x in zip(names, inputs):
-        if type(x) is NDArray and not symbolic or x is None and name in optional:
+        if (type(x) is NDArray and not symbolic) or (x is None and name in optional):
             continue
         if not isinstance(x, (NDArray, Symbol)):
             raise TypeError(
@@ -166,8 +168,8 @@ def weigh(
     weight = F.broadcast_like(weight, inputs[0])
     off = weight == 0
     row_off = off if axis is None else F.broadcast_like(F.min(off, axis=axis, keepdims=True), off)
-    zero, one = F.zeros_like(weight), F.ones_like(weight)
-    heard = terms(*(F.where(row_off, one, x) for x in inputs))  # 1 is finite in every space, and so are its terms
+    zero = F.zeros_like(weight)
+    heard = terms(*(F.where(row_off, zero, x) for x in inputs))
     weighted = F.where(off, zero, heard) * weight
     if not weight_grad:
         return weighted
@@ -219,7 +221,7 @@ class CheckedLoss(Loss):
         return [_legacy(x) for x in inputs]
 
     def _lifted(self, F: Any, facts: Optional[Facts], inputs: Sequence[Any]) -> List[Any]:
-        """The inputs in one floating dtype, ones if the weight of the loss is 0: it silences NaN too."""
+        """The inputs in one floating dtype; if the weight of the loss is 0, ones, whose terms are finite."""
         if self._weight == 0:
             inputs = [x if x is None else F.ones_like(x) for x in inputs]
         return lift(F, facts, inputs)
@@ -241,7 +243,8 @@ class CheckedLoss(Loss):
         else:
             checked, facts = self._check(*legacy)
             if autograd.is_recording():
-                checked = tuple([x if x is None else guard(x, recorded) for x, recorded in zip(checked, facts.recorded)])
+                checked = tuple([None if x is None else guard(x, recorded)
+                                 for x, recorded in zip(checked, facts.recorded)])
             if self._active:
                 out = self._run_graph(facts, checked)
             else:
@@ -277,7 +280,8 @@ class CheckedLoss(Loss):
                 "_graphs": {}, "_facts": None}
 
 
-def observe(inputs: Sequence[Any], names: Sequence[str], ndim: int, row_weight: bool) -> Facts:
-    """The facts of these (checked) arrays; None stands for an input left out."""
-    return Facts(ndim, tuple([x if x is None else _DTYPE_NAMES[x.dtype] for x in inputs]),
-                 tuple([is_recorded(x) for x in inputs]), row_weight, check_same_device(names, inputs))
+def observe(inputs: Sequence[Any], names: Sequence[str], shape: Tuple[int, ...], row_weight: bool) -> Facts:
+    """The facts of these (checked) arrays, the first of this shape; None stands for an input left out."""
+    recorded = tuple([is_recorded(x) for x in inputs]) if autograd.is_recording() else (False,) * len(inputs)
+    return Facts(len(shape), tuple([x if x is None else _DTYPE_NAMES[x.dtype] for x in inputs]), recorded, row_weight,
+                 check_same_device(names, inputs), math.prod(shape) < SMALL)

@@ -58,7 +58,7 @@ class PairLoss(CheckedLoss):
         if weight is not None:
             weight = fit_sample_weight(weight, shape, batch_axis)
         inputs = (pred, label, weight)
-        return inputs, observe(inputs, self._names, len(shape), weight is None or weight.shape[axis] == 1)
+        return inputs, observe(inputs, self._names, shape, weight is None or weight.shape[axis] == 1)
 
     def check_inputs(self, pred: Any, label: Any) -> None:
         """Look at the values once, on a first batch or while debugging, and name a likely mistake.
@@ -143,9 +143,9 @@ class PairLoss(CheckedLoss):
             wanted = wanted and wanted[::-1]
         (q, q_space), (p, p_space) = sides
         return native.kl_divergence(
-            F, q, p, weight, wanted=wanted, axis=self._axis, batch_axis=self._batch_axis, pred_space=q_space,
-            label_space=p_space, mean=self._reduction == "mean", scale=1 if self._weight is None else self._weight,
-            **options)
+            F, q, p, weight, wanted=wanted, small=facts is not None and facts.small, axis=self._axis,
+            batch_axis=self._batch_axis, pred_space=q_space, label_space=p_space, mean=self._reduction == "mean",
+            scale=1 if self._weight is None else self._weight, **options)
 
 
 class KLDivLoss(PairLoss):

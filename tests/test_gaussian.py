@@ -148,3 +148,16 @@ def test_infinite_precision_is_infinite_divergence(run):
     for mean, prior_log_variance in itertools.product((0.0, 1.0), (None, 2.0)):
         prior = None if prior_log_variance is None else np.array([[prior_log_variance]])
         assert np.isposinf(run(GaussianKLLoss(), np.array([[mean]]), np.array([[-np.inf]]), None, prior)).all()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_every_dimension_is_silenced_by_itself(run, rng, bad):
+    inputs = list(rng.normal(size=(4, 2, 3)))
+    weight = np.array([[0.0, 1.0, 2.0], [1.0, 1.0, 0.0]])
+    clean, gradients = run(GaussianKLLoss(), *inputs, weight), run.gradients(GaussianKLLoss(), *inputs, weight)
+    for x in inputs:
+        x[weight == 0] = bad
+    np.testing.assert_array_equal(run(GaussianKLLoss(), *inputs, weight), clean)
+    for got, want in zip(run.gradients(GaussianKLLoss(), *inputs, weight)[:4], gradients):
+        np.testing.assert_array_equal(got, want)
+        assert (got[weight == 0] == 0).all()

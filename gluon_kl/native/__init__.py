@@ -19,7 +19,6 @@ __all__ = ["info", "is_available", "kl_divergence", "reaches", "why_not"]
 _HERE = os.path.dirname(os.path.abspath(__file__))
 _NAME = "_gluon_kl_divergence"
 _LOCK = threading.Lock()
-_SMALL = 1 << 15  # elements: below, finding the softmax again costs less than MXNet's book-keeping for a kept output
 
 
 class _Unavailable(Exception):
@@ -99,8 +98,9 @@ def reaches(facts, weight):
     return facts.row_weight and facts.device.device_type.startswith("cpu") and is_available()
 
 
-def kl_divergence(F, pred, label, row_weight=None, *, wanted=None, axis=-1, batch_axis=0, pred_space="log_probs",
-                  label_space="probs", mean=True, scale=1.0, epsilon=1e-12, inv_temperature=1.0):
+def kl_divergence(F, pred, label, row_weight=None, *, wanted=None, small=False, axis=-1, batch_axis=0,
+                  pred_space="log_probs", label_space="probs", mean=True, scale=1.0, epsilon=1e-12,
+                  inv_temperature=1.0):
     """KL(label || pred) per sample, in nats, as one operator.
 
     Parameters
@@ -116,6 +116,9 @@ def kl_divergence(F, pred, label, row_weight=None, *, wanted=None, axis=-1, batc
         Whether autograd may ask for the gradient to `pred`, and to `label`: no other is computed. Who knows has
         passed the arrays through `requests.guard`. If None, arrays are looked at and guarded here; Symbols cannot
         be looked at, so that both are computed.
+    small : bool
+        The arrays are so small that finding the softmax again in the backward pass costs less than MXNet's
+        bookkeeping for a second output that keeps it.
     axis, batch_axis : int
         The categories, and the axis that is kept. If they are the same, each category is its own sample.
     pred_space, label_space : {"probs", "log_probs", "logits"}
@@ -151,6 +154,8 @@ def kl_divergence(F, pred, label, row_weight=None, *, wanted=None, axis=-1, batc
         inputs = [guard(x, recorded) for x, recorded in zip(inputs, wanted)]
     if wanted is not None:
         attributes["grad"] = "both" if wanted[0] and wanted[1] else "label" if wanted[1] else "pred"
+    if (small and row_weight is None and label_space != "logits") or (F is mx.nd and not recording):
+        attributes["keep"] = 0
     array_operator, symbol_operator = _operators()
     if F is mx.sym:
         if not guarded:
@@ -158,7 +163,5 @@ def kl_divergence(F, pred, label, row_weight=None, *, wanted=None, axis=-1, batc
             # tell it from every other, MXNet merges it with theirs and the sum lands on the operator again.
             inputs = [mx.sym.identity(x, attr={"__gluon_kl_use__": uuid.uuid4().hex}) for x in inputs]
         return symbol_operator(*inputs, **attributes)[0]
-    if not recording or row_weight is None and label_space != "logits" and pred.size < _SMALL:
-        attributes["keep"] = 0
     result = array_operator(*inputs, **attributes)
     return result[0] if isinstance(result, list) else result

@@ -311,7 +311,10 @@ template <class T> struct Terms {
   }
   // log p - log q of two rows of logits, from their difference, so that near-equal rows keep their digits.
   static KL_INLINE Vec<T> log_ratio(Vec<T> b, Vec<T> a, const Params<T>& r) {
-    return ((a - b) * r.pred_t - r.gap_high) - r.gap_low;
+    // What the subtraction rounds off is given back; where it is inf or NaN nothing is.
+    const Vec<T> d = a - b, back = d - a, lost = (a - (d - back)) - (b + back);
+    const Vec<T> u = (d * r.pred_t - r.gap_high) - r.gap_low;
+    return u + (lost == lost ? lost * r.pred_t : Vec<T>{});
   }
   // p u + q - p with u = log p - log q: the same sum, since both rows add up to 1, and no term below 0.
   static KL_INLINE Vec<T> both_logits(Vec<T> b, Vec<T> a, const Params<T>& r) {

@@ -20,8 +20,8 @@ _LOCK = threading.Lock()
 
 
 def is_recorded(x: Any) -> bool:
-    """Whether autograd may ask for a gradient of this array: it is marked, or computed from what is."""
-    if x is None or not mx.autograd.is_recording():
+    """Whether autograd, while it records, may ask for a gradient of this array: it is marked, or computed from such."""
+    if x is None:
         return False
     # Only arrays that autograd knows have a gradient state to write; what is written is what was there.
     state = ctypes.c_int()
@@ -61,7 +61,7 @@ def _node(x: Any) -> int:
     """The address of the graph node behind a recorded array: its Symbol's first output's first member."""
     symbol = ctypes.c_void_p()
     mx.base.check_call(_LIB.MXAutogradGetSymbol(x.handle, ctypes.byref(symbol)))
-    node = _word(_word(symbol.value))
+    node = _word(_word(symbol.value or 0))
     mx.base.check_call(_LIB.MXSymbolFree(symbol))
     return node
 

@@ -56,7 +56,8 @@ def main():
         for isa in ("baseline", "avx2"):
             # The threads stay until the process ends, their stacks with them: only what nothing points to is a leak.
             run(["valgrind", "-q", "--error-exitcode=1", "--leak-check=full", "--show-leak-kinds=definite",
-                 "--errors-for-leak-kinds=definite", program, "check", "150"], GLUON_KL_ISA=isa, GLUON_KL_NUM_THREADS="2")
+                 "--errors-for-leak-kinds=definite", program, "check", "150"],
+                GLUON_KL_ISA=isa, GLUON_KL_NUM_THREADS="2")
 
 
 if __name__ == "__main__":
