@@ -146,7 +146,7 @@ def test_figures_are_those_of_this_build(site):  # noqa: F811
     listing = subprocess.run(["git", "ls-files", "figures"], cwd=str(root), capture_output=True, text=True)
     if listing.returncode:
         pytest.skip("not a git checkout: there is no committed figure to compare with")
-    committed = {Path(name).name for name in listing.stdout.split()} - MEASURED
+    committed = {Path(name).name for name in listing.stdout.split() if name.endswith(".png")} - MEASURED
     drawn = {figure.name for figure in (root / "figures").glob("*.png")} - MEASURED
     assert committed == drawn
     stale = [name for name in sorted(committed) if (root / "figures" / name).read_bytes() != subprocess.run(
