@@ -243,8 +243,7 @@ class CheckedLoss(Loss):
         else:
             checked, facts = self._check(*legacy)
             if autograd.is_recording():
-                checked = tuple([None if x is None else guard(x, recorded)
-                                 for x, recorded in zip(checked, facts.recorded)])
+                checked = tuple([None if x is None else guard(x) for x in checked])
             if self._active:
                 out = self._run_graph(facts, checked)
             else:

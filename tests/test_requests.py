@@ -25,19 +25,20 @@ def test_only_adding_arrays_are_viewed(request_of, viewed):
     x = mx.nd.ones((2, 3))
     x.attach_grad(request_of)
     with mx.autograd.record():
-        assert (requests.guard(x, True) is not x) == viewed
+        assert (requests.guard(x) is not x) == viewed
         result = x * 2
-        assert requests.guard(result, True) is result
+        assert requests.guard(result) is result
 
 
-@pytest.mark.parametrize("layout", [None, (168, 1)])
-def test_an_unknown_request_counts_as_add(monkeypatch, layout):
-    x = mx.nd.ones((2, 3))
+@pytest.mark.parametrize("known", [False, True])
+def test_an_unknown_request_counts_as_add(monkeypatch, known):
+    x, plain = mx.nd.ones((2, 3)), mx.nd.ones((2, 3))
     x.attach_grad()
-    requests._layout()  # marks arrays of its own, once
+    layout = requests._layout()._replace(kind=1) if known else None
     monkeypatch.setattr(requests, "_layout", lambda: layout)
     with mx.autograd.record():
-        assert requests.guard(x, True) is not x
+        assert requests.guard(x) is not x and requests.is_recorded(requests.guard(x))
+        assert requests.is_recorded(x * 2) and not requests.is_recorded(plain)
 
 
 def test_gradients_stay_right_without_the_layout(monkeypatch, run, rng):

@@ -151,7 +151,7 @@ def kl_divergence(F, pred, label, row_weight=None, *, wanted=None, small=False, 
     guarded = wanted is not None
     if recording and not guarded:
         wanted = [is_recorded(x) for x in inputs]
-        inputs = [guard(x, recorded) for x, recorded in zip(inputs, wanted)]
+        inputs = [guard(x) for x in inputs]
     if wanted is not None:
         attributes["grad"] = "both" if wanted[0] and wanted[1] else "label" if wanted[1] else "pred"
     if (small and row_weight is None and label_space != "logits") or (F is mx.nd and not recording):

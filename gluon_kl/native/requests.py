@@ -10,7 +10,7 @@ import functools
 import os
 import struct
 import threading
-from typing import Any, Optional, Tuple
+from typing import Any, NamedTuple, Optional
 
 import mxnet as mx
 from mxnet.base import _LIB
@@ -19,46 +19,62 @@ _ADD = 3  # OpReqType::kAddTo
 _LOCK = threading.Lock()
 
 
+class _Layout(NamedTuple):
+    """Offsets in bytes: of the graph node in an array, of the request's holder in a node; and the holder's type."""
+
+    node: int
+    holder: int
+    kind: int
+
+
 def is_recorded(x: Any) -> bool:
     """Whether autograd, while it records, may ask for a gradient of this array: it is marked, or computed from such."""
-    if x is None:
-        return False
-    # Only arrays that autograd knows have a gradient state to write; what is written is what was there.
-    state = ctypes.c_int()
-    _LIB.MXNDArrayGetGradState(x.handle, ctypes.byref(state))
-    return _LIB.MXNDArraySetGradState(x.handle, state) == 0
+    return x is not None and _request(x) is not None
 
 
-def guard(x: Any, recorded: bool) -> Any:
-    """An array as an operator of an extension may be given it under autograd.
+def guard(x: Any) -> Any:
+    """An array as an operator of an extension may be given it while autograd records.
 
     One whose gradients add up comes behind a view: MXNet's own reshape adds, the operator would not.
     One that autograd does not follow is detached: recording would mark it, until the next backward,
     like one that it follows.
     """
-    if not recorded:
+    request = _request(x)
+    if request is None:
         return x.detach()
-    return x.reshape(x.shape) if _adds_up(x) else x
+    return x.reshape(x.shape) if request == _ADD else x
 
 
-def _adds_up(x: Any) -> bool:
+def _request(x: Any) -> Optional[int]:
+    """The OpReqType of this array's gradient; None if autograd does not follow it."""
     with _LOCK:
         layout = _layout()
     if layout is None:
-        return True
-    offset, kind = layout
-    node = _node(x)
-    if _word(node + offset) != kind:
-        return True
-    return ctypes.c_int.from_address(_word(node + offset + 8) + 8).value == _ADD
+        return _ADD if _has_gradient_state(x) else None
+    node = _word(x.handle.value + layout.node)
+    if not node or not _word(node + layout.holder):
+        return None
+    if _word(node + layout.holder) != layout.kind:
+        return _ADD
+    return ctypes.c_int.from_address(_word(node + layout.holder + 8) + 8).value
 
 
 def _word(address: int) -> int:
     return ctypes.c_uint64.from_address(address).value
 
 
+def _has_gradient_state(x: Any) -> bool:
+    """Ask MXNet whether autograd follows an array, which takes it some microseconds to deny.
+
+    Only such arrays have a gradient state to write; what is written is what was there.
+    """
+    state = ctypes.c_int()
+    _LIB.MXNDArrayGetGradState(x.handle, ctypes.byref(state))
+    return _LIB.MXNDArraySetGradState(x.handle, state) == 0
+
+
 def _node(x: Any) -> int:
-    """The address of the graph node behind a recorded array: its Symbol's first output's first member."""
+    """The address of the graph node of a recorded array: its Symbol's first output's first member."""
     symbol = ctypes.c_void_p()
     mx.base.check_call(_LIB.MXAutogradGetSymbol(x.handle, ctypes.byref(symbol)))
     node = _word(_word(symbol.value or 0))
@@ -67,25 +83,29 @@ def _node(x: Any) -> int:
 
 
 @functools.lru_cache(maxsize=None)
-def _layout() -> Optional[Tuple[int, int]]:
-    """Where a node keeps its AGInfo, found by its request in arrays whose request is known; None if nowhere.
+def _layout() -> Optional[_Layout]:
+    """Where an array keeps its node, and the node its request, found by arrays whose request is known.
 
-    An AGInfo lies behind a dmlc::any: a word that tells the type, a pointer to {device, request, ...}.
-    Candidates are read as a file, which fails where a guess would crash.
+    The request lies behind a dmlc::any: a word that tells the type, a pointer to {device, request, ...}.
+    Candidates are read as a file, which fails where a guess would crash. None if nothing fits.
     """
-    arrays = [mx.nd.zeros((1,)) for _ in range(4)]
-    requests = ("write", "add", "null", "add")
+    requests = {"write": 1, "add": _ADD, "null": 0}
+    arrays = [mx.nd.zeros((1,)) for _ in requests]
     for x, request in zip(arrays, requests):
         x.attach_grad(request)
     try:
         with open("/proc/self/mem", "rb", buffering=0) as memory:
-            nodes = [os.pread(memory.fileno(), 256, _node(x)) for x in arrays]
-            for offset in range(64, 248, 8):
-                kinds, pointers = zip(*(struct.unpack_from("QQ", node, offset) for node in nodes))
-                if kinds[0] and len(set(kinds)) == 1 and len(set(pointers)) == 4 and all(pointers):
+            nodes = [_node(x) for x in arrays]
+            inside = [os.pread(memory.fileno(), 512, x.handle.value) for x in arrays]
+            (place,) = [i for i in range(0, 504, 8)
+                        if all(struct.unpack_from("Q", words, i)[0] == node for words, node in zip(inside, nodes))]
+            inside = [os.pread(memory.fileno(), 256, node) for node in nodes]
+            for holder in range(64, 240, 8):
+                kinds, pointers = zip(*(struct.unpack_from("QQ", words, holder) for words in inside))
+                if kinds[0] and len(set(kinds)) == 1 and len(set(pointers)) == len(arrays) and all(pointers):
                     found = [struct.unpack("iii", os.pread(memory.fileno(), 12, pointer))[2] for pointer in pointers]
-                    if found == [1, _ADD, 0, _ADD]:
-                        return offset, kinds[0]
-    except (OSError, struct.error, OverflowError):
+                    if found == list(requests.values()):
+                        return _Layout(place, holder, kinds[0])
+    except (OSError, struct.error, OverflowError, ValueError):
         pass
     return None
