@@ -141,7 +141,6 @@ def lift(F: Any, facts: Optional[Facts], inputs: Sequence[Any]) -> List[Any]:
     if facts is None:
         return _lift_unknown(F, inputs)
     target = "float64" if "float64" in facts.dtypes else "float32"
-    # F.cast and not astype, which loses grad_req="add".
     return [x if dtype in (None, target) else F.cast(x, dtype=target) for x, dtype in zip(inputs, facts.dtypes)]
 
 
