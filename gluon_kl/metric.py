@@ -61,6 +61,11 @@ class KLDivergence(EvalMetric):
     rounding takes carried along: a small update is not lost beside a large sum. Every update
     waits for its values.
 
+    References
+    ----------
+    S. Kullback and R. A. Leibler, "On Information and Sufficiency", Annals of Mathematical
+    Statistics 22 (1951), 79-86.
+
     Examples
     --------
     >>> import mxnet as mx
