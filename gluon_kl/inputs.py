@@ -18,6 +18,7 @@ from mxnet.ndarray.sparse import BaseSparseNDArray
 from mxnet.symbol import Symbol
 
 from gluon_kl.divergence import sum_per_sample
+from gluon_kl.native import to_float
 from gluon_kl.native.requests import guard, is_recorded
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -145,14 +146,14 @@ def lift(F: Any, facts: Optional[Facts], inputs: Sequence[Any]) -> List[Any]:
 
 
 def _lift_unknown(F: Any, inputs: Sequence[Any]) -> List[Any]:
-    """`lift` inside a graph that does not know its dtypes: NumPy's type promotion, by a factor of one."""
+    """`lift` inside a graph that does not know its dtypes: NumPy's type promotion, by factors of one."""
+    floats = [x if x is None else to_float(F, x) for x in inputs]
     one = F.ones(shape=(1,), dtype="float32").as_np_ndarray()
-    for x in inputs:
-        if x is None:
-            continue
-        first = F.reshape(F.slice_axis(x, axis=0, begin=0, end=1), shape=(-1,))
-        one = one * F.ones_like(F.slice_axis(first, axis=0, begin=0, end=1)).as_np_ndarray()
-    return [x if x is None else (F.identity(x).as_np_ndarray() * one).as_nd_ndarray() for x in inputs]
+    for x in floats:
+        if x is not None:
+            first = F.reshape(F.slice_axis(x, axis=0, begin=0, end=1), shape=(-1,))
+            one = one * F.ones_like(F.slice_axis(first, axis=0, begin=0, end=1)).as_np_ndarray()
+    return [x if x is None else (x.as_np_ndarray() * one).as_nd_ndarray() for x in floats]
 
 
 def weigh(

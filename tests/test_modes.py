@@ -95,6 +95,12 @@ def test_nested_dtypes(run, rng, pred_type, label_type):
     np.testing.assert_allclose(pred_array.grad.asnumpy(), 3 * want, rtol=5e-3, atol=5e-3)
 
 
+def test_nested_boolean_labels(run, rng):
+    pred, label = rng.normal(size=(3, 4)), mx.np.array(np.eye(4)[[1, 0, 3]], dtype=bool)
+    expected = oracle.kl_divergence(pred, np.eye(4)[[1, 0, 3]], from_logits=False)
+    np.testing.assert_allclose(run(Model(KLDivLoss(False)), mx.np.array(pred), label), expected, rtol=1e-5)
+
+
 def test_nested_1d_and_wrong_shapes(in_subprocess):
     in_subprocess("""
 import mxnet as mx, numpy as np

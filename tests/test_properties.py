@@ -1,5 +1,7 @@
 """What holds for every distribution (hypothesis), with the oracle nowhere in sight."""
 
+from unittest import mock
+
 import mxnet as mx
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from gluon_kl import KLDivLoss
+from gluon_kl import KLDivLoss, native
 
 LOSSES = {
     "log_probs, probs": (KLDivLoss(True, reduction="sum"), True, "probs"),
@@ -87,3 +89,46 @@ def test_all_spaces_agree(pair):
     expected = value("logits, logits", *pair)
     for name in LOSSES:
         np.testing.assert_allclose(value(name, *pair), expected, rtol=1e-8, atol=1e-11)
+
+
+@st.composite
+def calls(draw):
+    """A random call of KLDivLoss: arguments and inputs, masks and zeros among them."""
+    shape = draw(st.lists(st.integers(1, 6), min_size=1, max_size=4).map(tuple))
+    rng = np.random.RandomState(draw(st.integers(0, 2**31 - 1)))
+    axis, batch_axis = (draw(st.integers(-len(shape), len(shape) - 1)) for _ in range(2))
+    from_logits, space = draw(st.booleans()), draw(st.sampled_from(["probs", "log_probs", "logits"]))
+    dtype = draw(st.sampled_from(["float16", "float32", "float64"]))
+    pred, label = (np.moveaxis(3 * rng.normal(size=shape), axis, -1) for _ in range(2))
+    if draw(st.booleans()):
+        label[..., 0], pred[..., 0] = -np.inf if shape[axis] > 1 else 0, -np.inf if shape[axis] > 1 else 0
+    pred = log_softmax(pred) if from_logits else pred
+    label = {"probs": lambda x: np.exp(log_softmax(x)), "log_probs": log_softmax, "logits": np.array}[space](label)
+    inputs = [np.moveaxis(x, -1, axis).astype(dtype) for x in (pred, label)]
+    if draw(st.booleans()):
+        weight = rng.uniform(size=shape[batch_axis])
+        weight[0] = 0
+        inputs.append(weight.astype(dtype))
+    options = dict(from_logits=from_logits, axis=axis, batch_axis=batch_axis, label_space=space,
+                   reduction=draw(st.sampled_from(["mean", "sum"])), weight=draw(st.sampled_from([None, 0.5])))
+    return options, inputs
+
+
+@pytest.mark.skipif(not native.is_available(), reason=f"without the native operator: {native.why_not()}")
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(call=calls())
+def test_both_paths_agree(call):
+    options, inputs = call
+    results = []
+    for available in (True, False):
+        with mock.patch.object(native, "is_available", lambda available=available: available):
+            arrays = [mx.nd.array(x, dtype=x.dtype) for x in inputs]
+            for x in arrays:
+                x.attach_grad()
+            with mx.autograd.record():
+                out = KLDivLoss(**options)(*arrays)
+            out.backward()
+            results.append([out.asnumpy(), *(x.grad.asnumpy() for x in arrays)])
+    for fused, plain in zip(*results):
+        tolerance = {"float16": 4e-3, "float32": 1e-4, "float64": 1e-9}[fused.dtype.name]
+        np.testing.assert_allclose(fused, plain, rtol=tolerance, atol=tolerance)

@@ -98,6 +98,11 @@ def reaches(facts, weight):
     return facts.row_weight and facts.device.device_type.startswith("cpu") and is_available()
 
 
+def to_float(F, x):
+    """A Symbol of any dtype, boolean too, as float64 if it is that, else as float32: NumPy's type promotion."""
+    return (F.identity(x).as_np_ndarray() * F.ones(shape=(1,), dtype="float32").as_np_ndarray()).as_nd_ndarray()
+
+
 def kl_divergence(F, pred, label, row_weight=None, *, wanted=None, small=False, axis=-1, batch_axis=0,
                   pred_space="log_probs", label_space="probs", mean=True, scale=1.0, epsilon=1e-12,
                   inv_temperature=1.0):
@@ -159,9 +164,11 @@ def kl_divergence(F, pred, label, row_weight=None, *, wanted=None, small=False, 
     array_operator, symbol_operator = _operators()
     if F is mx.sym:
         if not guarded:
-            # An identity of MXNet's own keeps grad_req="add" and sums over many uses right; unless its attributes
+            # An operator of MXNet's own keeps grad_req="add" and sums over many uses right; unless its attributes
             # tell it from every other, MXNet merges it with theirs and the sum lands on the operator again.
-            inputs = [mx.sym.identity(x, attr={"__gluon_kl_use__": uuid.uuid4().hex}) for x in inputs]
+            with mx.AttrScope(__gluon_kl_use__=uuid.uuid4().hex):
+                inputs[0] = mx.sym.identity(inputs[0])
+                inputs[1:] = [to_float(mx.sym, x) for x in inputs[1:]]  # booleans cannot reach an extension
         return symbol_operator(*inputs, **attributes)[0]
     result = array_operator(*inputs, **attributes)
     return result[0] if isinstance(result, list) else result
