@@ -52,19 +52,27 @@ def sum_per_sample(F: Any, terms: Any, batch_axis: int, mean: bool) -> Any:
 
 
 def relative_entropy(F: Any, log_pred: Any, label: Any, epsilon: float, label_grad: bool = True) -> Any:
-    """``label * (log label - log_pred)``; 0 where label is 0, also under ``log_pred = -inf``.
+    """``label * (log label - log_pred)``; 0 where label is 0, whatever `log_pred` is there.
 
-    The gradient to a label of 0 is ``log(epsilon) - log_pred``, and 0 under ``log_pred = -inf``;
-    `label_grad=False` leaves out the two passes that only this gradient needs.
-    Arithmetic on 0/1 masks: one ``F.where`` would cost as much as all of it.
+    The gradient to a label of 0 is ``log(epsilon) - log_pred``, and 0 where that is not finite;
+    `label_grad=False` leaves out the passes that only this gradient needs.
     """
     absent = label == 0
-    surprise = F.log(label + absent) - log_pred
-    # The ceiling is HUGE over absent labels and inf over present ones: it stops only 0 * inf.
-    surprise = F.broadcast_minimum(surprise, _HUGE / absent)
+    # Not log(1) at zeros: with zeros scattered among them, its short cut is a branch that processors mispredict.
+    surprise = F.log(label + 0.5 * absent) - _unless_absent(F, log_pred, label)
     if label_grad:
-        surprise = (surprise + absent * math.log(epsilon)) * (surprise != _HUGE)
+        surprise = surprise + absent * (math.log(2) + math.log(epsilon) * _is_finite(F, log_pred))
     return label * surprise
+
+
+def _is_finite(F: Any, x: Any) -> Any:
+    return F.abs(x) < math.inf
+
+
+def _unless_absent(F: Any, log_pred: Any, label: Any) -> Any:
+    """`log_pred`, but the label where that is 0 and `log_pred` not finite. A label of -1 may be taken for 0."""
+    # A condition that rarely fails: `where` takes ten times as long where it can't be predicted.
+    return F.where(label + _is_finite(F, log_pred), log_pred, label)
 
 
 def relative_entropy_of_logs(F: Any, log_pred: Any, log_label: Any) -> Any:
@@ -75,37 +83,41 @@ def relative_entropy_of_logs(F: Any, log_pred: Any, log_label: Any) -> Any:
     return label * (F.where(absent, zero, log_label) - F.where(absent, zero, log_pred))
 
 
-def relative_entropy_of_logits(F: Any, pred: Any, label: Any, axis: int) -> Any:
+def relative_entropy_of_logits(F: Any, pred: Any, label: Any, axis: int, whole_rows: Any = True) -> Any:
     """Non-negative terms whose sum over `axis` is KL(softmax(label) || softmax(pred)).
 
     With p, q the two softmaxes and u = log p - log q, a term is ``p*u + q - p``: the added
     ``q - p`` sums to 0, and every term is 0 at u = 0. For |u| < 1 it is ``p * (u + expm1(-u))``,
-    which keeps the leading digits of nearly equal rows.
+    which keeps the leading digits of nearly equal rows. Where `whole_rows` is an array that
+    holds 0, a term is plain ``p*u``.
     """
     log_ratio = log_softmax(F, label, axis) - log_softmax(F, pred, axis)
     p, q = F.softmax(label, axis=axis), F.softmax(pred, axis=axis)
     zero = F.zeros_like(p)
     u = F.where(p == 0, zero, log_ratio)
-    near = (F.abs(u) < 1) * (p != 0)
+    near, excess = (F.abs(u) < 1) * (p != 0), q - p
+    if whole_rows is not True:
+        near, excess = F.broadcast_mul(near, whole_rows), F.broadcast_mul(excess, whole_rows)
     small = F.where(near, u, zero)
-    return F.where(near, p * F.relu(small + F.expm1(-small)), p * u + (q - p))
+    return F.where(near, p * F.relu(small + F.expm1(-small)), p * u + excess)
 
 
 def kl_terms(
     F: Any, pred: Any, label: Any, *, pred_space: str, label_space: str, axis: int,
-    epsilon: float = 1e-12, whole_rows: bool = False, label_grad: bool = True,
+    epsilon: float = 1e-12, whole_rows: Any = False, label_grad: bool = True,
 ) -> Any:
     """Terms of KL(label || pred) in pred's shape; one side of the two may hold probs.
 
     `whole_rows` says that the terms will be summed over the whole of `axis` under one weight:
     only then may rows of two softmaxes take the form that keeps the digits of small divergences.
+    Where only the running graph can tell, it is an array of shape (1,) that holds 0 or 1.
     """
-    if whole_rows and pred_space == label_space == "logits":
-        return relative_entropy_of_logits(F, pred, label, axis)
+    if whole_rows is not False and pred_space == label_space == "logits":
+        return relative_entropy_of_logits(F, pred, label, axis, whole_rows)
     if label_space == "probs":
         if pred_space == "logits":
             # A whole row needs no care: its sum is NaN through the one NaN that MXNet leaves.
-            pred = F.log_softmax(pred, axis=axis) if whole_rows else log_softmax(F, pred, axis)
+            pred = F.log_softmax(pred, axis=axis) if whole_rows is True else log_softmax(F, pred, axis)
         return relative_entropy(F, pred, label, epsilon, label_grad)
     return relative_entropy_of_logs(F, to_log(F, pred, pred_space, axis), to_log(F, label, label_space, axis))
 
@@ -142,6 +154,13 @@ def categories(F: Any, x: Any, axis: int) -> Any:
     return F.slice_axis(F.contrib.arange_like(x, axis=axis), axis=0, begin=-1, end=None) + 1
 
 
+def differs_in_rank(F: Any, x: Any, rank: int) -> Any:
+    """0 if `x` has `rank` axes, else 1: shape (1,), of x's dtype, also where shapes are unknown."""
+    differs = F.cast(F.size_array(F.shape_array(x)) != rank, dtype="float32").as_np_ndarray()
+    one = F.ones_like(F.slice_axis(F.reshape(x, shape=(-1,)), axis=0, begin=0, end=1)).as_np_ndarray()
+    return (differs * one).as_nd_ndarray()
+
+
 def one_hot(F: Any, index: Any, pred: Any, axis: int) -> Any:
     """Class indices, of pred's shape without `axis`, as rows of pred's shape; a row of NaN for no class of pred's."""
     index = F.expand_dims(index, axis=axis)
@@ -152,10 +171,8 @@ def one_hot(F: Any, index: Any, pred: Any, axis: int) -> Any:
 
 
 def cross_entropy(F: Any, log_pred: Any, label: Any) -> Any:
-    """``-label * log_pred``; 0 where label is 0, also under ``log_pred = -inf``."""
-    # As in relative_entropy, the ceiling stops only 0 * inf.
-    surprise = F.broadcast_minimum(-log_pred, _HUGE / (label == 0))
-    return label * (surprise * (surprise != _HUGE))
+    """``-label * log_pred``; 0 where label is 0, whatever `log_pred` is there."""
+    return -label * _unless_absent(F, log_pred, F.abs(label))
 
 
 def gaussian_terms(

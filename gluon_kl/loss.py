@@ -87,13 +87,18 @@ class PairLoss(CheckedLoss):
         self._check(pred, label, None)
         diagnostics.check_pair(pred, label, self._pred_space, self._label_space, axis)
 
-    def _whole_rows(self, facts: Optional[Facts], weight: Any) -> bool:
-        """Whether the whole of `axis` is summed into one result under one weight, as far as can be known."""
+    def _whole_rows(self, F: Any, facts: Optional[Facts], pred: Any, weight: Any) -> Any:
+        """Whether the whole of `axis` is summed into one result under one weight, as `kl_terms` takes it."""
         if self._reduction == "none":
             return False
-        if facts is None:
-            return weight is None and self._axis != self._batch_axis
-        return facts.row_weight and (self._axis - self._batch_axis) % facts.ndim != 0
+        if facts is not None:
+            return facts.row_weight and (self._axis - self._batch_axis) % facts.ndim != 0
+        if weight is not None:
+            return False
+        if (self._axis < 0) == (self._batch_axis < 0):
+            return self._axis != self._batch_axis
+        # One counts from the back: they meet at one rank.
+        return divergence.differs_in_rank(F, pred, abs(self._axis - self._batch_axis))
 
     def _compute(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
         if self._reduction != "none" and self._weight != 0 and native.reaches(facts, inputs[2]):
@@ -101,7 +106,7 @@ class PairLoss(CheckedLoss):
             if fused is not None:
                 return fused
         pred, label, weight = self._lifted(F, facts, inputs)
-        whole_rows = self._whole_rows(facts, weight)
+        whole_rows = self._whole_rows(F, facts, pred, weight)
         label_grad, weight_grad = (True, True) if facts is None else facts.recorded[1:]
 
         def terms(pred: Any, label: Any) -> Any:
@@ -110,17 +115,17 @@ class PairLoss(CheckedLoss):
         out = weigh(F, terms, (pred, label), weight, self._axis, weight_grad)
         return self._reduced(F, facts, out, self._reduction)
 
-    def _terms(self, F: Any, pred: Any, label: Any, whole_rows: bool, label_grad: bool) -> Any:
+    def _terms(self, F: Any, pred: Any, label: Any, whole_rows: Any, label_grad: bool) -> Any:
         raise NotImplementedError
 
     def _kl_terms(
-        self, F: Any, pred: Any, label: Any, whole_rows: bool, label_grad: bool, epsilon: float = 1e-12,
+        self, F: Any, pred: Any, label: Any, whole_rows: Any, label_grad: bool, epsilon: float = 1e-12,
     ) -> Any:
         return divergence.kl_terms(
             F, pred, label, pred_space=self._pred_space, label_space=self._label_space, axis=self._axis,
             epsilon=epsilon, whole_rows=whole_rows, label_grad=label_grad)
 
-    def _reverse_kl_terms(self, F: Any, pred: Any, label: Any, whole_rows: bool) -> Any:
+    def _reverse_kl_terms(self, F: Any, pred: Any, label: Any, whole_rows: Any) -> Any:
         return divergence.kl_terms(
             F, label, pred, pred_space=self._label_space, label_space=self._pred_space, axis=self._axis,
             whole_rows=whole_rows)
@@ -256,7 +261,7 @@ class KLDivLoss(PairLoss):
     def _fused(self, F: Any, facts: Optional[Facts], pred: Any, label: Any, weight: Any) -> Any:
         return self._fused_kl(F, facts, pred, label, weight, swap=False, epsilon=self._epsilon)
 
-    def _terms(self, F: Any, pred: Any, label: Any, whole_rows: bool, label_grad: bool) -> Any:
+    def _terms(self, F: Any, pred: Any, label: Any, whole_rows: Any, label_grad: bool) -> Any:
         return self._kl_terms(F, pred, label, whole_rows, label_grad, self._epsilon)
 
 
@@ -350,7 +355,7 @@ class ReverseKLDivLoss(PairLoss):
     def _fused(self, F: Any, facts: Optional[Facts], pred: Any, label: Any, weight: Any) -> Any:
         return self._fused_kl(F, facts, pred, label, weight, swap=True)
 
-    def _terms(self, F: Any, pred: Any, label: Any, whole_rows: bool, label_grad: bool) -> Any:
+    def _terms(self, F: Any, pred: Any, label: Any, whole_rows: Any, label_grad: bool) -> Any:
         return self._reverse_kl_terms(F, pred, label, whole_rows)
 
 
@@ -460,7 +465,7 @@ class JSDivLoss(PairLoss):
     def _fused(self, F: Any, facts: Optional[Facts], pred: Any, label: Any, weight: Any) -> Any:
         return self._fused_kl(F, facts, pred, label, weight, swap=self._beta == 1) if self._beta in (0, 1) else None
 
-    def _terms(self, F: Any, pred: Any, label: Any, whole_rows: bool, label_grad: bool) -> Any:
+    def _terms(self, F: Any, pred: Any, label: Any, whole_rows: Any, label_grad: bool) -> Any:
         if self._beta == 0:
             return self._kl_terms(F, pred, label, whole_rows, label_grad)
         if self._beta == 1:

@@ -65,6 +65,7 @@ def test_reference_logits_on_both_sides(run):
     (0.0, -1.0, 0.0, 0.0),
     (0.0, -np.inf, 0.0, 0.0),        # absent in both
     (-0.0, -np.inf, 0.0, 0.0),
+    (0.0, np.nan, 0.0, 0.0),
     (0.5, -np.inf, np.inf, -0.5),    # pred misses what label has
     (1e-38, -np.inf, np.inf, -1e-38),
     (1.0, 0.0, 0.0, -1.0),           # sure, and right
@@ -118,6 +119,22 @@ def test_masked_on_both_sides(run, from_logits, label_space):
     close(to_pred, want_pred, "float64")
     close(to_label, want_label, "float64")
     close(run.gradients(KLDivLoss(**options), pred, label)[0], oracle.kl_gradients(pred, label, **options)[0])
+
+
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+def test_nan_counts_for_nothing_where_the_label_has_nothing(run, reduction):
+    pred, label = np.array([[np.nan, -0.5, -1.0]]), np.array([[0.0, 0.75, 0.25]])
+    loss = KLDivLoss(reduction=reduction)
+    clean = np.where(np.isnan(pred), -2.0, pred)
+    close(run(loss, pred, label), oracle.kl_divergence(clean, label, reduction=reduction), "float64")
+    to_pred, to_label = run.gradients(loss, pred, label)
+    want_pred, want_label, _ = oracle.kl_gradients(clean, label, reduction=reduction)
+    close(to_pred, want_pred, "float64")
+    close(to_label[0, 1:], want_label[0, 1:], "float64")
+    assert to_label[0, 0] == 0
+    with np.errstate(divide="ignore"):
+        logs = KLDivLoss(reduction=reduction, label_space="log_probs")
+        close(run(logs, pred, np.log(label)), oracle.kl_divergence(clean, label, reduction=reduction), "float64")
 
 
 def test_row_without_a_distribution_is_nan(run):

@@ -101,6 +101,19 @@ def test_nested_boolean_labels(run, rng):
     np.testing.assert_allclose(run(Model(KLDivLoss(False)), mx.np.array(pred), label), expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("shape, axis, batch_axis", [((5,), -1, 0), ((5,), 0, -1), ((3, 5), -1, 1), ((2, 3, 5), 1, -2)])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_nested_axis_of_the_samples(run, rng, shape, axis, batch_axis, dtype):
+    """Where axis and batch_axis are one, each term is its own sample: only the running graph knows their rank."""
+    pred, label = rng.normal(size=shape).astype(dtype), rng.normal(size=shape).astype(dtype)
+    options = dict(from_logits=False, label_space="logits", axis=axis, batch_axis=batch_axis, reduction="sum")
+    model = Model(KLDivLoss(**options))
+    tolerance = dict(rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(run(model, pred, label), oracle.kl_divergence(pred, label, **options), **tolerance)
+    for got, want in zip(run.gradients(model, pred, label), oracle.kl_gradients(pred, label, **options)):
+        np.testing.assert_allclose(got, want, **tolerance)
+
+
 def test_nested_1d_and_wrong_shapes(in_subprocess):
     in_subprocess("""
 import mxnet as mx, numpy as np
