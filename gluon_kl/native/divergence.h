@@ -180,11 +180,7 @@ class Divergence {
         double* const value = by_piece ? values : &part[begin];
         k.forward(job_, begin, end, value);
         if (weight_.data) weigh(begin, end, value);
-        if (by_piece) {
-          double sum = 0;
-          for (int64_t r = 0; r < end - begin; ++r) sum += value[r];
-          part[i] = sum;
-        }
+        if (by_piece) part[i] = sum(value, end - begin);
       });
       if (by_piece) {
         for (int64_t i = 0; i < pieces.count(); ++i) total[i / pieces.per_run % batch_] += part[i];
@@ -235,13 +231,20 @@ class Divergence {
     const int64_t length = run > 1 ? run : rows_;
     return {rows_, run, grain, (length + grain - 1) / grain};
   }
+  // Several sums at once: each addition waits for the one before.
+  static double sum(const double* x, int64_t count) {
+    double part[8] = {};
+    int64_t i = 0;
+    for (; i + 8 <= count; i += 8)
+      for (int j = 0; j < 8; ++j) part[j] += x[i + j];
+    for (; i < count; ++i) part[0] += x[i];
+    return ((part[0] + part[1]) + (part[2] + part[3])) + ((part[4] + part[5]) + (part[6] + part[7]));
+  }
   // f(row, sample) for rows [begin, end).
   template <class F> void samples(int64_t begin, int64_t end, F f) const {
     int64_t b = begin / batch_stride_ % batch_, left = batch_stride_ - begin % batch_stride_;
-    for (int64_t r = begin; r < end; ++r) {
-      f(r, b);
-      if (--left) continue;
-      left = batch_stride_;
+    for (int64_t r = begin; r < end; left = batch_stride_) {
+      for (const int64_t stop = std::min(end, r + left); r < stop; ++r) f(r, b);
       if (++b == batch_) b = 0;
     }
   }

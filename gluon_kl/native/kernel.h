@@ -1,9 +1,9 @@
 // The divergence of rows and its gradients, for one instruction set: included once by each kernel_*.cc.
 //
 // The same formulas run in two layouts. Row: a vector holds neighbouring categories of one row (long contiguous rows).
-// Lanes: a vector holds one category of neighbouring rows, brought into a small tile first (few categories, or an
-// axis that is not the last). In both, `sweep` visits the categories in blocks: floats are added up within a block,
-// blocks in double.
+// Lanes: a vector holds one category of neighbouring rows (few categories, or an axis that is not the last). Either
+// hands out what it has in parts, a block of categories of one vector (or row) at a time: floats are added up within a
+// block, blocks in double.
 #ifndef GLUON_KL_KERNEL_H_
 #define GLUON_KL_KERNEL_H_
 
@@ -15,10 +15,16 @@ namespace {
 
 using namespace gluon_kl;
 
-constexpr int64_t kRowBlock = 1024;      // categories
+constexpr int64_t kRowBlock = 1024;       // categories
 constexpr int64_t kLaneBlock = 64;
+constexpr int64_t kFarBlock = 8;          // numbers at once that lie so far apart that they share few lines of the cache
 constexpr int64_t kTileBytes = 32 << 10;  // of one side's tile
-constexpr int64_t kShortRow = 48;        // below this many categories, contiguous rows are worth transposing
+constexpr int64_t kWideBytes = 2 << 10;   // lanes in hand, of one category: half a page
+constexpr int64_t kAhead = 128;           // how far to ask ahead along each of several rows
+constexpr int64_t kRunRows = 64;          // this many neighbouring rows are worth reading where they lie
+constexpr int64_t kShortRow = 48;         // below this many categories, contiguous rows are worth transposing
+
+enum Sides { kPred = 1, kLabel = 2, kBoth = 3 };
 
 // What stands in the lanes past the end of a row: it adds nothing to any sum.
 template <class T> constexpr T padding(Space space, bool is_label) {
@@ -27,92 +33,103 @@ template <class T> constexpr T padding(Space space, bool is_label) {
 
 // ---- layouts -----------------------------------------------------------------------------------------------------
 
+// One row, of which `sweep` hands out neighbouring categories.
 template <class T> struct Row {
   using V = Vec<T>;
+  static constexpr int kMost = 1;  // vectors at once
+
   const Job& job;
   int64_t row;
-  T* pred_buffer;   // kRowBlock each, used where the type has to be converted
+  T* pred_buffer;  // kRowBlock each, used where the type has to be converted
   T* label_buffer;
 
   Row(const Job& j, int64_t r, T* scratch) : job(j), row(r), pred_buffer(scratch), label_buffer(scratch + kRowBlock) {}
 
+  struct Part {
+    const T *pred, *label;
+    int64_t count;
+    T pred_fill, label_fill;
+
+    template <class Each> KL_INLINE void one(bool of_label, Each each) const {
+      const T* const x = of_label ? label : pred;
+      int64_t i = 0;
+      for (; i + kLanes<T> <= count; i += kLanes<T>) {
+        __builtin_prefetch(x + i + kRowBlock);
+        each(load(x + i));
+      }
+      if (i < count) each(load_part(x + i, count - i, of_label ? label_fill : pred_fill));
+    }
+    // The largest of these and of `best`, in every lane; four at a time, since each step waits for the one before.
+    V largest(bool of_label, V best) const {
+      const T* const x = of_label ? label : pred;
+      V m[4] = {best, best, best, best};
+      int64_t i = 0;
+      for (; i + 4 * kLanes<T> <= count; i += 4 * kLanes<T>)
+        for (int j = 0; j < 4; ++j) m[j] = max_over<T>(m[j], load(x + i + j * kLanes<T>));
+      for (; i + kLanes<T> <= count; i += kLanes<T>) m[0] = max_over<T>(m[0], load(x + i));
+      if (i < count) m[1] = max_over<T>(m[1], load_part(x + i, count - i, -inf<T>()));
+      return splat<T>(hmax<T>(max_over<T>(max_over<T>(m[0], m[1]), max_over<T>(m[2], m[3]))));
+    }
+    template <class Each> KL_INLINE void both(Each each) const {
+      int64_t i = 0;
+      for (; i + kLanes<T> <= count; i += kLanes<T>) {
+        __builtin_prefetch(label + i + kRowBlock);
+        each(load(pred + i), load(label + i));
+      }
+      if (i < count) each(load_part(pred + i, count - i, pred_fill), load_part(label + i, count - i, label_fill));
+    }
+    template <class Each> KL_INLINE void write(T* out, bool past_cache, Each each) const {
+      int64_t i = 0;
+      if (past_cache) {
+        const int64_t skew = reinterpret_cast<uintptr_t>(out) % kBytes / sizeof(T);
+        const int64_t head = skew ? kLanes<T> - skew : 0;
+        if (head && head <= count) {
+          store_part(out, head, each(load_part(pred, head, pred_fill), load_part(label, head, label_fill)));
+          i = head;
+        }
+        if (head <= count)
+          for (; i + kLanes<T> <= count; i += kLanes<T>) stream(out + i, each(load(pred + i), load(label + i)));
+      }
+      for (; i + kLanes<T> <= count; i += kLanes<T>) store<T>(out + i, each(load(pred + i), load(label + i)));
+      if (i < count)
+        store_part(out + i, count - i,
+                   each(load_part(pred + i, count - i, pred_fill), load_part(label + i, count - i, label_fill)));
+    }
+  };
+
+  int vectors() const { return 1; }
   const T* fetch(const void* side, Type type, int64_t k, int64_t count, T* buffer) const {
     const int64_t at = row * job.n + k;
     if (type == type_of<T>()) return static_cast<const T*>(side) + at;
     convert_in(buffer, side, type, at, count);
     return buffer;
   }
-
-  // f(start): called once per block, with g(x) to be called on every vector of one side.
-  template <class Block> KL_INLINE void blocks(Block block) const {
-    for (int64_t k = 0; k < job.n; k += kRowBlock) block(k, job.n - k < kRowBlock ? job.n - k : kRowBlock);
+  Part part(int sides, int64_t k) const {
+    const int64_t count = job.n - k < kRowBlock ? job.n - k : kRowBlock;
+    return {sides & kPred ? fetch(job.pred, job.pred_type, k, count, pred_buffer) : nullptr,
+            sides & kLabel ? fetch(job.label, job.label_type, k, count, label_buffer) : nullptr, count,
+            padding<T>(job.pred_space, false), padding<T>(job.label_space, true)};
   }
-  template <class Each> KL_INLINE void one(bool label, int64_t k, int64_t count, Each each) const {
-    const T* x = label ? fetch(job.label, job.label_type, k, count, label_buffer)
-                       : fetch(job.pred, job.pred_type, k, count, pred_buffer);
-    const T fill = padding<T>(label ? job.label_space : job.pred_space, label);
-    int64_t i = 0;
-    for (; i + kLanes<T> <= count; i += kLanes<T>) {
-      __builtin_prefetch(x + i + kRowBlock);
-      each(load(x + i));
-    }
-    if (i < count) each(load_part(x + i, count - i, fill));
+  // f(vector, first category, part)
+  template <class F> KL_INLINE void sweep(int sides, F f) const {
+    for (int64_t k = 0; k < job.n; k += kRowBlock) f(0, k, part(sides, k));
   }
-  // Largest of a block and of `best`, in every lane; four at a time, since each step waits for the one before.
-  V largest(bool label, int64_t k, int64_t count, V best) const {
-    const T* x = label ? fetch(job.label, job.label_type, k, count, label_buffer)
-                       : fetch(job.pred, job.pred_type, k, count, pred_buffer);
-    V m[4] = {best, best, best, best};
-    int64_t i = 0;
-    for (; i + 4 * kLanes<T> <= count; i += 4 * kLanes<T>)
-      for (int j = 0; j < 4; ++j) m[j] = max_over<T>(m[j], load(x + i + j * kLanes<T>));
-    for (; i + kLanes<T> <= count; i += kLanes<T>) m[0] = max_over<T>(m[0], load(x + i));
-    if (i < count) m[1] = max_over<T>(m[1], load_part(x + i, count - i, -inf<T>()));
-    return splat<T>(hmax<T>(max_over<T>(max_over<T>(m[0], m[1]), max_over<T>(m[2], m[3]))));
-  }
-  template <class Each> KL_INLINE void both(int64_t k, int64_t count, Each each) const {
-    const T* b = fetch(job.pred, job.pred_type, k, count, pred_buffer);
-    const T* a = fetch(job.label, job.label_type, k, count, label_buffer);
-    int64_t i = 0;
-    for (; i + kLanes<T> <= count; i += kLanes<T>) {
-      __builtin_prefetch(a + i + kRowBlock);
-      each(load(b + i), load(a + i));
-    }
-    if (i < count) {
-      each(load_part(b + i, count - i, padding<T>(job.pred_space, false)),
-           load_part(a + i, count - i, padding<T>(job.label_space, true)));
-    }
-  }
-  // Writes each(pred, label) to the gradient of one side.
-  template <class Each> KL_INLINE void write(void* grad, Type type, Each each) const {
-    blocks([&](int64_t k, int64_t count) {
-      const T* b = fetch(job.pred, job.pred_type, k, count, pred_buffer);
-      const T* a = fetch(job.label, job.label_type, k, count, label_buffer);
-      const T b_fill = padding<T>(job.pred_space, false), a_fill = padding<T>(job.label_space, true);
+  // f(vector, put), where put(each) writes each(pred, label) to the gradient of one side.
+  template <class F> KL_INLINE void write(void* grad, Type type, F f) const {
+    const bool direct = type == type_of<T>();
+    sweep(kBoth, [&](int, int64_t k, const Part& part) {
       T converted[kRowBlock];
-      const bool direct = type == type_of<T>();
-      T* out = direct ? static_cast<T*>(grad) + row * job.n + k : converted;
-      int64_t i = 0;
-      if (direct && job.stream) {
-        const int64_t skew = reinterpret_cast<uintptr_t>(out) % kBytes / sizeof(T);
-        const int64_t head = skew ? kLanes<T> - skew : 0;
-        if (head && head <= count) {
-          store_part(out, head, each(load_part(b, head, b_fill), load_part(a, head, a_fill)));
-          i = head;
-        }
-        if (head <= count)
-          for (; i + kLanes<T> <= count; i += kLanes<T>) stream(out + i, each(load(b + i), load(a + i)));
-      }
-      for (; i + kLanes<T> <= count; i += kLanes<T>) store<T>(out + i, each(load(b + i), load(a + i)));
-      if (i < count)
-        store_part(out + i, count - i, each(load_part(b + i, count - i, b_fill), load_part(a + i, count - i, a_fill)));
-      if (!direct) convert_out(grad, type, row * job.n + k, converted, count);
+      f(0, [&](auto each) {
+        part.write(direct ? static_cast<T*>(grad) + row * job.n + k : converted, direct && job.stream, each);
+      });
+      if (!direct) convert_out(grad, type, row * job.n + k, converted, part.count);
     });
   }
 
   KL_INLINE void join(Sums<T>& sums) const { sums.join(); }
-  V load_stat(int stat) const { return splat<T>(static_cast<const T*>(job.stats[stat])[row]); }
-  void store_stat(int stat, V v) const {
+  void spread(const double* factor, V* g) const { g[0] = splat(static_cast<T>(*factor)); }
+  V load_stat(int stat, int) const { return splat<T>(static_cast<const T*>(job.stats[stat])[row]); }
+  void store_stat(int stat, int, V v) const {
     if (job.stats[stat]) static_cast<T*>(job.stats[stat])[row] = v[0];
   }
 };
@@ -135,33 +152,142 @@ template <class T> void transpose_out(const T* from, int64_t stride, int64_t row
     for (int64_t k = 0; k < n; ++k) to[i * n + k] = from[k * stride + i];
 }
 
-// A tile of `rows` rows from `begin` on, category-major with `stride` lanes; held whole where it fits.
-template <class T> struct Tile {
+// Neighbouring rows, a lane for each. They are read where they lie if they are neighbours in memory; else they are
+// brought into a tile first, category-major, whole where it fits.
+template <class T> struct Lanes {
+  using V = Vec<T>;
+  static constexpr int kMost = kWideBytes / kBytes;  // vectors at once
+
   const Job& job;
-  int64_t begin, rows, end, stride;
-  bool held;
+  int64_t begin, rows, stride;
+  bool in_place, whole;
   T *pred, *label, *grad, *staging;
 
+  static bool long_runs(const Job& job) { return job.inner >= kRunRows; }
   static int64_t lanes(const Job& job) {
-    int64_t fit = kTileBytes / (static_cast<int64_t>(sizeof(T)) * job.n);
-    fit = fit < kMaxGrain ? fit / kLanes<T> * kLanes<T> : kMaxGrain;
-    return fit > kLanes<T> ? fit : kLanes<T>;
+    const int64_t most = kMost * kLanes<T>;
+    if (long_runs(job)) return most;
+    const int64_t fit = kTileBytes / (static_cast<int64_t>(sizeof(T)) * job.n) / kLanes<T> * kLanes<T>;
+    return fit > most ? most : fit > kLanes<T> ? fit : kLanes<T>;
   }
-  static bool fits(const Job& job) { return job.n <= 4096; }
-  static int64_t size(const Job& job) { return lanes(job) * (fits(job) ? job.n : kLaneBlock); }
+  static bool fits(const Job& job) { return !long_runs(job) && job.n <= 4096; }
+  static int64_t size(const Job& job) {
+    return lanes(job) * (fits(job) ? job.n : long_runs(job) ? kFarBlock : kLaneBlock);
+  }
   static int64_t scratch(const Job& job) { return 4 * size(job); }
 
-  // Rows [first, last), at most lanes(job) of them.
-  Tile(const Job& j, int64_t first, int64_t last, T* memory)
-      : job(j), begin(first), rows(last - first < lanes(j) ? last - first : lanes(j)), end(last),
-        stride((rows + kLanes<T> - 1) / kLanes<T> * kLanes<T>), held(fits(j)), pred(memory), label(memory + size(j)),
-        grad(memory + 2 * size(j)), staging(memory + 3 * size(j)) {
-    if (held) {
-      gather(pred, job.pred, job.pred_type, 0, job.n);
-      gather(label, job.label, job.label_type, 0, job.n);
+  // As many rows from `first` on as are taken at once, at most up to `last`.
+  Lanes(const Job& j, int64_t first, int64_t last, T* memory)
+      : job(j), begin(first), rows(last - first < lanes(j) ? last - first : lanes(j)), in_place(false), whole(fits(j)),
+        pred(memory), label(memory + size(j)), grad(memory + 2 * size(j)), staging(memory + 3 * size(j)) {
+    if (long_runs(job)) {  // up to where the run ends; what fills no vector comes after the rest, by itself
+      const int64_t left = job.inner - begin % job.inner;
+      if (rows > left) rows = left;
+      if (rows > kLanes<T>) rows -= rows % kLanes<T>;
+      in_place = rows % kLanes<T> == 0 && job.pred_type == type_of<T>() && job.label_type == type_of<T>();
     }
+    stride = (rows + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
+    if (in_place || !whole) return;
+    gather(pred, job.pred, job.pred_type, 0, job.n);
+    gather(label, job.label, job.label_type, 0, job.n);
   }
 
+  struct Part {
+    const T *pred, *label;
+    int64_t step, count;
+    bool far;  // neighbours are pages apart
+
+    // f(offset) for every category.
+    template <class F> KL_INLINE void each_offset(F f) const {
+      if (far) {  // an instruction of its own for each of several rows lets the processor see where each is going
+#pragma GCC unroll 4
+        for (int64_t i = 0; i < count; ++i) f(i * step);
+      } else {
+        for (int64_t i = 0; i < count; ++i) f(i * step);
+      }
+    }
+    template <class Each> KL_INLINE void one(bool of_label, Each each) const {
+      const T* const x = of_label ? label : pred;
+      each_offset([&](int64_t at) { each(load(x + at)); });
+    }
+    KL_INLINE V largest(bool of_label, V best) const {
+      const T* const x = of_label ? label : pred;
+      each_offset([&](int64_t at) {
+        if (far) __builtin_prefetch(x + at + kAhead);
+        best = max_over<T>(best, load(x + at));
+      });
+      return best;
+    }
+    template <class Each> KL_INLINE void both(Each each) const {
+      each_offset([&](int64_t at) {
+        if (far) {
+          __builtin_prefetch(pred + at + kAhead);
+          __builtin_prefetch(label + at + kAhead);
+        }
+        each(load(pred + at), load(label + at));
+      });
+    }
+  };
+
+  int vectors() const { return static_cast<int>(stride / kLanes<T>); }
+  int64_t block(int sides) const { return !long_runs(job) ? kLaneBlock : sides == kBoth ? kFarBlock / 2 : kFarBlock; }
+  const T* fetch(const void* side, Type type, T* tile, int64_t k, int64_t count) const {
+    if (in_place) return static_cast<const T*>(side) + address(k);
+    if (whole) return tile + k * stride;
+    gather(tile, side, type, k, count);
+    return tile;
+  }
+  // Of category k of the first row, where rows are neighbours.
+  int64_t address(int64_t k) const { return (begin / job.inner * job.n + k) * job.inner + begin % job.inner; }
+
+  // f(vector, first category, part)
+  template <class F> KL_INLINE void sweep(int sides, F f) const {
+    const int64_t length = block(sides), step = in_place ? job.inner : stride;
+    for (int64_t k = 0; k < job.n; k += length) {
+      const int64_t count = job.n - k < length ? job.n - k : length;
+      const T* const b = sides & kPred ? fetch(job.pred, job.pred_type, pred, k, count) : nullptr;
+      const T* const a = sides & kLabel ? fetch(job.label, job.label_type, label, k, count) : nullptr;
+      for (int j = 0; j < vectors(); ++j)
+        f(j, k, Part{b + j * kLanes<T>, a + j * kLanes<T>, step, count, in_place});
+    }
+  }
+  // f(vector, put), where put(each) writes each(pred, label) to the gradient of one side.
+  template <class F> KL_INLINE void write(void* side, Type type, F f) const {
+    T* const out = in_place ? static_cast<T*>(side) + address(0) : grad;
+    const int64_t step = in_place ? job.inner : stride;
+    const bool past_cache = in_place && job.stream && reinterpret_cast<uintptr_t>(out) % kBytes == 0 &&
+                            job.inner % kLanes<T> == 0;
+    sweep(kBoth, [&](int j, int64_t k, const Part& part) {
+      T* to = out + (in_place || whole ? k * step : 0) + j * kLanes<T>;
+      f(j, [&](auto each) {
+        part.both([&](V b, V a) {
+          past_cache ? stream(to, each(b, a)) : store<T>(to, each(b, a));
+          to += step;
+        });
+      });
+      if (!in_place && !whole && j + 1 == vectors()) scatter(side, type, k, part.count);
+    });
+    if (!in_place && whole) scatter(side, type, 0, job.n);
+  }
+
+  KL_INLINE void join(Sums<T>&) const {}
+  void spread(const double* factor, V* g) const {
+    T lanes[kMost * kLanes<T>];
+    for (int64_t i = 0; i < stride; ++i) lanes[i] = i < rows ? static_cast<T>(factor[i]) : T(0);
+    for (int j = 0; j < vectors(); ++j) g[j] = load(lanes + j * kLanes<T>);
+  }
+  int64_t width(int j) const { return rows - j * kLanes<T> < kLanes<T> ? rows - j * kLanes<T> : kLanes<T>; }
+  V load_stat(int stat, int j) const {
+    const T* const from = static_cast<const T*>(job.stats[stat]) + begin + j * kLanes<T>;
+    return width(j) == kLanes<T> ? load(from) : load_part(from, width(j), T(0));
+  }
+  void store_stat(int stat, int j, V v) const {
+    if (!job.stats[stat]) return;
+    T* const to = static_cast<T*>(job.stats[stat]) + begin + j * kLanes<T>;
+    width(j) == kLanes<T> ? store<T>(to, v) : store_part(to, width(j), v);
+  }
+
+ private:
   // f(outer, inner, first lane, lanes) for each run of rows that are neighbours in memory.
   template <class F> KL_INLINE void runs(F f) const {
     for (int64_t i = 0; i < rows;) {
@@ -186,12 +312,7 @@ template <class T> struct Tile {
     runs([&](int64_t o, int64_t at, int64_t i, int64_t m) {
       for (int64_t k = 0; k < count; ++k) {
         const int64_t from = (o * job.n + k0 + k) * job.inner + at;
-        if (type == type_of<T>()) {
-          // Runs lie too far apart for the processor to guess the next; ask for the one after it.
-          const T* const run = static_cast<const T*>(side) + from;
-          for (int64_t c = 0; c < m; c += 64 / sizeof(T)) __builtin_prefetch(run + 2 * job.inner + c);
-          copy_run(to + k * stride + i, run, m, false);
-        }
+        if (type == type_of<T>()) copy_run(to + k * stride + i, static_cast<const T*>(side) + from, m, false);
         else convert_in(to + k * stride + i, side, type, from, m);
       }
     });
@@ -216,93 +337,49 @@ template <class T> struct Tile {
   }
 };
 
-template <class T> struct Lanes {
-  using V = Vec<T>;
-  const Job& job;
-  const Tile<T>& tile;
-  int64_t lane;  // first of the tile's lanes that are in hand
-
-  Lanes(const Tile<T>& t, int64_t first) : job(t.job), tile(t), lane(first) {}
-
-  template <class Block> KL_INLINE void blocks(Block block) const {
-    for (int64_t k = 0; k < job.n; k += kLaneBlock) block(k, job.n - k < kLaneBlock ? job.n - k : kLaneBlock);
-  }
-  const T* fetch(bool label, int64_t k, int64_t count) const {
-    T* held = label ? tile.label : tile.pred;
-    if (tile.held) return held + k * tile.stride + lane;
-    tile.gather(held, label ? job.label : job.pred, label ? job.label_type : job.pred_type, k, count);
-    return held + lane;
-  }
-  template <class Each> KL_INLINE void one(bool label, int64_t k, int64_t count, Each each) const {
-    const T* x = fetch(label, k, count);
-    for (int64_t i = 0; i < count; ++i) each(load(x + i * tile.stride));
-  }
-  V largest(bool label, int64_t k, int64_t count, V best) const {
-    const T* x = fetch(label, k, count);
-    for (int64_t i = 0; i < count; ++i) best = max_over<T>(best, load(x + i * tile.stride));
-    return best;
-  }
-  template <class Each> KL_INLINE void both(int64_t k, int64_t count, Each each) const {
-    const T *b = fetch(false, k, count), *a = fetch(true, k, count);
-    for (int64_t i = 0; i < count; ++i) each(load(b + i * tile.stride), load(a + i * tile.stride));
-  }
-  template <class Each> KL_INLINE void write(void* grad, Type type, Each each) const {
-    blocks([&](int64_t k, int64_t count) {
-      const T *b = fetch(false, k, count), *a = fetch(true, k, count);
-      T* out = tile.held ? tile.grad + k * tile.stride + lane : tile.grad + lane;
-      for (int64_t i = 0; i < count; ++i)
-        store<T>(out + i * tile.stride, each(load(b + i * tile.stride), load(a + i * tile.stride)));
-      if (!tile.held) tile.scatter(grad, type, k, count);
-    });
-  }
-
-  KL_INLINE void join(Sums<T>&) const {}
-  int64_t width() const { return tile.rows - lane < kLanes<T> ? tile.rows - lane : kLanes<T>; }
-  V load_stat(int stat) const {
-    V v = {};
-    memcpy(&v, static_cast<const T*>(job.stats[stat]) + tile.begin + lane, width() * sizeof(T));
-    return v;
-  }
-  void store_stat(int stat, V v) const {
-    if (job.stats[stat]) memcpy(static_cast<T*>(job.stats[stat]) + tile.begin + lane, &v, width() * sizeof(T));
-  }
-};
-
 // ---- formulas ----------------------------------------------------------------------------------------------------
 
-// What is constant along a row. log q = (b - pred_max) * pred_t - pred_log, and the same for the label.
+// What is constant along a row, but for the temperatures. log q = (b - pred_max) * pred_t - pred_log, and the same for
+// the label.
 template <class T> struct Params {
-  Vec<T> pred_max = {}, pred_log = {}, pred_scale = {}, pred_t = splat(T(1));
-  Vec<T> label_max = {}, label_log = {}, label_scale = splat(T(1)), label_t = splat(T(1));
-  Vec<T> gap_high = {}, gap_low = {};  // log-sum-exp of the label minus that of the pred, in two parts
-  Vec<T> mass = splat(T(1));           // sum of the label
-  Vec<T> value = {};
+  Vec<T> pred_max, pred_log, pred_scale;
+  Vec<T> label_max, label_log, label_scale;
+  Vec<T> gap_high, gap_low;  // log-sum-exp of the label minus that of the pred, in two parts
+  Vec<T> mass;               // sum of the label
+  Vec<T> value;
 };
 
-// Largest logit (0 if there is none) and sum of exp((x - largest) * t), block by block.
-template <class T, class L>
-void softmax_stats(const L& rows, bool label, Vec<T> t, Vec<T>& largest, Sums<T>& sum) {
+// Of every vector in hand: largest logit (0 if there is none) and sum of exp((x - largest) * t), block by block.
+template <class T, class L> void softmax_stats(const L& rows, bool label, Vec<T> t, Vec<T>* largest, Sums<T>* sum) {
   using V = Vec<T>;
-  V best = splat(-inf<T>());
-  rows.blocks([&](int64_t k, int64_t count) {
-    const V new_best = rows.largest(label, k, count, best);
-    const V base = new_best == -inf<T>() ? V{} : new_best;
-    if (k) sum.scale(exp<T>((best - base) * t));
-    V part = {};
-    rows.one(label, k, count, [&](V x) { part += exp<T>((x - base) * t); });
-    sum.add(part);
-    best = new_best;
+  for (int j = 0; j < rows.vectors(); ++j) {
+    largest[j] = splat(-inf<T>());
+    sum[j].clear();
+  }
+  rows.sweep(label ? kLabel : kPred, [&](int j, int64_t k, const auto& part) {
+    const V best = part.largest(label, largest[j]);
+    const V base = best == -inf<T>() ? V{} : best;
+    if (k) sum[j].scale(exp<T>((largest[j] - base) * t));
+    V added = {};
+    part.one(label, [&](V x) { added += exp<T>((x - base) * t); });
+    sum[j].add(added);
+    largest[j] = best;
   });
-  rows.join(sum);
-  largest = best == -inf<T>() ? V{} : best;
+  for (int j = 0; j < rows.vectors(); ++j) {
+    rows.join(sum[j]);
+    largest[j] = largest[j] == -inf<T>() ? V{} : largest[j];
+  }
 }
 
+// The terms of one row, or of one vector of rows.
 template <class T> struct Terms {
+  const Params<T> r;
+  const Vec<T> pred_t, label_t;
+
   // label * (log label - log pred), the label's part left unnormalised (times the sum of exponentials).
-  template <bool kPredLog, bool kLabelLog>
-  static KL_INLINE Vec<T> plain(Vec<T> b, Vec<T> a, const Params<T>& r, Vec<T>& mass) {
-    const Vec<T> log_q = kPredLog ? (b - r.pred_max) * r.pred_t - r.pred_log : log<T>(b);
-    const Vec<T> z = (a - r.label_max) * r.label_t;
+  template <bool kPredLog, bool kLabelLog> KL_INLINE Vec<T> plain(Vec<T> b, Vec<T> a, Vec<T>& mass) const {
+    const Vec<T> log_q = kPredLog ? (b - r.pred_max) * pred_t - r.pred_log : log<T>(b);
+    const Vec<T> z = (a - r.label_max) * label_t;
     const Vec<T> p = kLabelLog ? exp<T>(z) : a;
     const Vec<T> log_p = kLabelLog ? z - r.label_log : log<T>(a);
     const Vec<T> term = p * (log_p - log_q);
@@ -310,184 +387,226 @@ template <class T> struct Terms {
     return p == T(0) ? Vec<T>{} : term;
   }
   // log p - log q of two rows of logits, from their difference, so that near-equal rows keep their digits.
-  static KL_INLINE Vec<T> log_ratio(Vec<T> b, Vec<T> a, const Params<T>& r) {
+  KL_INLINE Vec<T> log_ratio(Vec<T> b, Vec<T> a) const {
     // What the subtraction rounds off is given back; where it is inf or NaN nothing is.
     const Vec<T> d = a - b, back = d - a, lost = (a - (d - back)) - (b + back);
-    const Vec<T> u = (d * r.pred_t - r.gap_high) - r.gap_low;
-    return u + (lost == lost ? lost * r.pred_t : Vec<T>{});
+    const Vec<T> u = (d * pred_t - r.gap_high) - r.gap_low;
+    return u + (lost == lost ? lost * pred_t : Vec<T>{});
   }
   // p u + q - p with u = log p - log q: the same sum, since both rows add up to 1, and no term below 0.
-  static KL_INLINE Vec<T> both_logits(Vec<T> b, Vec<T> a, const Params<T>& r) {
-    const Vec<T> q = exp<T>((b - r.pred_max) * r.pred_t) * r.pred_scale;
-    const Vec<T> p = exp<T>((a - r.label_max) * r.label_t) * r.label_scale;
-    const Vec<T> u = log_ratio(b, a, r);
+  KL_INLINE Vec<T> both_logits(Vec<T> b, Vec<T> a) const {
+    const Vec<T> q = exp<T>((b - r.pred_max) * pred_t) * r.pred_scale;
+    const Vec<T> p = exp<T>((a - r.label_max) * label_t) * r.label_scale;
+    const Vec<T> u = log_ratio(b, a);
     const Vec<T> far = p * (u - T(1)) + q;
     const Vec<T> near = p * gap<T>(u);
     Vec<T> term = (u < T(1)) & (u > T(-1)) ? near : far;
     term = p == T(0) ? q : term;
     return term < T(0) ? Vec<T>{} : term;
   }
+  // Gradients of the loss, times g.
+  template <Space kPredSpace, bool kLabelLog> KL_INLINE Vec<T> to_pred(Vec<T> b, Vec<T> a, Vec<T> g, Vec<T> pull) const {
+    const Vec<T> p = kLabelLog ? exp<T>((a - r.label_max) * label_t) * r.label_scale : a;
+    Vec<T> x;
+    if (kPredSpace == kLogits) {
+      const Vec<T> q = exp<T>((b - r.pred_max) * pred_t) * pull;
+      x = g * pred_t * ((pull == T(0) ? Vec<T>{} : q) - p);
+    } else if (kPredSpace == kLogProbs) {
+      x = -g * p;
+    } else {
+      x = p == T(0) ? Vec<T>{} : -g * (p / b);
+    }
+    return g == T(0) ? Vec<T>{} : x;
+  }
+  template <bool kPredLog, Space kLabelSpace, bool kBothLogits>
+  KL_INLINE Vec<T> to_label(Vec<T> b, Vec<T> a, Vec<T> g, T log_epsilon) const {
+    const Vec<T> log_q = kPredLog ? (b - r.pred_max) * pred_t - r.pred_log : log<T>(b);
+    Vec<T> x;
+    if (kLabelSpace == kProbs) {
+      const Vec<T> at_zero = log_q > -inf<T>() ? log_epsilon - log_q : Vec<T>{};
+      x = g * (a == T(0) ? at_zero : log<T>(a) - log_q + T(1));
+    } else {
+      const Vec<T> z = (a - r.label_max) * label_t;
+      const Vec<T> p = exp<T>(z) * r.label_scale;
+      const Vec<T> u = kBothLogits ? log_ratio(b, a) : (z - r.label_log) - log_q;
+      x = kLabelSpace == kLogits ? g * label_t * (p * (u - r.value)) : g * (p * (u + T(1)));
+      x = p == T(0) ? Vec<T>{} : x;
+    }
+    return g == T(0) ? Vec<T>{} : x;
+  }
 };
 
 // Everything about the rows in hand that the value or the gradients need and that was not kept.
-template <class T, class L> struct Rows {
+template <class T, class L> struct Work {
   using V = Vec<T>;
   const L& rows;
   const Job& job;
-  Params<T> r;
-  Sums<T> label_sum;
+  const V pred_t, label_t;
+  Params<T> r[L::kMost];
+  Sums<T> label_sum[L::kMost];
 
-  explicit Rows(const L& l) : rows(l), job(l.job) {
-    if (job.pred_space == kLogits) r.pred_t = splat(static_cast<T>(job.inv_temperature));
-    if (job.label_space == kLogits) r.label_t = splat(static_cast<T>(job.inv_temperature));
+  explicit Work(const L& l)
+      : rows(l), job(l.job), pred_t(splat(static_cast<T>(job.pred_space == kLogits ? job.inv_temperature : 1))),
+        label_t(splat(static_cast<T>(job.label_space == kLogits ? job.inv_temperature : 1))) {
+    const V zero = {}, one = splat(T(1));
+    for (int j = 0; j < rows.vectors(); ++j) r[j] = {zero, zero, one, zero, zero, one, zero, zero, one, zero};
   }
+  Terms<T> terms(int j) const { return {r[j], pred_t, label_t}; }
   bool both_logits() const { return job.pred_space == kLogits && job.label_space == kLogits; }
 
-  void normalise(V pred_sum, V label_sum_t) {
+  // From the sums of exponentials and the largest logits.
+  void normalise(Params<T>& r, V pred_sum, V label_sum) const {
     if (job.pred_space == kLogits) {
       r.pred_log = log<T>(pred_sum);
       r.pred_scale = T(1) / pred_sum;
     }
     if (job.label_space == kLogits) {
-      r.label_log = log<T>(label_sum_t);
-      r.label_scale = T(1) / label_sum_t;
+      r.label_log = log<T>(label_sum);
+      r.label_scale = T(1) / label_sum;
     }
     if (both_logits()) {  // exact differences and sums in two parts: a common shift of a side costs no digits
       const V d = r.label_max - r.pred_max, back = d - r.label_max;
       const V d_low = (r.label_max - (d - back)) - (r.pred_max + back);
-      const V x = d * r.pred_t, y = r.label_log - r.pred_log;
+      const V x = d * pred_t, y = r.label_log - r.pred_log;
       const V s = x + y, part = s - x;
       r.gap_high = s;
-      r.gap_low = ((x - (s - part)) + (y - part)) + d_low * r.pred_t;
+      r.gap_low = ((x - (s - part)) + (y - part)) + d_low * pred_t;
     }
   }
   void compute_stats() {
-    V pred_sum_t = splat(T(1)), label_sum_t = splat(T(1));
+    V largest[L::kMost], pred_total[L::kMost];
     if (job.pred_space == kLogits) {
-      Sums<T> sum;
-      softmax_stats<T>(rows, false, r.pred_t, r.pred_max, sum);
-      pred_sum_t = sum.narrow();
-      rows.store_stat(kPredMax, r.pred_max);
-      rows.store_stat(kPredSum, pred_sum_t);
-    }
-    if (job.label_space == kLogits) {
-      softmax_stats<T>(rows, true, r.label_t, r.label_max, label_sum);
-      label_sum_t = label_sum.narrow();
-      rows.store_stat(kLabelMax, r.label_max);
-      rows.store_stat(kLabelSum, label_sum_t);
-    }
-    normalise(pred_sum_t, label_sum_t);
-  }
-  void load_stats() {
-    V pred_sum_t = splat(T(1)), label_sum_t = splat(T(1));
-    if (job.pred_space == kLogits) {
-      r.pred_max = rows.load_stat(kPredMax);
-      pred_sum_t = rows.load_stat(kPredSum);
-    }
-    if (job.label_space == kLogits) {
-      r.label_max = rows.load_stat(kLabelMax);
-      label_sum_t = rows.load_stat(kLabelSum);
-    }
-    normalise(pred_sum_t, label_sum_t);
-  }
-
-  template <bool kPredLog, bool kLabelLog> void sum_terms(Sums<T>& total, Sums<T>& mass) const {
-    const Params<T> p = r;
-    rows.blocks([&](int64_t k, int64_t count) {
-      V part = {}, part_mass = {};
-      rows.both(k, count, [&](V b, V a) { part += Terms<T>::template plain<kPredLog, kLabelLog>(b, a, p, part_mass); });
-      total.add(part);
-      mass.add(part_mass);
-    });
-  }
-  // The value of each row in hand, in double; sets and keeps the stats that go with it.
-  Sums<T> value() {
-    Sums<T> total, mass;
-    if (both_logits()) {
-      const Params<T> p = r;
-      rows.blocks([&](int64_t k, int64_t count) {
-        V part = {};
-        rows.both(k, count, [&](V b, V a) { part += Terms<T>::both_logits(b, a, p); });
-        total.add(part);
-      });
-      rows.join(total);
-    } else {
-      const bool label_log = job.label_space != kProbs;
-      if (job.pred_space != kProbs) label_log ? sum_terms<true, true>(total, mass) : sum_terms<true, false>(total, mass);
-      else label_log ? sum_terms<false, true>(total, mass) : sum_terms<false, false>(total, mass);
-      rows.join(total);
-      if (job.label_space == kLogits) {
-        total.divide(label_sum);
-      } else if (job.pred_space == kLogits) {
-        rows.join(mass);
-        r.mass = mass.narrow();
-        rows.store_stat(kMass, r.mass);
+      Sums<T> sum[L::kMost];
+      softmax_stats<T>(rows, false, pred_t, largest, sum);
+      for (int j = 0; j < rows.vectors(); ++j) {
+        r[j].pred_max = largest[j];
+        pred_total[j] = sum[j].narrow();
+        rows.store_stat(kPredMax, j, largest[j]);
+        rows.store_stat(kPredSum, j, pred_total[j]);
       }
     }
-    r.value = total.narrow();
-    rows.store_stat(kValue, r.value);
-    return total;
+    if (job.label_space == kLogits) softmax_stats<T>(rows, true, label_t, largest, label_sum);
+    for (int j = 0; j < rows.vectors(); ++j) {
+      V label_total = {};
+      if (job.label_space == kLogits) {
+        label_total = label_sum[j].narrow();
+        r[j].label_max = largest[j];
+        rows.store_stat(kLabelMax, j, largest[j]);
+        rows.store_stat(kLabelSum, j, label_total);
+      }
+      normalise(r[j], pred_total[j], label_total);
+    }
+  }
+  void load_stats() {
+    for (int j = 0; j < rows.vectors(); ++j) {
+      V pred_total = {}, label_total = {};
+      if (job.pred_space == kLogits) {
+        r[j].pred_max = rows.load_stat(kPredMax, j);
+        pred_total = rows.load_stat(kPredSum, j);
+      }
+      if (job.label_space == kLogits) {
+        r[j].label_max = rows.load_stat(kLabelMax, j);
+        label_total = rows.load_stat(kLabelSum, j);
+      }
+      normalise(r[j], pred_total, label_total);
+    }
+  }
+
+  template <bool kPredLog, bool kLabelLog> void sum_terms(Sums<T>* total, Sums<T>* mass) const {
+    rows.sweep(kBoth, [&](int j, int64_t, const auto& part) {
+      const Terms<T> t = terms(j);
+      V added = {}, added_mass = {};
+      part.both([&](V b, V a) { added += t.template plain<kPredLog, kLabelLog>(b, a, added_mass); });
+      total[j].add(added);
+      mass[j].add(added_mass);
+    });
+  }
+  void sum_terms_of_logits(Sums<T>* total) const {
+    rows.sweep(kBoth, [&](int j, int64_t, const auto& part) {
+      const Terms<T> t = terms(j);
+      V added = {};
+      part.both([&](V b, V a) { added += t.both_logits(b, a); });
+      total[j].add(added);
+    });
+  }
+  // The values in double to take(vector, values); sets and keeps the stats that go with them.
+  template <class Take> void value(Take take) {
+    Sums<T> total[L::kMost], mass[L::kMost];
+    for (int j = 0; j < rows.vectors(); ++j) {
+      total[j].clear();
+      mass[j].clear();
+    }
+    const bool label_log = job.label_space != kProbs;
+    if (both_logits()) sum_terms_of_logits(total);
+    else if (job.pred_space != kProbs) label_log ? sum_terms<true, true>(total, mass) : sum_terms<true, false>(total, mass);
+    else label_log ? sum_terms<false, true>(total, mass) : sum_terms<false, false>(total, mass);
+    for (int j = 0; j < rows.vectors(); ++j) {
+      rows.join(total[j]);
+      if (job.label_space != kLogits && job.pred_space == kLogits) {
+        rows.join(mass[j]);
+        r[j].mass = mass[j].narrow();
+        rows.store_stat(kMass, j, r[j].mass);
+      }
+      if (job.label_space == kLogits && job.pred_space != kLogits) total[j].divide(label_sum[j]);
+      r[j].value = total[j].narrow();
+      rows.store_stat(kValue, j, r[j].value);
+      take(j, total[j]);
+    }
   }
   // Sum of the label alone, where the backward has to find it again.
   void compute_mass() {
-    Sums<T> mass;
+    Sums<T> mass[L::kMost];
+    for (int j = 0; j < rows.vectors(); ++j) mass[j].clear();
     const bool label_log = job.label_space != kProbs;
-    rows.blocks([&](int64_t k, int64_t count) {
-      V part = {};
-      if (label_log) rows.one(true, k, count, [&](V a) { part += exp<T>(a); });
-      else rows.one(true, k, count, [&](V a) { part += a; });
-      mass.add(part);
+    rows.sweep(kLabel, [&](int j, int64_t, const auto& part) {
+      V added = {};
+      if (label_log) part.one(true, [&](V a) { added += exp<T>(a); });
+      else part.one(true, [&](V a) { added += a; });
+      mass[j].add(added);
     });
-    rows.join(mass);
-    r.mass = mass.narrow();
+    for (int j = 0; j < rows.vectors(); ++j) {
+      rows.join(mass[j]);
+      r[j].mass = mass[j].narrow();
+    }
+  }
+  // Brings up what the wanted gradients need: kept by the forward, or found again.
+  void prepare_gradients() {
+    const bool softmax = job.pred_space == kLogits || job.label_space == kLogits;
+    const bool kept = job.stats[job.pred_space == kLogits ? kPredMax : kLabelMax] != nullptr;
+    if (softmax) kept ? load_stats() : compute_stats();
+    if (job.pred_space == kLogits && job.label_space != kLogits && job.pred_grad) {
+      if (!job.stats[kMass]) compute_mass();
+      else for (int j = 0; j < rows.vectors(); ++j) r[j].mass = rows.load_stat(kMass, j);
+    }
+    if (job.label_space == kLogits && job.label_grad) {
+      if (!job.stats[kValue]) value([](int, const Sums<T>&) {});
+      else for (int j = 0; j < rows.vectors(); ++j) r[j].value = rows.load_stat(kValue, j);
+    }
   }
 
-  template <Space kPred, bool kLabelLog> void pred_gradient(V g) const {
-    const Params<T> s = r;
-    // No label at all: no pull on any logit, whatever they hold.
-    const V pull = s.mass == T(0) ? V{} : s.mass * s.pred_scale;
-    const V gt = g * s.pred_t;
-    rows.write(job.pred_grad, job.pred_type, [&](V b, V a) {
-      const V p = kLabelLog ? exp<T>((a - s.label_max) * s.label_t) * s.label_scale : a;
-      V x;
-      if (kPred == kLogits) {
-        const V q = exp<T>((b - s.pred_max) * s.pred_t) * pull;
-        x = gt * ((pull == T(0) ? V{} : q) - p);
-      } else if (kPred == kLogProbs) {
-        x = -g * p;
-      } else {
-        x = p == T(0) ? V{} : -g * (p / b);
-      }
-      return g == T(0) ? V{} : x;
+  // g: what the gradients of every vector are multiplied by.
+  template <Space kPredSpace, bool kLabelLog> void pred_gradient(const V* g) const {
+    rows.write(job.pred_grad, job.pred_type, [&](int j, auto put) {
+      const Terms<T> t = terms(j);
+      const V gj = g[j], pull = t.r.mass == T(0) ? V{} : t.r.mass * t.r.pred_scale;  // no label: no pull on any logit
+      put([&](V b, V a) { return t.template to_pred<kPredSpace, kLabelLog>(b, a, gj, pull); });
     });
   }
-  template <bool kPredLog, Space kLabel, bool kBoth> void label_gradient(V g) const {
-    const Params<T> s = r;
+  template <bool kPredLog, Space kLabelSpace, bool kBothLogits> void label_gradient(const V* g) const {
     const T log_epsilon = static_cast<T>(job.log_epsilon);
-    const V gt = g * s.label_t;
-    rows.write(job.label_grad, job.label_type, [&](V b, V a) {
-      const V log_q = kPredLog ? (b - s.pred_max) * s.pred_t - s.pred_log : log<T>(b);
-      V x;
-      if (kLabel == kProbs) {
-        const V at_zero = log_q > -inf<T>() ? log_epsilon - log_q : V{};
-        x = g * (a == T(0) ? at_zero : log<T>(a) - log_q + T(1));
-      } else {
-        const V z = (a - s.label_max) * s.label_t;
-        const V p = exp<T>(z) * s.label_scale;
-        const V u = kBoth ? Terms<T>::log_ratio(b, a, s) : (z - s.label_log) - log_q;
-        x = kLabel == kLogits ? gt * (p * (u - s.value)) : g * (p * (u + T(1)));
-        x = p == T(0) ? V{} : x;
-      }
-      return g == T(0) ? V{} : x;
+    rows.write(job.label_grad, job.label_type, [&](int j, auto put) {
+      const Terms<T> t = terms(j);
+      const V gj = g[j];
+      put([&](V b, V a) { return t.template to_label<kPredLog, kLabelSpace, kBothLogits>(b, a, gj, log_epsilon); });
     });
   }
-  void write_pred_gradient(V g) const {
+  void write_pred_gradient(const V* g) const {
     const bool label_log = job.label_space != kProbs;
     if (job.pred_space == kLogits) label_log ? pred_gradient<kLogits, true>(g) : pred_gradient<kLogits, false>(g);
     else if (job.pred_space == kLogProbs) label_log ? pred_gradient<kLogProbs, true>(g) : pred_gradient<kLogProbs, false>(g);
     else label_log ? pred_gradient<kProbs, true>(g) : pred_gradient<kProbs, false>(g);
   }
-  void write_label_gradient(V g) const {
+  void write_label_gradient(const V* g) const {
     const bool pred_log = job.pred_space != kProbs;
     if (both_logits()) label_gradient<true, kLogits, true>(g);
     else if (job.label_space == kLogits) pred_log ? label_gradient<true, kLogits, false>(g) : label_gradient<false, kLogits, false>(g);
@@ -495,22 +614,6 @@ template <class T, class L> struct Rows {
     else pred_log ? label_gradient<true, kProbs, false>(g) : label_gradient<false, kProbs, false>(g);
   }
 };
-
-// Brings up what the wanted gradients need: kept by the forward, or found again.
-template <class T, class L> void ready(Rows<T, L>& work, const L& rows) {
-  const Job& job = rows.job;
-  const bool softmax = job.pred_space == kLogits || job.label_space == kLogits;
-  const bool kept = job.stats[job.pred_space == kLogits ? kPredMax : kLabelMax] != nullptr;
-  if (softmax) kept ? work.load_stats() : work.compute_stats();
-  if (job.pred_space == kLogits && job.label_space != kLogits && job.pred_grad) {
-    if (job.stats[kMass]) work.r.mass = rows.load_stat(kMass);
-    else work.compute_mass();
-  }
-  if (job.label_space == kLogits && job.label_grad) {
-    if (job.stats[kValue]) work.r.value = rows.load_stat(kValue);
-    else work.value();
-  }
-}
 
 // ---- entry points ------------------------------------------------------------------------------------------------
 
@@ -540,61 +643,48 @@ template <class T> void forward(const Job& job, int64_t begin, int64_t end, doub
     alignas(64) T buffers[2 * kRowBlock];
     for (int64_t row = begin; row < end; ++row) {
       const Row<T> rows(job, row, buffers);
-      Rows<T, Row<T>> work(rows);
+      Work<T, Row<T>> work(rows);
       work.compute_stats();
-      value[row - begin] = work.value().first();
+      work.value([&](int, const Sums<T>& sums) { value[row - begin] = sums.first(); });
     }
     return;
   }
-  T* const memory = scratch<T>(Tile<T>::scratch(job));
+  T* const memory = scratch<T>(Lanes<T>::scratch(job));
   for (int64_t row = begin; row < end;) {
-    const Tile<T> tile(job, row, end, memory);
-    for (int64_t lane = 0; lane < tile.rows; lane += kLanes<T>) {
-      const Lanes<T> rows(tile, lane);
-      Rows<T, Lanes<T>> work(rows);
-      work.compute_stats();
-      work.value().get(value + (row - begin) + lane, rows.width());
-    }
-    row += tile.rows;
+    const Lanes<T> rows(job, row, end, memory);
+    Work<T, Lanes<T>> work(rows);
+    work.compute_stats();
+    work.value([&](int j, const Sums<T>& sums) { sums.get(value + (row - begin) + j * kLanes<T>, rows.width(j)); });
+    row += rows.rows;
   }
+}
+
+template <class T, class L> void backward_rows(const L& rows, const double* factor) {
+  Work<T, L> work(rows);
+  work.prepare_gradients();
+  Vec<T> g[L::kMost];
+  rows.spread(factor, g);
+  if (rows.job.pred_grad) work.write_pred_gradient(g);
+  if (rows.job.label_grad) work.write_label_gradient(g);
 }
 
 template <class T> void backward(const Job& job, int64_t begin, int64_t end, const double* factor) {
   if (by_rows<T>(job)) {
     alignas(64) T buffers[2 * kRowBlock];
-    for (int64_t row = begin; row < end; ++row) {
-      const Row<T> rows(job, row, buffers);
-      Rows<T, Row<T>> work(rows);
-      const Vec<T> g = splat(static_cast<T>(factor[row - begin]));
-      ready(work, rows);
-      if (job.pred_grad) work.write_pred_gradient(g);
-      if (job.label_grad) work.write_label_gradient(g);
-    }
+    for (int64_t row = begin; row < end; ++row) backward_rows<T>(Row<T>(job, row, buffers), factor + (row - begin));
   } else {
-    T* const memory = scratch<T>(Tile<T>::scratch(job));
+    T* const memory = scratch<T>(Lanes<T>::scratch(job));
     for (int64_t row = begin; row < end;) {
-      const Tile<T> tile(job, row, end, memory);
-      for (int side = 0; side < 2; ++side) {
-        void* grad = side ? job.label_grad : job.pred_grad;
-        if (!grad) continue;
-        for (int64_t lane = 0; lane < tile.rows; lane += kLanes<T>) {
-          const Lanes<T> rows(tile, lane);
-          Rows<T, Lanes<T>> work(rows);
-          T g[kLanes<T>] = {};
-          for (int64_t i = 0; i < rows.width(); ++i) g[i] = static_cast<T>(factor[row - begin + lane + i]);
-          ready(work, rows);
-          side ? work.write_label_gradient(load(g)) : work.write_pred_gradient(load(g));
-        }
-        if (tile.held) tile.scatter(grad, side ? job.label_type : job.pred_type, 0, job.n);
-      }
-      row += tile.rows;
+      const Lanes<T> rows(job, row, end, memory);
+      backward_rows<T>(rows, factor + (row - begin));
+      row += rows.rows;
     }
   }
   if (job.stream) stream_fence();
 }
 
 template <class T> int64_t grain(const Job& job) {
-  if (!by_rows<T>(job)) return Tile<T>::lanes(job);
+  if (!by_rows<T>(job)) return Lanes<T>::lanes(job);
   const int64_t rows = (int64_t(1) << 15) / job.n;
   return rows > kMaxGrain ? kMaxGrain : rows > 1 ? rows : 1;
 }

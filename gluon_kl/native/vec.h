@@ -92,6 +92,26 @@ KL_INLINE void stream_fence() {
 // NaN in x is passed over: the sum of exponentials that follows keeps it.
 template <class T> KL_INLINE Vec<T> max_over(Vec<T> best, Vec<T> x) { return x > best ? x : best; }
 
+// The larger and the smaller of a bound and x; NaN stays.
+template <class T> KL_INLINE Vec<T> most(T bound, Vec<T> x) {
+  const Vec<T> b = splat<T>(bound);
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) return (Vec<T>)_mm512_max_ps((__m512)b, (__m512)x);
+  else return (Vec<T>)_mm512_max_pd((__m512d)b, (__m512d)x);
+#else
+  return b > x ? b : x;
+#endif
+}
+template <class T> KL_INLINE Vec<T> least(T bound, Vec<T> x) {
+  const Vec<T> b = splat<T>(bound);
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) return (Vec<T>)_mm512_min_ps((__m512)b, (__m512)x);
+  else return (Vec<T>)_mm512_min_pd((__m512d)b, (__m512d)x);
+#else
+  return b < x ? b : x;
+#endif
+}
+
 template <class T> KL_INLINE T hmax(Vec<T> v) {
   T best = v[0];
   for (int i = 1; i < kLanes<T>; ++i) best = v[i] > best ? v[i] : best;
@@ -101,13 +121,16 @@ template <class T> KL_INLINE T hmax(Vec<T> v) {
 // Sums in double, one per lane: float vectors are added up for a block of categories only, then moved here.
 template <class T> struct Sums {
   static constexpr int kParts = sizeof(double) / sizeof(T);
-  Vec<double> part[kParts] = {};
+  Vec<double> part[kParts];
 
   static KL_INLINE void widen(Vec<T> v, Vec<double>* wide) {
     typedef T Piece __attribute__((vector_size(kBytes / kParts)));
     Piece piece[kParts];
     memcpy(piece, &v, sizeof v);
     for (int i = 0; i < kParts; ++i) wide[i] = __builtin_convertvector(piece[i], Vec<double>);
+  }
+  KL_INLINE void clear() {
+    for (auto& p : part) p = Vec<double>{};
   }
   KL_INLINE void add(Vec<T> v) {
     Vec<double> wide[kParts];
@@ -234,7 +257,8 @@ KL_INLINE Vec<float> exp_poly(Vec<float> r) {
   p = p * r + 0.04166838899254799f;
   p = p * r + 0.1666652113199234f;
   p = p * r + 0.4999999403953552f;
-  return p * (r * r) + r + 1.0f;
+  p = p * r + 1.0f;
+  return p * r + 1.0f;
 }
 KL_INLINE Vec<double> exp_poly(Vec<double> r) {
   // Taylor to r^13: the next term is below 5e-18.
@@ -259,8 +283,7 @@ template <> struct ExpRange<double> {
 
 template <class T> KL_INLINE Vec<T> exp(Vec<T> x) {
   using R = ExpRange<T>;
-  x = x < R::low ? splat<T>(R::low) : x;
-  x = x > R::high ? splat<T>(R::high) : x;
+  x = least<T>(R::high, most<T>(R::low, x));
   const Vec<T> shifted = x * R::log2e + R::shift;  // the integer k sits in the low bits
   const Vec<T> k = shifted - R::shift;
   const Vec<T> r = (x - k * R::ln2_hi) - k * R::ln2_lo;

@@ -174,7 +174,14 @@ void check(int rounds) {
     for (int d = 0; d < rank; ++d) c.shape.push_back(pick(0, 40) == 0 ? 0 : pick(1, rank == 2 ? 40 : 9));
     if (round % 3 == 0) c.shape[c.options.axis] = pick(40, 1500);
     if (round % 41 == 0) c.shape[c.options.axis] = 5000;
-    for (int d = 0; d < rank; ++d) c.weight_shape.push_back(d == c.options.axis || pick(0, 2) == 0 ? 1 : c.shape[d]);
+    if (rank < 4 && c.options.axis < rank - 1 && c.shape[c.options.axis] <= 40)
+      c.shape[rank - 1] = pick(60, 700);  // rows read where they lie
+    if (round == 50) {  // gradients past the cache
+      c.options.axis = 1;
+      c.options.batch_axis = 0;
+      c.shape = {3, 9, 80000 + pick(0, 1) * 8};
+    }
+    for (int d = 0; d < static_cast<int>(c.shape.size()); ++d) c.weight_shape.push_back(d == c.options.axis || pick(0, 2) == 0 ? 1 : c.shape[d]);
     c.options.pred_space = static_cast<Space>(pick(0, 2));
     c.options.label_space = static_cast<Space>(pick(0, 2));
     c.options.mean = pick(0, 1);
