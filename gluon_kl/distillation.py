@@ -11,9 +11,7 @@ from gluon_kl.inputs import (
     check_flag,
     check_positive,
     check_same_shape,
-    fit_sample_weight,
     normal_axis,
-    observe,
     weigh,
 )
 
@@ -144,10 +142,7 @@ class DistillationLoss(CheckedLoss):
             raise ValueError(
                 f"label of class indices must have the shape of pred without axis {self._axis}, "
                 f"{shape[:axis] + shape[axis + 1:]}, not {label.shape}; for one-hot rows set sparse_label=False")
-        if weight is not None:
-            weight = fit_sample_weight(weight, shape, batch_axis)
-        inputs = (pred, label, teacher_pred, weight)
-        return inputs, observe(inputs, self._names, shape, weight is None or weight.shape[axis] == 1)
+        return self._observe((pred, label, teacher_pred), weight, shape, batch_axis, axis)
 
     def check_inputs(self, pred: Any, label: Any, teacher_pred: Any) -> None:
         """Look at the values once, on a first batch or while debugging, and name a likely mistake.

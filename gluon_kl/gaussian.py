@@ -10,9 +10,7 @@ from gluon_kl.inputs import (
     check_choice,
     check_not_negative,
     check_same_shape,
-    fit_sample_weight,
     normal_axis,
-    observe,
     weigh,
 )
 
@@ -126,10 +124,7 @@ class GaussianKLLoss(CheckedLoss):
             if x is not None:
                 check_same_shape("mean", name, mean.shape, x.shape)
         batch_axis = normal_axis("batch_axis", self._batch_axis, mean.shape, "mean")
-        if weight is not None:
-            weight = fit_sample_weight(weight, mean.shape, batch_axis, "mean")
-        inputs = (*parameters, weight)
-        return inputs, observe(inputs, self._names, mean.shape, True)
+        return self._observe(parameters, weight, mean.shape, batch_axis, None)
 
     def _compute(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
         *parameters, weight = self._lifted(F, facts, inputs)

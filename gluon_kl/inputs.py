@@ -18,14 +18,13 @@ from mxnet.ndarray.sparse import BaseSparseNDArray
 from mxnet.symbol import Symbol
 
 from gluon_kl.divergence import sum_per_sample
-from gluon_kl.native import to_float
-from gluon_kl.native.requests import guard, is_recorded
+from gluon_kl.native import SMALL, to_float
+from gluon_kl.native.requests import follow
 
 REDUCTIONS = ("mean", "sum", "none")
 
 _DTYPE_NAMES = {bool: "bool", **{np.dtype(name).type: name for name in (  # np.dtype(x).name takes microseconds
     "float16", "float32", "float64", "uint8", "int8", "int32", "int64", "bool")}}
-SMALL = 1 << 15  # elements
 _GRAPH_FIELDS = ("_cached_graph", "_cached_op", "_cached_op_args", "_in_format", "_out_format")
 
 
@@ -37,7 +36,7 @@ class Facts(NamedTuple):
     recorded: Tuple[bool, ...]  # whether autograd may ask for a gradient of each input, None included
     row_weight: bool  # sample_weight, if any, is one number per row along the axis
     device: Any
-    small: bool  # a few kilobytes, where MXNet's bookkeeping costs more than arithmetic
+    small: bool  # fewer elements than native.SMALL
 
 
 def check_number(name: str, value: Any) -> None:
@@ -188,7 +187,7 @@ class CheckedLoss(Loss):
     """A Gluon loss that checks real arrays, lifts dtypes, and may be called in changing ways.
 
     A subclass names its array inputs in `_names`, checks them in ``_check(*arrays)`` (which
-    returns them with sample_weight fitted and a Facts), and computes in
+    returns what `_observe` does), and computes in
     ``_compute(F, facts, *inputs)``, where facts is None on Symbols of unknown origin.
     """
 
@@ -204,6 +203,24 @@ class CheckedLoss(Loss):
 
     def _check(self, *arrays: Any) -> Tuple[Tuple[Any, ...], Facts]:
         raise NotImplementedError
+
+    def _observe(
+        self, inputs: Sequence[Any], weight: Any, shape: Tuple[int, ...], batch_axis: int, axis: Optional[int],
+    ) -> Tuple[Tuple[Any, ...], Facts]:
+        """The checked inputs and the fitted sample_weight, as an operator may be given them, and their facts.
+
+        `shape` is that of the first, `axis` that of the categories, if there is one.
+        """
+        if weight is not None:
+            weight = fit_sample_weight(weight, shape, batch_axis, self._names[0])
+        row_weight = weight is None or axis is None or weight.shape[axis] == 1
+        inputs = (*inputs, weight)
+        device = check_same_device(self._names, inputs)
+        dtypes = tuple([x if x is None else _DTYPE_NAMES[x.dtype] for x in inputs])
+        recorded: Tuple[bool, ...] = (False,) * len(inputs)
+        if autograd.is_recording():
+            recorded, inputs = zip(*[follow(x) for x in inputs])
+        return inputs, Facts(len(shape), dtypes, recorded, row_weight, device, math.prod(shape) < SMALL)
 
     def _compute(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
         raise NotImplementedError
@@ -242,8 +259,6 @@ class CheckedLoss(Loss):
                 out = self._compute(mx.sym, None, *legacy)
         else:
             checked, facts = self._check(*legacy)
-            if autograd.is_recording():
-                checked = tuple([None if x is None else guard(x) for x in checked])
             if self._active:
                 out = self._run_graph(facts, checked)
             else:
@@ -277,10 +292,3 @@ class CheckedLoss(Loss):
         """Everything but the cached graphs, which hold handles that can be neither copied nor pickled."""
         return {**self.__dict__, "_cached_graph": (), "_cached_op": None, "_cached_op_args": [],
                 "_graphs": {}, "_facts": None}
-
-
-def observe(inputs: Sequence[Any], names: Sequence[str], shape: Tuple[int, ...], row_weight: bool) -> Facts:
-    """The facts of these (checked) arrays, the first of this shape; None stands for an input left out."""
-    recorded = tuple([is_recorded(x) for x in inputs]) if autograd.is_recording() else (False,) * len(inputs)
-    return Facts(len(shape), tuple([x if x is None else _DTYPE_NAMES[x.dtype] for x in inputs]), recorded, row_weight,
-                 check_same_device(names, inputs), math.prod(shape) < SMALL)

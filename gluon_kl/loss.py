@@ -13,9 +13,7 @@ from gluon_kl.inputs import (
     check_flag,
     check_positive,
     check_same_shape,
-    fit_sample_weight,
     normal_axis,
-    observe,
     weigh,
 )
 
@@ -55,10 +53,7 @@ class PairLoss(CheckedLoss):
         check_same_shape("pred", "label", shape, label.shape)
         axis = normal_axis("axis", self._axis, shape, "pred")
         batch_axis = normal_axis("batch_axis", self._batch_axis, shape, "pred")
-        if weight is not None:
-            weight = fit_sample_weight(weight, shape, batch_axis)
-        inputs = (pred, label, weight)
-        return inputs, observe(inputs, self._names, shape, weight is None or weight.shape[axis] == 1)
+        return self._observe((pred, label), weight, shape, batch_axis, axis)
 
     def check_inputs(self, pred: Any, label: Any) -> None:
         """Look at the values once, on a first batch or while debugging, and name a likely mistake.

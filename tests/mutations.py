@@ -52,7 +52,7 @@ MUTATIONS = [  # what breaks, file, the source, what it becomes
     ("one graph for all calls", "inputs.py", "if facts != self._facts:", "if self._cached_op is None:"),
     ("copies keep their graph", "inputs.py", '"_cached_op": None, ', ""),
     ("mx.np arrays come back as mx.nd", "inputs.py", "out.as_np_ndarray() if numpy_kind else out", "out"),
-    ("recorded labels get no gradient", "inputs.py", "recorded = tuple([is_recorded(x) for x in inputs])",
+    ("recorded labels get no gradient", "inputs.py", "recorded, inputs = zip(*[follow(x) for x in inputs])",
      "recorded = (True,) + (False,) * (len(inputs) - 1)"),
     ("the mixture's sides are swapped", "divergence.py", "m = beta * p + (1 - beta) * q",
      "m = beta * q + (1 - beta) * p"),

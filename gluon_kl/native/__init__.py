@@ -12,13 +12,16 @@ import uuid
 
 import mxnet as mx
 
-from gluon_kl.native.requests import guard, is_recorded
+from gluon_kl.native.requests import follow
 
 __all__ = ["info", "is_available", "kl_divergence", "reaches", "why_not"]
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
 _NAME = "_gluon_kl_divergence"
 _LOCK = threading.Lock()
+_DEFAULTS = {"axis": -1, "batch_axis": 0, "pred_space": "log_probs", "label_space": "probs", "mean": 1,
+             "scale": 1.0, "epsilon": 1e-12, "inv_temperature": 1.0}
+SMALL = 1 << 15  # elements: below, MXNet's bookkeeping costs more than arithmetic
 
 
 class _Unavailable(Exception):
@@ -119,8 +122,8 @@ def kl_divergence(F, pred, label, row_weight=None, *, wanted=None, small=False, 
         NaN and inf included.
     wanted : pair of bool, optional
         Whether autograd may ask for the gradient to `pred`, and to `label`: no other is computed. Who knows has
-        passed the arrays through `requests.guard`. If None, arrays are looked at and guarded here; Symbols cannot
-        be looked at, so that both are computed.
+        passed the arrays through `requests.follow`. If None, arrays are looked at here; Symbols cannot be looked at,
+        so that both are computed.
     small : bool
         The arrays are so small that finding the softmax again in the backward pass costs less than MXNet's
         bookkeeping for a second output that keeps it.
@@ -142,12 +145,11 @@ def kl_divergence(F, pred, label, row_weight=None, *, wanted=None, small=False, 
     NDArray or Symbol
         Shape (batch,), float32, or float64 if any input is.
     """
-    attributes = {"axis": axis, "batch_axis": batch_axis, "pred_space": pred_space, "label_space": label_space,
-                  "mean": int(mean)}
-    for name, value, default in (("scale", scale, 1.0), ("epsilon", epsilon, 1e-12),
-                                 ("inv_temperature", inv_temperature, 1.0)):
-        if value != default:
-            attributes[name] = repr(float(value))
+    given = {"axis": axis, "batch_axis": batch_axis, "pred_space": pred_space, "label_space": label_space,
+             "mean": int(mean), "scale": float(scale), "epsilon": float(epsilon),
+             "inv_temperature": float(inv_temperature)}
+    # MXNet hands every attribute over as text with every call: those at the operator's default are left out.
+    attributes = {name: value for name, value in given.items() if value != _DEFAULTS[name]}
     inputs = [pred, label]
     if row_weight is not None:
         attributes["weighted"] = 1
@@ -155,10 +157,9 @@ def kl_divergence(F, pred, label, row_weight=None, *, wanted=None, small=False, 
     recording = F is mx.nd and mx.autograd.is_recording()
     guarded = wanted is not None
     if recording and not guarded:
-        wanted = [is_recorded(x) for x in inputs]
-        inputs = [guard(x) for x in inputs]
-    if wanted is not None:
-        attributes["grad"] = "both" if wanted[0] and wanted[1] else "label" if wanted[1] else "pred"
+        wanted, inputs = map(list, zip(*map(follow, inputs)))
+    if wanted is None or wanted[1]:
+        attributes["grad"] = "both" if wanted is None or wanted[0] else "label"
     if (small and row_weight is None and label_space != "logits") or (F is mx.nd and not recording):
         attributes["keep"] = 0
     array_operator, symbol_operator = _operators()

@@ -22,7 +22,7 @@ using gluon_kl::Space;
 struct Spec {
   gluon_kl::Options options;
   bool weighted = false, keep = true;
-  bool pred_grad = true, label_grad = true;
+  bool pred_grad = true, label_grad = false;
 };
 
 Space space(const std::string& name, const std::string& text) {

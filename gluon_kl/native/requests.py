@@ -9,14 +9,12 @@ import ctypes
 import functools
 import os
 import struct
-import threading
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple, Optional, Tuple
 
 import mxnet as mx
 from mxnet.base import _LIB
 
 _ADD = 3  # OpReqType::kAddTo
-_LOCK = threading.Lock()
 
 
 class _Layout(NamedTuple):
@@ -27,34 +25,31 @@ class _Layout(NamedTuple):
     kind: int
 
 
-def is_recorded(x: Any) -> bool:
-    """Whether autograd, while it records, may ask for a gradient of this array: it is marked, or computed from such."""
-    return x is not None and _request(x) is not None
+def follow(x: Any) -> Tuple[bool, Any]:
+    """Whether autograd, while it records, may ask for a gradient of this array, and the array to give an operator.
 
-
-def guard(x: Any) -> Any:
-    """An array as an operator of an extension may be given it while autograd records.
-
-    One whose gradients add up comes behind a view: MXNet's own reshape adds, the operator would not.
-    One that autograd does not follow is detached: recording would mark it, until the next backward,
-    like one that it follows.
+    It may if the array is marked, or computed from such. One whose gradients add up comes behind a
+    view: MXNet's own reshape adds, an operator of an extension would not. One that autograd does not
+    follow is detached: recording would mark it, until the next backward, like one that it follows.
     """
+    if x is None:
+        return False, None
     request = _request(x)
     if request is None:
-        return x.detach()
-    return x.reshape(x.shape) if request == _ADD else x
+        return False, x.detach()
+    return True, x.reshape(x.shape) if request == _ADD else x
 
 
 def _request(x: Any) -> Optional[int]:
     """The OpReqType of this array's gradient; None if autograd does not follow it."""
-    with _LOCK:
-        layout = _layout()
+    layout = _layout()
     if layout is None:
         return _ADD if _has_gradient_state(x) else None
     node = _word(x.handle.value + layout.node)
-    if not node or not _word(node + layout.holder):
+    kind = node and _word(node + layout.holder)
+    if not kind:
         return None
-    if _word(node + layout.holder) != layout.kind:
+    if kind != layout.kind:
         return _ADD
     return ctypes.c_int.from_address(_word(node + layout.holder + 8) + 8).value
 
