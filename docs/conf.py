@@ -29,6 +29,7 @@ nitpick_ignore_regex = [  # an inventory of these would come from the network
 ]
 
 autosummary_generate = True
+toc_object_entries_show_parents = "hide"  # with its class in front, a method is cut off
 autodoc_typehints = "none"  # the docstrings say it in words
 napoleon_google_docstring = False
 napoleon_use_param = napoleon_use_rtype = False
@@ -51,6 +52,8 @@ sphinx_gallery_conf = {
     "abort_on_example_error": True,
     "write_computation_times": False,  # that page loads its table from a network
     "image_srcset": ["2x"],
+    "thumbnail_size": (480, 480),
+    "remove_config_comments": True,
     "show_memory": False,
     "min_reported_time": 1e9,
     "download_all_examples": False,
@@ -69,6 +72,7 @@ html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sourcelink = False
 html_show_sphinx = False
+html_use_index = False  # nothing leads there: the search and the page "API" do its work
 html_sidebars = {"index": [], "contract": [], "moving": [], "changelog": [], "benchmarks": []}
 html_theme_options = {
     "logo": {"text": "gluon_kl"},
@@ -77,4 +81,5 @@ html_theme_options = {
     "footer_start": ["copyright"],
     "footer_end": [],
     "show_toc_level": 1,
+    "pygments_dark_style": "github-dark-high-contrast",  # the default one shouts its comments in yellow
 }

@@ -22,10 +22,13 @@ class DistillationLoss(CheckedLoss):
     With :math:`z` the scores of the student, :math:`v` those of the teacher, :math:`y` the
     label, temperature :math:`T` and hard weight :math:`\alpha`,
 
-    .. math:: \alpha \, \mathrm{CE}(y, \mathrm{softmax}(z)) + (1 - \alpha) \, T^2 \,
-              \mathrm{KL}(\mathrm{softmax}(v / T) \,\|\, \mathrm{softmax}(z / T)),
+    .. math::
 
-    in nats, summed over categories and averaged over every other axis but `batch_axis`.
+       & \alpha \, \mathrm{CE}(y, \mathrm{softmax}(z)) \\
+       & + (1 - \alpha) \, T^2 \, \mathrm{KL}(p \,\|\, q)
+
+    where :math:`p = \mathrm{softmax}(v / T)` and :math:`q = \mathrm{softmax}(z / T)`, in
+    nats, summed over categories and averaged over every other axis but `batch_axis`.
     Dividing by :math:`T` shrinks the gradient of the divergence by :math:`T^2`; the factor
     gives it back, so that `hard_weight` and the learning rate keep their meaning when the
     temperature changes.
@@ -88,12 +91,17 @@ class DistillationLoss(CheckedLoss):
 
     Examples
     --------
-    >>> import mxnet as mx
+    >>> from mxnet import nd
     >>> from gluon_kl import DistillationLoss
-    >>> student = mx.nd.array([[2.0, 0.5, -1.0], [0.2, 0.1, 0.4]])
-    >>> teacher = mx.nd.array([[3.0, 1.0, -2.0], [0.0, 0.0, 4.0]])
-    >>> label = mx.nd.array([0, 2])
-    >>> print(DistillationLoss(temperature=2, hard_weight=0.5)(student, label, teacher).asnumpy().round(4))
+    >>> student = nd.array([[2, 0.5, -1],
+    ...                     [0.2, 0.1, 0.4]])
+    >>> teacher = nd.array([[3, 1, -2],
+    ...                     [0, 0, 4]])
+    >>> label = nd.array([0, 2])
+    >>> loss = DistillationLoss(
+    ...     temperature=2, hard_weight=0.5)
+    >>> value = loss(student, label, teacher)
+    >>> print(value.asnumpy().round(4))
     [0.1934 1.2265]
     """
 

@@ -21,9 +21,12 @@ class GaussianKLLoss(CheckedLoss):
     For each sample, summed over latent dimensions with means :math:`\mu`, log-variances
     :math:`\lambda`, and :math:`\mu', \lambda'` those of the prior (0, where none is given),
 
-    .. math:: \mathrm{KL}(N(\mu, e^{\lambda}) \,\|\, N(\mu', e^{\lambda'})) = \frac12 \sum_j
-              \left( (\mu_j - \mu'_j)^2 e^{-\lambda'_j} + e^{d_j} - 1 - d_j \right),
-              \quad d_j = \lambda_j - \lambda'_j.
+    .. math::
+
+       & \mathrm{KL}(N(\mu, e^{\lambda}) \,\|\, N(\mu', e^{\lambda'})) = \\
+       & \tfrac12 \sum_j \left( (\mu_j - \mu'_j)^2 e^{-\lambda'_j} + e^{d_j} - 1 - d_j \right)
+
+    with :math:`d_j = \lambda_j - \lambda'_j`.
 
     Parameters
     ----------
@@ -77,19 +80,25 @@ class GaussianKLLoss(CheckedLoss):
 
     References
     ----------
-    D. P. Kingma and M. Welling, "Auto-Encoding Variational Bayes", ICLR 2014, appendix B.
+    D. P. Kingma and M. Welling, "Auto-Encoding Variational Bayes", ICLR 2014,
+    appendix B.
 
     D. P. Kingma et al., "Improved Variational Inference with Inverse Autoregressive Flow",
     NeurIPS 2016, appendix C.8.
 
     Examples
     --------
-    >>> import mxnet as mx
+    >>> from mxnet import nd
     >>> from gluon_kl import GaussianKLLoss
-    >>> mean, log_variance = mx.nd.array([[0.0, 0.0], [1.0, 0.0]]), mx.nd.array([[0.0, 0.0], [0.0, -2.0]])
-    >>> print(GaussianKLLoss()(mean, log_variance).asnumpy().round(4))
+    >>> mean = nd.array([[0, 0], [1, 0]])
+    >>> log_var = nd.array([[0, 0], [0, -2]])
+    >>> loss = GaussianKLLoss()
+    >>> value = loss(mean, log_var)
+    >>> print(value.asnumpy().round(4))
     [0.     1.0677]
-    >>> print(GaussianKLLoss(free_nats=0.1)(mean, log_variance).asnumpy().round(4))
+    >>> loss = GaussianKLLoss(free_nats=0.1)
+    >>> value = loss(mean, log_var)
+    >>> print(value.asnumpy().round(4))
     [0.2    1.0677]
     """
 

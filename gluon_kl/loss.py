@@ -226,16 +226,27 @@ class KLDivLoss(PairLoss):
 
     Examples
     --------
-    >>> import mxnet as mx
+    Log-probabilities against probabilities, in nats; then averaged over the categories:
+
+    >>> from mxnet import nd
     >>> from gluon_kl import KLDivLoss
-    >>> pred = mx.nd.log(mx.nd.array([[0.2, 0.5, 0.2, 0.1]]))
-    >>> label = mx.nd.array([[0.3, 0.4, 0.1, 0.2]])
-    >>> print(KLDivLoss(reduction="sum")(pred, label).asnumpy().round(4))
+    >>> pred = nd.array([[0.2, 0.5, 0.2, 0.1]])
+    >>> label = nd.array([[0.3, 0.4, 0.1, 0.2]])
+    >>> loss = KLDivLoss(reduction="sum")
+    >>> value = loss(pred.log(), label)
+    >>> print(value.asnumpy().round(4))
     [0.1017]
-    >>> print(KLDivLoss()(pred, label).asnumpy().round(4))
+    >>> value = KLDivLoss()(pred.log(), label)
+    >>> print(value.asnumpy().round(4))
     [0.0254]
-    >>> scores = mx.nd.array([[2.0, 0.5, -1.0, 0.1]])
-    >>> print(KLDivLoss(from_logits=False, reduction="sum")(scores, label).asnumpy().round(4))
+
+    Raw scores, as networks give them:
+
+    >>> scores = nd.array([[2, 0.5, -1, 0.1]])
+    >>> loss = KLDivLoss(
+    ...     from_logits=False, reduction="sum")
+    >>> value = loss(scores, label)
+    >>> print(value.asnumpy().round(4))
     [0.3526]
     """
 
@@ -331,11 +342,13 @@ class ReverseKLDivLoss(PairLoss):
 
     Examples
     --------
-    >>> import mxnet as mx
+    >>> from mxnet import nd
     >>> from gluon_kl import ReverseKLDivLoss
-    >>> pred = mx.nd.log(mx.nd.array([[0.2, 0.5, 0.2, 0.1]]))
-    >>> label = mx.nd.array([[0.3, 0.4, 0.1, 0.2]])
-    >>> print(ReverseKLDivLoss(reduction="sum")(pred, label).asnumpy().round(4))
+    >>> pred = nd.array([[0.2, 0.5, 0.2, 0.1]])
+    >>> label = nd.array([[0.3, 0.4, 0.1, 0.2]])
+    >>> loss = ReverseKLDivLoss(reduction="sum")
+    >>> value = loss(pred.log(), label)
+    >>> print(value.asnumpy().round(4))
     [0.0998]
     """
 
@@ -360,8 +373,8 @@ class JSDivLoss(PairLoss):
     For each sample, with :math:`p` the label, :math:`q` the prediction and their mixture
     :math:`m = \beta p + (1 - \beta) q`,
 
-    .. math:: \mathrm{JS}_\beta = \beta \, \mathrm{KL}(p \,\|\, m)
-              + (1 - \beta) \, \mathrm{KL}(q \,\|\, m).
+    .. math:: \mathrm{JS}_\beta = \beta \, \mathrm{KL}(p \| m)
+              + (1 - \beta) \, \mathrm{KL}(q \| m).
 
     For :math:`0 < \beta < 1` it is bounded, by
     :math:`-\beta \log \beta - (1 - \beta) \log(1 - \beta)`, which it reaches where
@@ -421,7 +434,7 @@ class JSDivLoss(PairLoss):
     0 throughout; ``beta=0`` and ``beta=1`` give these divergences without the factor.
 
     No term is ever negative, and equal rows in one space give exactly 0. A label of 0 has the
-    gradient of a label e^80 times smaller than the prediction: finite, as for a mask.
+    gradient of a label :math:`e^{80}` times smaller than the prediction: finite, as for a mask.
 
     References
     ----------
@@ -433,11 +446,17 @@ class JSDivLoss(PairLoss):
 
     Examples
     --------
-    >>> import mxnet as mx
+    The second sample shares no category with its label, which costs log 2:
+
+    >>> from mxnet import nd
     >>> from gluon_kl import JSDivLoss
-    >>> pred = mx.nd.log(mx.nd.array([[0.2, 0.5, 0.2, 0.1], [0, 0, 1, 0]]))
-    >>> label = mx.nd.array([[0.3, 0.4, 0.1, 0.2], [1, 0, 0, 0]])
-    >>> print(JSDivLoss(reduction="sum")(pred, label).asnumpy().round(4))
+    >>> pred = nd.array([[0.2, 0.5, 0.2, 0.1],
+    ...                  [0, 0, 1, 0]])
+    >>> label = nd.array([[0.3, 0.4, 0.1, 0.2],
+    ...                   [1, 0, 0, 0]])
+    >>> loss = JSDivLoss(reduction="sum")
+    >>> value = loss(pred.log(), label)
+    >>> print(value.asnumpy().round(4))
     [0.0248 0.6931]
     """
 

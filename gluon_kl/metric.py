@@ -70,12 +70,13 @@ class KLDivergence(EvalMetric):
     --------
     >>> import mxnet as mx
     >>> import gluon_kl
-    >>> metric = mx.metric.create("kl-divergence")
-    >>> pred = mx.nd.log(mx.nd.array([[0.2, 0.5, 0.2, 0.1]]))
-    >>> metric.update([mx.nd.array([[0.3, 0.4, 0.1, 0.2]])], [pred])
-    >>> name, value = metric.get()
+    >>> kl = mx.metric.create("kl-divergence")
+    >>> pred = mx.nd.array([[0.2, 0.5, 0.3]])
+    >>> label = mx.nd.array([[0.3, 0.4, 0.3]])
+    >>> kl.update(label, pred.log())
+    >>> name, value = kl.get()
     >>> print(name, round(value, 4))
-    kl-divergence 0.1017
+    kl-divergence 0.0324
     """
 
     def __init__(

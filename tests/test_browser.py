@@ -84,6 +84,11 @@ def visits(browser, site, address):  # noqa: F811
                 errors: document.querySelectorAll('[data-mjx-error], mjx-merror').length,
                 ids: [...document.querySelectorAll('[id]')].map(tag => tag.id),
                 links: [...document.querySelectorAll('a[href]')].map(tag => tag.href),
+                // What a reader would have to push sideways. Only code may be longer than a phone is wide.
+                clipped: [...document.querySelectorAll(
+                    'article mjx-container[display], .sphx-glr-script-out pre, dt.sig, '
+                    + (innerWidth < 600 ? '.doctest pre' : 'article pre'))]
+                    .filter(box => box.scrollWidth > box.clientWidth + 1).map(box => box.textContent.slice(0, 60)),
                 broken: [...document.images].filter(image => image.complete && !image.naturalWidth)
                                             .map(image => image.src),
             })""")
@@ -121,6 +126,11 @@ def test_images_load(visits):
 
 def test_nothing_is_wider_than_the_screen(visits):
     assert not [(visit.where, visit.width) for visit in visits if visit.width > visit.size["width"]]
+
+
+def test_nothing_is_read_sideways(visits):
+    """Code fits a desktop; what it prints, formulas, signatures and the examples of docstrings also a phone."""
+    assert not [(visit.where, visit.clipped) for visit in visits if visit.clipped and "_modules" not in visit.name]
 
 
 def test_accessibility(visits):

@@ -80,6 +80,11 @@ def test_images_say_what_they_show(soups):
     assert not mute
 
 
+def test_no_initials_became_a_list(soups):
+    """In reStructuredText a paragraph of one line that starts with "D. P. Kingma" is item D of a list."""
+    assert not [page for page, soup in soups.items() if soup.select("ol.upperalpha, ol.loweralpha, ol.upperroman")]
+
+
 def test_every_tutorial_draws(soups):
     scripts = [page for page in soups if re.fullmatch(r"gallery/(?!index)\w+\.html", page)]
     assert scripts

@@ -35,19 +35,32 @@ from tqdm import tqdm
 import plots
 from gluon_kl import KLDivLoss
 
-SCRIPT = Path(plots.__file__).with_name("distributed_training.py")  # no __file__ where sphinx-gallery runs this
+# There is no __file__ where sphinx-gallery runs this.
+SCRIPT = Path(plots.__file__).with_name("distributed_training.py")
 
-parser = argparse.ArgumentParser(description="Train on the digits in several processes, on one host or more.")
-parser.add_argument("--workers", type=int, default=2, help="workers on each host (default: %(default)s)")
-parser.add_argument("--hosts", type=int, default=1, help="hosts in all (default: %(default)s)")
-parser.add_argument("--host", type=int, default=0, help="which of them this is, from 0 (default: %(default)s)")
-parser.add_argument("--root", default="127.0.0.1:0", help="address:port of host 0, port 0: any (default: %(default)s)")
-parser.add_argument("--patience", type=float, default=60, help="seconds of silence allowed (default: %(default)s)")
-parser.add_argument("--epochs", type=int, default=12, help="(default: %(default)s)")
-parser.add_argument("--batch", type=int, default=96, help="rows per step, all workers together (default: %(default)s)")
-parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
-parser.add_argument("--save", metavar="FILE", help="where the worker of rank 0 writes the trained parameters")
-parser.add_argument("--figures", type=Path, help="folder for the figure (default: figures, beside tutorials)")
+parser = argparse.ArgumentParser(
+    description="Train on the digits in several processes, on any hosts.")
+option = parser.add_argument
+option("--workers", type=int, default=2,
+       help="workers on each host (default: %(default)s)")
+option("--hosts", type=int, default=1,
+       help="hosts in all (default: %(default)s)")
+option("--host", type=int, default=0,
+       help="which of them this is, from 0 (default: %(default)s)")
+option("--root", default="127.0.0.1:0",
+       help="address:port of host 0, port 0: any (default: %(default)s)")
+option("--patience", type=float, default=60,
+       help="seconds of silence allowed (default: %(default)s)")
+option("--epochs", type=int, default=12,
+       help="passes over the images (default: %(default)s)")
+option("--batch", type=int, default=96,
+       help="rows per step, all workers together (default: %(default)s)")
+option("--seed", type=int, default=0,
+       help="of weights and batches (default: %(default)s)")
+option("--save", metavar="FILE",
+       help="where the worker of rank 0 writes the trained parameters")
+option("--figures", type=Path, default=plots.FIGURES,
+       help="folder for the figure (default: that of the project)")
 options = parser.parse_args(None if __name__ == "__main__" else [])
 
 # %%
@@ -69,13 +82,15 @@ def load_data(held_out=360, neighbours=15):
     distances = squares[:, None] + squares[held_out:] - 2 * images @ voters.T
     nearest = np.argsort(distances, axis=1, kind="stable")[:, :neighbours]
     images, labels = images / 16, votes[nearest].mean(axis=1)
-    return (images[held_out:], labels[held_out:]), (images[:held_out], labels[:held_out])
+    training = images[held_out:], labels[held_out:]
+    return training, (images[:held_out], labels[:held_out])
 
 
 def make_network(seed):
     mx.random.seed(seed)
     network = gluon.nn.HybridSequential()
-    network.add(gluon.nn.Dense(64, activation="relu", in_units=64), gluon.nn.Dense(10, in_units=64))
+    network.add(gluon.nn.Dense(64, activation="relu", in_units=64),
+                gluon.nn.Dense(10, in_units=64))
     network.initialize(mx.init.Xavier())
     network.cast("float64")
     network.hybridize()
@@ -89,27 +104,32 @@ def make_network(seed):
 
 
 def train(kvstore, epochs, batch, seed, report):
-    """Fit a network to the soft labels; report(epoch, held-out divergence) after each epoch."""
+    """Fit a network to the soft labels.
+
+    Calls report(epoch, held-out divergence) after each epoch.
+    """
     rank, workers = (kvstore.rank, kvstore.num_workers) if kvstore else (0, 1)
     (images, labels), unseen = load_data()
-    unseen_images, unseen_labels = (nd.array(x, dtype="float64") for x in unseen)
+    unseen = [nd.array(x, dtype="float64") for x in unseen]
     network = make_network(seed)
     loss = KLDivLoss(from_logits=False, reduction="sum")
     loss.hybridize()
     trainer = gluon.Trainer(
-        network.collect_params(), "sgd", {"learning_rate": 0.2, "momentum": 0.9}, kvstore=kvstore or "device"
-    )
+        network.collect_params(), "sgd",
+        {"learning_rate": 0.2, "momentum": 0.9}, kvstore=kvstore or "device")
     shuffle = np.random.default_rng(seed)
     for epoch in range(epochs):
         order = shuffle.permutation(len(images))
         for start in range(0, len(order) - batch + 1, batch):
-            rows = order[start : start + batch][rank::workers]
-            inputs, targets = (nd.array(x[rows], dtype="float64") for x in (images, labels))
+            rows = order[start:start + batch][rank::workers]
+            inputs = nd.array(images[rows], dtype="float64")
+            targets = nd.array(labels[rows], dtype="float64")
             with autograd.record():
                 divergence = loss(network(inputs), targets)
             divergence.backward()
             trainer.step(batch)
-        report(epoch, float(loss(network(unseen_images), unseen_labels).mean().asscalar()))
+        held_out = loss(network(unseen[0]), unseen[1]).mean()
+        report(epoch, float(held_out.asscalar()))
     return network
 
 
@@ -127,7 +147,8 @@ def work():
     def report(epoch, held_out):
         print(json.dumps({"epoch": epoch, "held_out": held_out}), flush=True)
 
-    network = train(kvstore, options.epochs, options.batch, options.seed, report)
+    network = train(
+        kvstore, options.epochs, options.batch, options.seed, report)
     if kvstore.rank == 0 and options.save:
         network.save_parameters(options.save)
 
@@ -149,7 +170,10 @@ def free_port():
 
 
 def own_address(root, port):
-    """The address of this host on the network that leads to the root; nothing is sent."""
+    """The address of this host on the network that leads to the root.
+
+    Nothing is sent.
+    """
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((root, port))
         return probe.getsockname()[0]
@@ -159,6 +183,7 @@ def plan(hosts, host, workers, root, arguments):
     """What this host has to start: name -> (command, environment)."""
     address, port = root.rsplit(":", 1)
     port = int(port) or free_port()
+    threads = max(1, len(os.sched_getaffinity(0)) // workers)
     shared = {
         **os.environ,
         "DMLC_PS_ROOT_URI": address,
@@ -166,15 +191,16 @@ def plan(hosts, host, workers, root, arguments):
         "DMLC_NODE_HOST": own_address(address, port),
         "DMLC_NUM_SERVER": str(hosts),
         "DMLC_NUM_WORKER": str(hosts * workers),
-        "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // workers)),
+        "OMP_NUM_THREADS": str(threads),
     }
     helper = [sys.executable, "-c", "import mxnet"]
     commands = {}
     if host == 0:
         commands["scheduler"] = helper, {**shared, "DMLC_ROLE": "scheduler"}
     commands["server"] = helper, {**shared, "DMLC_ROLE": "server"}
+    this_file = [sys.executable, str(SCRIPT), *arguments]
     for i in range(workers):
-        commands[f"worker {i}"] = [sys.executable, str(SCRIPT), *arguments], {**shared, "DMLC_ROLE": "worker"}
+        commands[f"worker {i}"] = this_file, {**shared, "DMLC_ROLE": "worker"}
     return commands
 
 
@@ -200,11 +226,16 @@ if os.getppid() == int(sys.argv[1]):
 
 
 def start(command, environment):
-    """Start a process that does not outlive this one; its output, errors included, is to be read."""
-    # No preexec_fn: an interrupt that comes while Python runs its fork hooks would be lost.
+    """Start a process that does not outlive this one.
+
+    Its output, errors included, is to be read.
+    """
+    # No preexec_fn: an interrupt that comes while Python runs its fork
+    # hooks would be lost.
     tied = [sys.executable, "-c", TIED, str(os.getpid()), *command]
-    return subprocess.Popen(tied, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        tied, env=environment, stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def forward(name, stream, lines):
@@ -214,23 +245,27 @@ def forward(name, stream, lines):
 
 
 def run(commands, patience, heard):
-    """Start the processes, pass on every line they print, and fail as soon as one of them fails.
+    """Start the processes, and fail as soon as one of them fails.
 
-    ``heard(name, line, processes)`` is called for each line. RuntimeError if a process does not end well, or if
-    none of them prints anything for `patience` seconds.
+    ``heard(name, line, processes)`` is called for each line that they
+    print. RuntimeError if a process does not end well, or if none of
+    them prints anything for `patience` seconds.
     """
-    processes, lines, said = {}, queue.Queue(), {name: [] for name in commands}
+    processes, lines = {}, queue.Queue()
+    said = {name: [] for name in commands}
     try:
         for name, (command, environment) in commands.items():
             processes[name] = start(command, environment)
-            threading.Thread(target=forward, args=(name, processes[name].stdout, lines), daemon=True).start()
+            output = name, processes[name].stdout, lines
+            threading.Thread(target=forward, args=output, daemon=True).start()
         running = set(processes)
         while running:
             try:
                 name, line = lines.get(timeout=patience)
             except queue.Empty:
                 waiting = ", ".join(sorted(running))
-                raise RuntimeError(f"nothing heard for {patience:g} s from {waiting}; run stopped") from None
+                raise RuntimeError(f"nothing heard for {patience:g} s from "
+                                   f"{waiting}; run stopped") from None
             if line is not None:
                 said[name].append(line)
                 heard(name, line, processes)
@@ -238,9 +273,11 @@ def run(commands, patience, heard):
             running.remove(name)
             code = processes[name].wait()
             if code:
-                how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+                how = (f"by {signal.Signals(-code).name}" if code < 0
+                       else f"with code {code}")
                 words = "".join(f"\n  {line}" for line in said[name][-5:])
-                raise RuntimeError(f"{name} {how}; run stopped\nits last words:{words or ' none'}")
+                raise RuntimeError(f"{name} ended {how}; run stopped\n"
+                                   f"its last words:{words or ' none'}")
     finally:
         for process in processes.values():
             process.kill()
@@ -252,28 +289,37 @@ def run(commands, patience, heard):
 # -------------------------------
 
 
-def train_distributed(hosts, host, workers, root, disturb=lambda name, epoch, processes: None):
-    """The held-out divergence after each epoch, by worker; disturb(name, epoch, processes) is for accidents."""
-    arguments = [f"--epochs={options.epochs}", f"--batch={options.batch}", f"--seed={options.seed}"]
+def train_distributed(hosts, host, workers, root, disturb=None):
+    """The held-out divergence after each epoch, by worker.
+
+    For accidents there is disturb(name, epoch, processes).
+    """
+    arguments = [f"--epochs={options.epochs}", f"--batch={options.batch}",
+                 f"--seed={options.seed}"]
     if options.save:
         arguments.append(f"--save={options.save}")
     curves = {f"worker {i}": [] for i in range(workers)}
-    with tqdm(total=options.epochs * workers, unit="epoch", disable=None) as bar:
+    total = options.epochs * workers
+    with tqdm(total=total, unit="epoch", disable=None) as bar:
 
         def heard(name, line, processes):
             if line.startswith("{"):
                 news = json.loads(line)
                 curves[name].append(news["held_out"])
                 bar.update()
-                disturb(name, news["epoch"], processes)
+                if disturb:
+                    disturb(name, news["epoch"], processes)
 
-        run(plan(hosts, host, workers, root, arguments), options.patience, heard)
+        commands = plan(hosts, host, workers, root, arguments)
+        run(commands, options.patience, heard)
     return curves
 
 
 alone = []
-train(None, options.epochs, options.batch, options.seed, lambda epoch, held_out: alone.append(held_out))
-together = train_distributed(options.hosts, options.host, options.workers, options.root)
+train(None, options.epochs, options.batch, options.seed,
+      lambda epoch, held_out: alone.append(held_out))
+together = train_distributed(
+    options.hosts, options.host, options.workers, options.root)
 
 print("held-out nats  first epoch       last")
 for name, curve in {"one process": alone, **together}.items():
@@ -295,9 +341,8 @@ top.set_title("Who talks to whom")
 plots.draw_roles(top, options.workers)
 bottom.set_title("Held-out digits")
 plots.draw_agreement(bottom, alone, together)
-folder = options.figures or plots.FIGURES
-folder.mkdir(exist_ok=True)
-fig.savefig(folder / "distributed_training.png", **plots.PNG)
+options.figures.mkdir(exist_ok=True)
+fig.savefig(options.figures / "distributed_training.png", **plots.PNG)
 
 # %%
 # An accident
@@ -311,11 +356,12 @@ def kill_second_worker(name, epoch, processes):
 
 
 try:
-    train_distributed(hosts=1, host=0, workers=2, root="127.0.0.1:0", disturb=kill_second_worker)
+    train_distributed(hosts=1, host=0, workers=2, root="127.0.0.1:0",
+                      disturb=kill_second_worker)
 except RuntimeError as error:
     print(str(error).splitlines()[0])
 else:
-    raise RuntimeError("a run whose worker was killed went on as if nothing had happened")
+    raise RuntimeError("the death of a worker went unnoticed")
 
 # %%
 # Without the watching parent, the other worker would still be waiting.
@@ -328,8 +374,13 @@ else:
 #
 # .. code-block:: console
 #
-#    python distributed_training.py --hosts 2 --root 192.168.0.10:9091 --host 0    # on 192.168.0.10
-#    python distributed_training.py --hosts 2 --root 192.168.0.10:9091 --host 1    # on the other one
+#    # on 192.168.0.10
+#    python distributed_training.py --host 0 \
+#        --hosts 2 --root 192.168.0.10:9091
+#
+#    # on the other one
+#    python distributed_training.py --host 1 \
+#        --hosts 2 --root 192.168.0.10:9091
 #
 # If a worker dies, its own parent stops at once, and those on the other hosts when they have heard nothing for
 # ``--patience`` seconds; choose that longer than an epoch, and than the start of all hosts. They find one another by
@@ -340,3 +391,13 @@ else:
 #
 #    The parameter server has neither passwords nor encryption, and it unpickles the optimizer that a worker
 #    sends: whoever can reach its ports can run code on it. Use it on a network where you trust every host.
+#
+# What to take away
+# -----------------
+#
+# * ``Trainer(..., kvstore="dist_sync")`` is all that the training loop needs. Give ``step`` the size of the whole
+#   batch, and each worker its share of every batch.
+# * Equal seeds and equal batches give equal results: compare a run with a single process before you trust it.
+# * Watch the processes. With ``dist_sync`` one that dies does not end the run, it hangs it.
+# * Keep errors that depend on values, such as those of ``check_inputs``, out of the loop: raised on one worker, they
+#   hang the others as well.

@@ -27,6 +27,7 @@ and are then tested on hundreds. Every comparison is run from five seeds, and ev
 # So students differ in *what they are told* about the same scans, and in nothing else. What the teacher can add is
 # what it has learned from the scans that the students do not see.
 
+# sphinx_gallery_thumbnail_number = 2
 import argparse
 from pathlib import Path
 

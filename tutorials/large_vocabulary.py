@@ -27,18 +27,30 @@ from tqdm import tqdm
 import plots
 from gluon_kl import KLDivLoss, native
 
-SCRIPT = Path(plots.__file__).with_name("large_vocabulary.py")  # no __file__ where sphinx-gallery runs this
-SUBJECTS = ["MXNet's own, eager", "gluon_kl, eager", "MXNet's own, hybridized", "gluon_kl, hybridized"]
+# There is no __file__ where sphinx-gallery runs this.
+SCRIPT = Path(plots.__file__).with_name("large_vocabulary.py")
+SUBJECTS = ["MXNet's own, eager", "gluon_kl, eager",
+            "MXNet's own, hybridized", "gluon_kl, hybridized"]
 
-parser = argparse.ArgumentParser(description="The loss at 32,000 categories: its memory, its time, and a training.")
-parser.add_argument("--categories", type=int, default=32000, help="(default: %(default)s)")
-parser.add_argument("--rows", type=int, default=320, help="rows of the step that is weighed (default: %(default)s)")
-parser.add_argument("--turns", type=int, default=4, help="timed steps of each loss (default: %(default)s)")
-parser.add_argument("--steps", type=int, default=200, help="of the training (default: %(default)s)")
-parser.add_argument("--batch", type=int, default=32, help="rows per step of the training (default: %(default)s)")
-parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
-parser.add_argument("--figures", type=Path, help="folder for the figure (default: figures, beside tutorials)")
-parser.add_argument("--weigh", choices=SUBJECTS, help="only print the memory of one loss, for this page itself")
+parser = argparse.ArgumentParser(
+    description="The loss at 32,000 categories: memory, time, a training.")
+option = parser.add_argument
+option("--categories", type=int, default=32000,
+       help="tokens to choose from (default: %(default)s)")
+option("--rows", type=int, default=320,
+       help="rows of the step that is weighed (default: %(default)s)")
+option("--turns", type=int, default=4,
+       help="timed steps of each loss (default: %(default)s)")
+option("--steps", type=int, default=200,
+       help="of the training (default: %(default)s)")
+option("--batch", type=int, default=32,
+       help="rows per step of the training (default: %(default)s)")
+option("--seed", type=int, default=0,
+       help="of the training (default: %(default)s)")
+option("--figures", type=Path, default=plots.FIGURES,
+       help="folder for the figure (default: that of the project)")
+option("--weigh", choices=SUBJECTS,
+       help="only print the memory of one loss, for this page itself")
 options = parser.parse_args(None if __name__ == "__main__" else [])
 
 # %%
@@ -49,15 +61,17 @@ options = parser.parse_args(None if __name__ == "__main__" else [])
 
 
 def make_loss(subject):
-    own = subject.startswith("MXNet")
-    loss = gluon.loss.KLDivLoss(from_logits=False) if own else KLDivLoss(from_logits=False, reduction="sum")
+    if subject.startswith("MXNet"):
+        loss = gluon.loss.KLDivLoss(from_logits=False)
+    else:
+        loss = KLDivLoss(from_logits=False, reduction="sum")
     if subject.endswith("hybridized"):
         loss.hybridize()
     return loss
 
 
 def make_step(subject, rows, categories):
-    """A function that takes one forward and backward step, with all that it needs in place."""
+    """A function that takes one step, with all that it needs in place."""
     loss = make_loss(subject)
     mx.random.seed(0)
     pred = nd.random.normal(shape=(rows, categories))
@@ -83,11 +97,16 @@ def make_step(subject, rows, categories):
 
 
 def resident(kind):
-    return 1024 * int(re.search(rf"^{kind}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE).group(1))
+    status = Path("/proc/self/status").read_text()
+    found = re.search(rf"^{kind}:\s+(\d+) kB", status, re.MULTILINE)
+    return 1024 * int(found.group(1))
 
 
 def weigh(subject, rows, categories):
-    """Peak memory of a step beyond its inputs and its gradient, in units of pred's size."""
+    """Peak memory of a step beyond its inputs and its gradient.
+
+    In units of pred's size.
+    """
     step = make_step(subject, rows, categories)
     before = resident("VmRSS")
     for _ in range(3):
@@ -102,17 +121,19 @@ if options.weigh:
 
 def weigh_apart(subjects, rows, categories):
     """`weigh` for each subject, all at once, each in its own process."""
-    command = [sys.executable, "-W", "ignore", str(SCRIPT), f"--rows={rows}", f"--categories={categories}"]
+    command = [sys.executable, "-W", "ignore", str(SCRIPT),
+               f"--rows={rows}", f"--categories={categories}"]
     processes = {
-        subject: subprocess.Popen([*command, "--weigh", subject], stdout=subprocess.PIPE, text=True)
-        for subject in subjects
-    }
+        subject: subprocess.Popen([*command, "--weigh", subject],
+                                  stdout=subprocess.PIPE, text=True)
+        for subject in subjects}
     answers = {}
     try:
         for subject, process in processes.items():
             said, _ = process.communicate(timeout=300)
             if process.returncode:
-                raise RuntimeError(f"weighing {subject} ended with code {process.returncode}")
+                raise RuntimeError(f"weighing {subject} ended with code "
+                                   f"{process.returncode}")
             answers[subject] = float(said)
     finally:
         for process in processes.values():
@@ -128,7 +149,8 @@ def weigh_apart(subjects, rows, categories):
 
 def time_in_turns(subjects, rows, categories, turns):
     """Median seconds per step of each subject."""
-    steps = {subject: make_step(subject, rows, categories) for subject in subjects}
+    steps = {subject: make_step(subject, rows, categories)
+             for subject in subjects}
     seconds = {subject: [] for subject in subjects}
     for turn in tqdm(range(turns + 1), unit="turn", disable=None):
         for subject, step in steps.items():
@@ -136,13 +158,16 @@ def time_in_turns(subjects, rows, categories, turns):
             step()
             if turn:  # the first one warms up
                 seconds[subject].append(time.perf_counter() - start)
-    return {subject: statistics.median(values) for subject, values in seconds.items()}
+    return {subject: statistics.median(values)
+            for subject, values in seconds.items()}
 
 
 memory = weigh_apart(SUBJECTS, options.rows, options.categories)
-seconds = time_in_turns(SUBJECTS, options.rows, options.categories, options.turns)
+seconds = time_in_turns(
+    SUBJECTS, options.rows, options.categories, options.turns)
 
-print("fused operator:", "in use" if native.is_available() else f"not in use, {native.why_not()}")
+why_not = native.why_not()
+print("fused operator:", f"not in use, {why_not}" if why_not else "in use")
 print(f"{'':24} memory  speed")
 for subject in SUBJECTS:
     speed = seconds["MXNet's own, hybridized"] / seconds[subject]
@@ -159,11 +184,13 @@ for subject in SUBJECTS:
 # was installed without a compiler, it is a chain of operators as well and no lighter than MXNet's:
 # ``gluon_kl.native.why_not()`` tells.
 
-import matplotlib.pyplot as plt  # down here, where no weighing process comes
+# Down here, where no weighing process comes.
+import matplotlib.pyplot as plt
 
 plt.style.use(plots.STYLE)
 
-relative = {name: value / seconds["MXNet's own, hybridized"] for name, value in seconds.items()}
+relative = {name: value / seconds["MXNet's own, hybridized"]
+            for name, value in seconds.items()}
 fig, (top, bottom) = plt.subplots(2, 1, figsize=(5.8, 5.2))
 fig.suptitle(f"One step of the loss, {options.rows} × {options.categories:,}")
 top.set_title("Memory, in copies of pred")
@@ -182,12 +209,14 @@ plots.draw_bars(bottom, SUBJECTS, relative.values(), "%.2f")
 
 def make_teacher(categories, random, width=64):
     """The teacher's matrix and bias."""
-    matrix = random.standard_normal((width, categories), dtype="float32") * np.float32(2 / np.sqrt(width))
+    matrix = random.standard_normal((width, categories), dtype="float32")
+    matrix *= np.float32(2 / np.sqrt(width))
     return nd.array(matrix), nd.array(-np.log(np.arange(categories) + 10.0))
 
 
 def make_student(categories, width=64):
-    student = gluon.nn.Dense(categories, in_units=width, weight_initializer="zeros")
+    student = gluon.nn.Dense(
+        categories, in_units=width, weight_initializer="zeros")
     student.initialize()
     student.hybridize()
     return student
@@ -199,17 +228,24 @@ def make_student(categories, width=64):
 
 
 def train(steps, batch, categories, seed, held_out=256, every=40):
-    """The divergence of each training step, and that of held-out states before the first and after every 40 steps."""
+    """The divergence of each training step, and of held-out states.
+
+    The latter before the first step and after `every` so many.
+    """
     random = np.random.default_rng(seed)
     matrix, bias = make_teacher(categories, random)
     student = make_student(categories)
     student.bias.lr_mult = 4  # the biases have furthest to go
     loss = KLDivLoss(from_logits=False, label_space="logits", reduction="sum")
-    slower = mx.lr_scheduler.CosineScheduler(max_update=steps, base_lr=0.03, final_lr=0.001)
-    trainer = gluon.Trainer(student.collect_params(), "adam", {"learning_rate": 0.03, "lr_scheduler": slower})
+    slower = mx.lr_scheduler.CosineScheduler(
+        max_update=steps, base_lr=0.03, final_lr=0.001)
+    trainer = gluon.Trainer(
+        student.collect_params(), "adam",
+        {"learning_rate": 0.03, "lr_scheduler": slower})
 
     def draw_states(count):
-        return nd.array(random.standard_normal((count, len(matrix)), dtype="float32"))
+        shape = count, len(matrix)
+        return nd.array(random.standard_normal(shape, dtype="float32"))
 
     def teacher(states):
         return nd.dot(states, matrix) + bias
@@ -218,7 +254,8 @@ def train(steps, batch, categories, seed, held_out=256, every=40):
     trained_on, after = [], {}
     for step in tqdm(range(steps + 1), unit="step", disable=None):
         if step % every == 0:
-            after[step] = float(loss(student(unseen), teacher(unseen)).mean().asscalar())
+            divergence = loss(student(unseen), teacher(unseen))
+            after[step] = float(divergence.mean().asscalar())
         if step < steps:
             states = draw_states(batch)
             with autograd.record():
@@ -229,7 +266,8 @@ def train(steps, batch, categories, seed, held_out=256, every=40):
     return trained_on, after
 
 
-trained_on, after = train(options.steps, options.batch, options.categories, options.seed)
+trained_on, after = train(
+    options.steps, options.batch, options.categories, options.seed)
 for step, divergence in after.items():
     print(f"after {step:3} steps: {divergence:.3f} nats, held out")
 
@@ -240,6 +278,15 @@ for step, divergence in after.items():
 fig, ax = plt.subplots()
 fig.suptitle(f"Learning {options.categories:,} categories from soft labels")
 plots.draw_training(ax, trained_on, after)
-folder = options.figures or plots.FIGURES
-folder.mkdir(exist_ok=True)
-fig.savefig(folder / "large_vocabulary.png", **plots.PNG)
+options.figures.mkdir(exist_ok=True)
+fig.savefig(options.figures / "large_vocabulary.png", **plots.PNG)
+
+# %%
+# What to take away
+# -----------------
+#
+# * At this size the loss is bound by memory. What is not written need not be read again: the fused operator saves the
+#   arrays in between, and most of the time with them.
+# * A teacher's logits are labels as they are: ``KLDivLoss(from_logits=False, label_space="logits")``.
+# * ``reduction="sum"`` keeps the gradient independent of the size of the vocabulary. The mean would divide it by
+#   32,000.

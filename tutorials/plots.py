@@ -206,7 +206,8 @@ def draw_fits(ax, places, target, fits):
         ax.plot(places, probabilities, linestyle=dashes, color=color, label=name)
     ax.set_yticks([])
     ax.grid(False)
-    ax.legend(loc="upper center")
+    ax.margins(y=0.3)  # room for the legend
+    ax.legend(loc="upper center", ncol=3)
 
 
 def draw_dial(ax, shares, curves):

@@ -36,12 +36,19 @@ from tqdm import tqdm
 import plots
 from gluon_kl import KLDivLoss
 
-parser = argparse.ArgumentParser(description="Natural-gradient steps within a trust region, on CartPole.")
-parser.add_argument("--updates", type=int, default=20, help="policy updates per run (default: %(default)s)")
-parser.add_argument("--episodes", type=int, default=8, help="episodes played per update (default: %(default)s)")
-parser.add_argument("--seeds", type=int, default=5, help="runs per method (default: %(default)s)")
-parser.add_argument("--delta", type=float, default=0.01, help="bound on the mean divergence (default: %(default)s)")
-parser.add_argument("--figures", type=Path, help="folder for the figure (default: figures, beside tutorials)")
+parser = argparse.ArgumentParser(
+    description="Natural-gradient steps within a trust region, on CartPole.")
+option = parser.add_argument
+option("--updates", type=int, default=20,
+       help="policy updates per run (default: %(default)s)")
+option("--episodes", type=int, default=8,
+       help="episodes played per update (default: %(default)s)")
+option("--seeds", type=int, default=5,
+       help="runs per method (default: %(default)s)")
+option("--delta", type=float, default=0.01,
+       help="bound on the mean divergence (default: %(default)s)")
+option("--figures", type=Path, default=plots.FIGURES,
+       help="folder for the figure (default: that of the project)")
 options = parser.parse_args(None if __name__ == "__main__" else [])
 plt.style.use(plots.STYLE)
 
@@ -56,7 +63,8 @@ plt.style.use(plots.STYLE)
 def make_policy(seed, hidden=32):
     mx.random.seed(seed)
     policy = gluon.nn.HybridSequential()
-    policy.add(gluon.nn.Dense(hidden, activation="tanh", in_units=4), gluon.nn.Dense(2, in_units=hidden))
+    policy.add(gluon.nn.Dense(hidden, activation="tanh", in_units=4),
+               gluon.nn.Dense(2, in_units=hidden))
     policy.initialize(mx.init.Xavier())
     policy.cast("float64")
     policy.hybridize()
@@ -64,7 +72,11 @@ def make_policy(seed, hidden=32):
 
 
 def play(policy, games, rng):
-    """Play each of `games` to its end: states (steps, games, 4), actions and a mask of the steps played."""
+    """Play each of `games` to its end.
+
+    Returns states of shape (steps, games, 4), actions, and a mask of the
+    steps played.
+    """
     state, _ = games.reset(seed=int(rng.integers(2**31)))
     playing = np.ones(games.num_envs, dtype=bool)
     states, actions, played = [], [], []
@@ -77,7 +89,8 @@ def play(policy, games, rng):
         played.append(playing)
         state, _, fallen, time_up, _ = games.step(action)
         playing = playing & ~(fallen | time_up)
-    return np.array(states, dtype="float64"), np.array(actions), np.array(played)
+    states = np.array(states, dtype="float64")
+    return states, np.array(actions), np.array(played)
 
 
 # %%
@@ -86,14 +99,20 @@ def play(policy, games, rng):
 
 
 def advantages(states, played, discount=0.99):
-    """Return to go less a fitted baseline, standardised: one number per step played."""
+    """Return to go less a fitted baseline, standardised.
+
+    One number per step played.
+    """
     steps = len(states)
     to_go = np.zeros(played.shape)
     following = np.zeros(played.shape[1])
     for t in reversed(range(steps)):
         to_go[t] = following = (1 + discount * following) * played[t]
-    time = np.broadcast_to(np.arange(steps)[:, None, None] / 100, played.shape + (1,))
-    features = np.concatenate([np.ones_like(time), time, time**2, states, states**2], axis=-1)[played]
+    time = np.broadcast_to(
+        np.arange(steps)[:, None, None] / 100, played.shape + (1,))
+    features = np.concatenate(
+        [np.ones_like(time), time, time**2, states, states**2],
+        axis=-1)[played]
     to_go = to_go[played]
     squares = features.T @ features + 1e-3 * np.eye(features.shape[1])
     surplus = to_go - features @ np.linalg.solve(squares, features.T @ to_go)
@@ -110,7 +129,8 @@ def advantages(states, played, discount=0.99):
 
 
 def get_parameters(policy):
-    return np.concatenate([p.data().asnumpy().ravel() for p in policy.collect_params().values()])
+    return np.concatenate([p.data().asnumpy().ravel()
+                           for p in policy.collect_params().values()])
 
 
 def set_parameters(policy, vector):
@@ -124,7 +144,8 @@ def gradient(policy, function):
     with autograd.record():
         value = function()
     value.backward()
-    return np.concatenate([p.grad().asnumpy().ravel() for p in policy.collect_params().values()])
+    return np.concatenate([p.grad().asnumpy().ravel()
+                           for p in policy.collect_params().values()])
 
 
 def surrogate(policy, states, actions, advantage, old_logits):
@@ -138,7 +159,8 @@ def surrogate(policy, states, actions, advantage, old_logits):
 # The old policy is the label and the new one is ``pred``, both as logits. ``reduction="sum"`` gives the
 # divergence itself, one number per state. Turning the logits (0, 0) into (0, 1) moves 23 % of the decisions:
 
-divergence = KLDivLoss(from_logits=False, label_space="logits", reduction="sum")
+divergence = KLDivLoss(
+    from_logits=False, label_space="logits", reduction="sum")
 divergence.hybridize()
 
 
@@ -147,7 +169,8 @@ def mean_divergence(policy, states, old_logits):
     return divergence(policy(states), old_logits).mean()
 
 
-print(f"{divergence(nd.array([[0.0, 1.0]]), nd.array([[0.0, 0.0]])).asscalar():.4f} nats")
+value = divergence(nd.array([[0.0, 1.0]]), nd.array([[0.0, 0.0]]))
+print(f"{value.asscalar():.4f} nats")
 
 # %%
 # Near the old policy this form of the loss keeps its digits: it is exactly 0 for equal logits, and never
@@ -175,19 +198,25 @@ print(f"{divergence(nd.array([[0.0, 1.0]]), nd.array([[0.0, 0.0]])).asscalar():.
 
 
 def fisher_vector_product(policy, states, old_logits, vector, length=1e-3):
-    """F v at the policy's parameters, from gradients of the mean divergence `length` away on either side."""
+    """F v at the policy's parameters.
+
+    From gradients of the mean divergence, `length` away on either side.
+    """
+    def old_to_new():
+        return mean_divergence(policy, states, old_logits)
+
     here = get_parameters(policy)
     size = np.linalg.norm(vector)
     sides = []
     for distance in (length, -length):
         set_parameters(policy, here + vector * (distance / size))
-        sides.append(gradient(policy, lambda: mean_divergence(policy, states, old_logits)))
+        sides.append(gradient(policy, old_to_new))
     set_parameters(policy, here)
     return (sides[0] - sides[1]) * (size / (2 * length))
 
 
 def conjugate_gradient(product, target, steps=10):
-    """Solve ``product(x) = target`` for a symmetric positive definite product."""
+    """Solve product(x) = target, for a positive definite product."""
     x = np.zeros_like(target)
     residual = direction = target
     square = residual @ residual
@@ -211,19 +240,24 @@ def conjugate_gradient(product, target, steps=10):
 def explicit_fisher(policy, states):
     total = 0
     for i in range(len(states)):
-        state = states[i : i + 1]
+        state = states[i:i + 1]
         p = nd.softmax(policy(state)).asnumpy()[0]
-        rows = [gradient(policy, lambda: policy(state)[:, k]) for k in range(2)]  # noqa: B023 - called at once
-        total = total + np.transpose(rows) @ (np.diag(p) - np.outer(p, p)) @ np.array(rows)
+        jacobian = np.array([
+            gradient(policy, lambda state=state, k=k: policy(state)[:, k])
+            for k in range(2)])
+        spread = np.diag(p) - np.outer(p, p)
+        total = total + jacobian.T @ spread @ jacobian
     return total / len(states)
 
 
 policy = make_policy(seed=0)
 rng = np.random.default_rng(0)
-states, vector = nd.array(rng.normal(size=(6, 4)), dtype="float64"), rng.normal(size=get_parameters(policy).shape)
+states = nd.array(rng.normal(size=(6, 4)), dtype="float64")
+vector = rng.normal(size=get_parameters(policy).shape)
 matrix = explicit_fisher(policy, states)
+expected = matrix @ vector
 product = fisher_vector_product(policy, states, policy(states), vector)
-error = np.linalg.norm(product - matrix @ vector) / np.linalg.norm(matrix @ vector)
+error = np.linalg.norm(product - expected) / np.linalg.norm(expected)
 print(f"a matrix of {matrix.shape[0]} x {matrix.shape[1]}")
 print(f"product right to 1e-5: {error < 1e-5}")
 
@@ -241,22 +275,28 @@ print(f"product right to 1e-5: {error < 1e-5}")
 
 
 def trust_region_step(policy, batch, delta, damping=1e-3, shrink=0.7):
-    """One natural-gradient step whose mean KL(old || new) is at most `delta`; returns that divergence."""
+    """One natural-gradient step whose mean KL(old || new) is within `delta`.
+
+    Returns that divergence.
+    """
     states, _, _, old_logits = batch
     old = get_parameters(policy)
     before = surrogate(policy, *batch).asscalar()
     g = gradient(policy, lambda: surrogate(policy, *batch))
-    every = max(1, len(states) // 500)  # the matrix needs fewer states than the gradient
+    # The matrix needs fewer states than the gradient.
+    every = max(1, len(states) // 500)
+    few = states[::every], old_logits[::every]
 
     def product(vector):
-        return fisher_vector_product(policy, states[::every], old_logits[::every], vector) + damping * vector
+        return fisher_vector_product(policy, *few, vector) + damping * vector
 
     direction = conjugate_gradient(product, g)
     step = direction * np.sqrt(2 * delta / (direction @ product(direction)))
     for _ in range(15):
         set_parameters(policy, np.round(old + step, 4))
         measured = mean_divergence(policy, states, old_logits).asscalar()
-        if measured <= delta and surrogate(policy, *batch).asscalar() > before:
+        after = surrogate(policy, *batch).asscalar()
+        if measured <= delta and after > before:
             return measured
         step = step * shrink
     set_parameters(policy, old)
@@ -264,7 +304,10 @@ def trust_region_step(policy, batch, delta, damping=1e-3, shrink=0.7):
 
 
 def plain_step(policy, batch, rate):
-    """The same gradient, followed for a fixed multiple of its length; returns the divergence it caused."""
+    """The same gradient, followed for a fixed multiple of its length.
+
+    Returns the divergence that it caused.
+    """
     states, _, _, old_logits = batch
     g = gradient(policy, lambda: surrogate(policy, *batch))
     set_parameters(policy, np.round(get_parameters(policy) + rate * g, 4))
@@ -281,7 +324,8 @@ def plain_step(policy, batch, rate):
 def train(step, seed, updates, episodes, bound=np.inf, progress=lambda: None):
     """Mean return and divergence of each update."""
     policy = make_policy(seed)
-    games = CartPoleVectorEnv(num_envs=episodes, max_episode_steps=500)  # CartPole-v1, many at a time
+    # CartPole-v1, many at a time.
+    games = CartPoleVectorEnv(num_envs=episodes, max_episode_steps=500)
     rng = np.random.default_rng(seed)
     returns, divergences = [], []
     for update in range(updates):
@@ -292,7 +336,8 @@ def train(step, seed, updates, episodes, bound=np.inf, progress=lambda: None):
         step(policy, (*inputs, old_logits))
         measured = mean_divergence(policy, inputs[0], old_logits).asscalar()
         if not measured <= bound:
-            raise RuntimeError(f"update {update} of seed {seed} moved the policy by {measured} nats, over {bound}")
+            raise RuntimeError(f"update {update} of seed {seed} moved the "
+                               f"policy by {measured} nats, over {bound}")
         returns.append(played.sum() / episodes)
         divergences.append(measured)
         progress()
@@ -317,12 +362,14 @@ METHODS = {  # label in the figure: step, bound
     "plain, long": (long_plain_steps, np.inf),
 }
 runs = {}
-with tqdm(total=len(METHODS) * options.seeds * options.updates, unit="update", disable=None) as bar:
+updates = len(METHODS) * options.seeds * options.updates
+with tqdm(total=updates, unit="update", disable=None) as bar:
     for name, (step, bound) in METHODS.items():
-        results = [
-            train(step, seed, options.updates, options.episodes, bound, bar.update) for seed in range(options.seeds)
-        ]
-        runs[name] = {"returns": np.array(results)[:, 0], "divergences": np.array(results)[:, 1]}
+        results = np.array([
+            train(step, seed, options.updates, options.episodes, bound,
+                  bar.update)
+            for seed in range(options.seeds)])
+        runs[name] = {"returns": results[:, 0], "divergences": results[:, 1]}
 
 # %%
 # What happened
@@ -340,9 +387,8 @@ plots.draw_runs(upper, returns)
 upper.set_xlabel("")
 lower.set_title(f"KL(old ‖ new) in nats, and the bound {options.delta:g}")
 plots.draw_bounded(lower, divergences, options.delta)
-folder = options.figures or plots.FIGURES
-folder.mkdir(exist_ok=True)
-fig.savefig(folder / "trust_region_policy.png", **plots.PNG)
+options.figures.mkdir(exist_ok=True)
+fig.savefig(options.figures / "trust_region_policy.png", **plots.PNG)
 
 # %%
 # The same, in numbers: the mean return over the last five updates and all seeds, then KL(old ‖ new) of the median
@@ -350,8 +396,9 @@ fig.savefig(folder / "trust_region_policy.png", **plots.PNG)
 
 print(f"{'':14}return  median largest")
 for name in runs:
+    late = returns[name][:, -5:].mean()
     middle, most = np.median(divergences[name]), divergences[name].max()
-    print(f"{name:14}{returns[name][:, -5:].mean():6.0f}{middle:8.4f}{most:8.4f}")
+    print(f"{name:14}{late:6.0f}{middle:8.4f}{most:8.4f}")
 
 # %%
 # The plain gradient has to choose. Short steps move the policy about as far as the trust region does in the
@@ -362,5 +409,16 @@ for name in runs:
 # What it does not promise is that every update helps: the bound holds for the divergence, measured, while the
 # gradient is an estimate from a few episodes. Seeds differ, and curves dip.
 #
-# .. [1] J. Schulman, S. Levine, P. Moritz, M. Jordan, P. Abbeel: Trust Region Policy Optimization. ICML 2015.
+# What to take away
+# -----------------
+#
+# * Measure a step by what it does to the decisions: the mean of ``KLDivLoss(from_logits=False,
+#   label_space="logits", reduction="sum")`` over the states, with the old policy as the label.
+# * The gradient of that mean, taken on either side of the old policy, is all that a natural gradient needs.
+# * Measure again after the step. The quadratic picture proposes, the divergence decides.
+#
+# .. rubric:: Sources
+#
+# .. [1] J. Schulman, S. Levine, P. Moritz, M. Jordan and P. Abbeel, `Trust Region Policy Optimization
+#    <https://arxiv.org/abs/1502.05477>`__, 2015.
 

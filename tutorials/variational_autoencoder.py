@@ -29,6 +29,7 @@ lets it happen, one dimension after the other; then it postpones it, and then pr
 # Both are summed, over pixels and over latent dimensions, and this matters. Had the first been *averaged* over its 64
 # pixels and the second not, the price would weigh 64 times too much, and no latent dimension would survive.
 
+# sphinx_gallery_thumbnail_number = 3
 import argparse
 from pathlib import Path
 
@@ -248,8 +249,14 @@ fig.savefig(options.figures / "autoencoder_dimensions.png", **plots.PNG)
 # %%
 # Dashed grey lines are dimensions that end asleep. Without a price, at the start of the lower two, all of them carry
 # far more than fits in the picture; then the price rises. Annealing alone only gives them a better start, and some are
-# given up later, when the price has risen. Free nats hold all of them, at half a nat and above.
-#
+# given up later, when the price has risen. Free nats hold all of them, at half a nat and above. In one number per run,
+# what is left of the dimension that carries least:
+
+print("nats of the least dimension")
+for name, (_, history) in runs.items():
+    print(f"{name}: {history[-1].min():.2f}")
+
+# %%
 # Awake, or only restless?
 # ------------------------
 #
@@ -348,8 +355,7 @@ fig.savefig(options.figures / "autoencoder_samples.png", **plots.PNG)
 
 # %%
 # Free nats make them crisper, but not truer: most are digits on both sheets, and some are not on either.
-
-# %%
+#
 # Two dimensions, to look at
 # --------------------------
 #
@@ -374,13 +380,6 @@ bottom.set_title("what is drawn there")
 fig.savefig(options.figures / "autoencoder_plane.png", **plots.PNG)
 
 # %%
-# And in one number per run: what is left of the dimension that carries least.
-
-print("nats of the least dimension")
-for name, (_, history) in runs.items():
-    print(f"{name}: {history[-1].min():.2f}")
-
-# %%
 # What to take away
 # -----------------
 #
@@ -392,7 +391,8 @@ for name, (_, history) in runs.items():
 #
 # .. rubric:: Sources
 #
-# .. [1] D. P. Kingma and M. Welling, `Auto-Encoding Variational Bayes <https://arxiv.org/abs/1312.6114>`__, 2014.
+# .. [1] D. P. Kingma and M. Welling, `Auto-Encoding Variational Bayes
+#    <https://arxiv.org/abs/1312.6114>`__, 2014.
 # .. [2] S. R. Bowman, L. Vilnis, O. Vinyals, A. M. Dai, R. Jozefowicz and S. Bengio, `Generating Sentences from a
 #    Continuous Space <https://arxiv.org/abs/1511.06349>`__, 2016.
 # .. [3] D. P. Kingma, T. Salimans, R. Jozefowicz, X. Chen, I. Sutskever and M. Welling, `Improving Variational

@@ -158,11 +158,11 @@ fig.savefig(plots.FIGURES / "which_divergence.png", **plots.PNG)
 #
 # Who is right? Each is the best by its own measure, and by no other:
 
-print("                     measured by")
-print("fitted by     " + "".join(f"{name:>16}" for name in losses))
+print("               measured by")
+print("fitted by      KL(p ‖ q)       JS KL(q ‖ p)")
 for fitted, scores in best.items():
     row = [value(loss, scores) for loss in losses.values()]
-    print(f"{fitted:14}" + "".join(f"{x:16.4f}" for x in row))
+    print(f"{fitted:14}" + "".join(f"{x:10.4f}" for x in row))
 
 # %%
 # (The last two rows are nearly the same: both settled on the same peak.)
@@ -175,8 +175,9 @@ for fitted, scores in best.items():
 # two without the factor. So divide it by ``beta * (1 - beta)``, and a smooth line leads from end to end. Here are the
 # bell that covers and the bell that seeks, both measured all the way:
 
-shares = np.concatenate([[0], np.logspace(-4, -1.1, 30), np.linspace(0.1, 0.9, 33),
-                         1 - np.logspace(-1.1, -4, 30), [1]])
+shares = np.concatenate([
+    [0], np.logspace(-4, -1.1, 30), np.linspace(0.1, 0.9, 33),
+    1 - np.logspace(-1.1, -4, 30), [1]])
 
 
 def dialled(scores, beta):
@@ -193,10 +194,11 @@ curves = {
     "seeking bell": np.array([
         dialled(best["KL(q ‖ p)"], beta) for beta in shares]),
 }
+print("  beta  covering bell  seeking bell")
 for beta in (0, 0.0001, 0.25, 0.5, 0.75, 0.9999, 1):
     at = np.argmin(abs(shares - beta))
-    values = "  ".join(f"{name} {line[at]:.4f}" for name, line in curves.items())
-    print(f"beta {beta:6}: {values}")
+    covering, seeking = (line[at] for line in curves.values())
+    print(f"{beta:6}  {covering:13.4f}  {seeking:12.4f}")
 
 fig, ax = plt.subplots()
 ax.set_title("Where the covering bell loses its lead")
@@ -236,11 +238,12 @@ teacher = np.array([7.0, 4.0, 2.5, 1.0, -4.0])
 
 softened = {}
 for temperature in (1, 3, 10):
-    softened[f"T = {temperature}"] = (
-        array(teacher) / temperature).softmax()[0].asnumpy()
-    shown = ", ".join(f"{name} {p:.4f}" for name, p in zip(
-        names, softened[f"T = {temperature}"]))
-    print(f"T = {temperature:2}: {shown}")
+    scores = array(teacher) / temperature
+    softened[f"T = {temperature}"] = scores.softmax()[0].asnumpy()
+
+print("      " + "".join(f"{name:>7}" for name in names))
+for name, shares in softened.items():
+    print(f"{name:6}" + "".join(f"{p:7.4f}" for p in shares))
 
 fig, axes = plt.subplots(1, 3, sharey=True)
 fig.suptitle("The same scores at three temperatures")
@@ -273,7 +276,8 @@ for temperature in (1, 2, 5, 10, 20):
         lambda pred, label, T=temperature: plain(pred / T, label / T),
         array(student), array(teacher))
     scaled = gradient_size(
-        lambda pred, label, T=temperature: DistillationLoss(T)(pred, None, label),
+        lambda pred, label, T=temperature: (
+            DistillationLoss(T)(pred, None, label)),
         array(student), array(teacher))
     print(f"{temperature:2}  {bare:10.4f}  {scaled:7.4f}")
 
@@ -291,12 +295,14 @@ for temperature in (1, 2, 5, 10, 20):
 # Gaussian latent variables                                     :class:`~gluon_kl.GaussianKLLoss`
 # ============================================================  ==========================================
 #
-# .. rubric:: References
+# .. rubric:: Sources
 #
-# .. [1] T. Minka, "Divergence measures and message passing", Microsoft Research Technical Report MSR-TR-2005-173
-#    (2005).
-# .. [2] J. Lin, "Divergence measures based on the Shannon entropy", *IEEE Transactions on Information Theory* 37
-#    (1991), 145-151.
-# .. [3] R. Agarwal et al., "On-Policy Distillation of Language Models: Learning from Self-Generated Mistakes",
-#    ICLR 2024.
-# .. [4] G. Hinton, O. Vinyals and J. Dean, "Distilling the Knowledge in a Neural Network", arXiv:1503.02531 (2015).
+# .. [1] T. Minka, `Divergence measures and message passing
+#    <https://www.microsoft.com/en-us/research/publication/divergence-measures-and-message-passing/>`__, Microsoft
+#    Research Technical Report MSR-TR-2005-173, 2005.
+# .. [2] J. Lin, `Divergence measures based on the Shannon entropy <https://doi.org/10.1109/18.61115>`__, IEEE
+#    Transactions on Information Theory 37, 1991.
+# .. [3] R. Agarwal et al., `On-Policy Distillation of Language Models: Learning from Self-Generated Mistakes
+#    <https://arxiv.org/abs/2306.13649>`__, 2024.
+# .. [4] G. Hinton, O. Vinyals and J. Dean, `Distilling the Knowledge in a Neural Network
+#    <https://arxiv.org/abs/1503.02531>`__, 2015.
