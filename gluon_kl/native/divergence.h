@@ -171,7 +171,8 @@ class Divergence {
       // Neighbouring rows of one sample are summed within a piece; where samples alternate, row by row.
       const Pieces pieces = split();
       const bool by_piece = pieces.run > 1;
-      std::vector<double> part(by_piece ? pieces.count() : rows_);
+      std::vector<double> parts(by_piece ? pieces.count() : own_sample() ? 0 : rows_);
+      double* const part = by_piece || !own_sample() ? parts.data() : total.data();
       const Kernels& k = kernels(double_ ? kDouble : kSingle);
       share(pieces.count(), [&](int64_t i) {
         int64_t begin, end;
@@ -184,11 +185,12 @@ class Divergence {
       });
       if (by_piece) {
         for (int64_t i = 0; i < pieces.count(); ++i) total[i / pieces.per_run % batch_] += part[i];
-      } else {
+      } else if (!own_sample()) {
         samples(0, rows_, [&](int64_t r, int64_t b) { total[b] += part[r]; });
       }
     }
-    for (int64_t b = 0; b < batch_; ++b) put_out(out, b, scaled(total[b]));
+    if (double_) put_all(static_cast<double*>(out), total);
+    else put_all(static_cast<float*>(out), total);
   }
 
   // Null gradients are not wanted. `value` is the kept stat; the weight's gradient needs it.
@@ -205,7 +207,8 @@ class Divergence {
         int64_t begin, end;
         pieces.bounds(i, &begin, &end);
         double factor[kMaxGrain];
-        samples(begin, end, [&](int64_t r, int64_t b) { factor[r - begin] = out_grad(ograd, b) * factor_; });
+        if (double_) factors(static_cast<const double*>(ograd), begin, end, factor);
+        else factors(static_cast<const float*>(ograd), begin, end, factor);
         if (weight_.data) weigh(begin, end, factor);
         k.backward(job_, begin, end, factor);
       });
@@ -247,6 +250,16 @@ class Divergence {
       for (const int64_t stop = std::min(end, r + left); r < stop; ++r) f(r, b);
       if (++b == batch_) b = 0;
     }
+  }
+  bool own_sample() const { return rows_ == batch_; }  // each row is a sample, in their order
+  template <class T> void factors(const T* ograd, int64_t begin, int64_t end, double* factor) const {
+    if (own_sample())
+      for (int64_t r = begin; r < end; ++r) factor[r - begin] = ograd[r] * factor_;
+    else
+      samples(begin, end, [&](int64_t r, int64_t b) { factor[r - begin] = ograd[b] * factor_; });
+  }
+  template <class T> void put_all(T* out, const std::vector<double>& total) const {
+    for (int64_t b = 0; b < batch_; ++b) out[b] = static_cast<T>(scaled(total[b]));
   }
   template <class F> void share(int64_t pieces, const F& task) const {
     const double work = static_cast<double>(rows_) * static_cast<double>(job_.n);

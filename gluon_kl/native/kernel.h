@@ -17,7 +17,7 @@ using namespace gluon_kl;
 
 constexpr int64_t kRowBlock = 1024;       // categories
 constexpr int64_t kLaneBlock = 64;
-constexpr int64_t kFarBlock = 8;          // numbers at once that lie so far apart that they share few lines of the cache
+constexpr int64_t kFarBlock = 8;          // at most, where they lie far apart and so share few lines of the cache
 constexpr int64_t kTileBytes = 32 << 10;  // of one side's tile
 constexpr int64_t kWideBytes = 2 << 10;   // lanes in hand, of one category: half a page
 constexpr int64_t kAhead = 128;           // how far to ask ahead along each of several rows
@@ -230,7 +230,12 @@ template <class T> struct Lanes {
   };
 
   int vectors() const { return static_cast<int>(stride / kLanes<T>); }
-  int64_t block(int sides) const { return !long_runs(job) ? kLaneBlock : sides == kBoth ? kFarBlock / 2 : kFarBlock; }
+  // How many categories at once: equal shares of them, since the last block takes as long as a full one.
+  int64_t block() const {
+    if (!long_runs(job)) return kLaneBlock;
+    const int64_t blocks = (job.n + kFarBlock - 1) / kFarBlock;
+    return (job.n + blocks - 1) / blocks;
+  }
   const T* fetch(const void* side, Type type, T* tile, int64_t k, int64_t count) const {
     if (in_place) return static_cast<const T*>(side) + address(k);
     if (whole) return tile + k * stride;
@@ -242,7 +247,7 @@ template <class T> struct Lanes {
 
   // f(vector, first category, part)
   template <class F> KL_INLINE void sweep(int sides, F f) const {
-    const int64_t length = block(sides), step = in_place ? job.inner : stride;
+    const int64_t length = block(), step = in_place ? job.inner : stride;
     for (int64_t k = 0; k < job.n; k += length) {
       const int64_t count = job.n - k < length ? job.n - k : length;
       const T* const b = sides & kPred ? fetch(job.pred, job.pred_type, pred, k, count) : nullptr;
