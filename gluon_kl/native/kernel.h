@@ -22,7 +22,9 @@ constexpr int64_t kTileBytes = 32 << 10;  // of one side's tile
 constexpr int64_t kWideBytes = 2 << 10;   // lanes in hand, of one category: half a page
 constexpr int64_t kAhead = 128;           // how far to ask ahead along each of several rows
 constexpr int64_t kRunRows = 64;          // this many neighbouring rows are worth reading where they lie
-constexpr int64_t kShortRow = 48;         // below this many categories, contiguous rows are worth transposing
+
+// Below this many categories, contiguous rows are worth transposing, which is done in vectors for floats alone.
+template <class T> constexpr int64_t kShortRow = sizeof(T) == 4 && kBytes > 16 ? 16 * kLanes<T> : 48;
 
 enum Sides { kPred = 1, kLabel = 2, kBoth = 3 };
 
@@ -622,7 +624,7 @@ template <class T, class L> struct Work {
 
 // ---- entry points ------------------------------------------------------------------------------------------------
 
-template <class T> bool by_rows(const Job& job) { return job.inner == 1 && job.n >= kShortRow; }
+template <class T> bool by_rows(const Job& job) { return job.inner == 1 && job.n >= kShortRow<T>; }
 
 // Working memory that a thread keeps: a fresh allocation would bring fresh pages each time.
 template <class T> T* scratch(int64_t count) {
