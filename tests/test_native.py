@@ -309,7 +309,8 @@ def test_label_in_the_graph(shape):
 # ---- shapes, dtypes, accuracy ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 15, 16, 17, 47, 48, 49, 63, 64, 65, 127, 128, 255, 256, 1000, 1023, 1024, 1025, 5000, 10**6])
+@pytest.mark.parametrize("n", [1, 2, 3, 15, 16, 17, 47, 48, 49, 63, 64, 65, 127, 128, 255, 256, 1000, 1023, 1024, 1025,
+                               5000, 10**6])
 @pytest.mark.parametrize("axis", [0, 1])
 def test_every_length(n, axis):
     rng = np.random.RandomState(n)

@@ -9,6 +9,7 @@ import importlib.machinery
 import os
 import threading
 import uuid
+from typing import Any, Dict, Optional, Sequence
 
 import mxnet as mx
 
@@ -67,21 +68,43 @@ def _operators():
     return getattr(mx.nd._internal, _NAME), getattr(mx.sym._internal, _NAME)
 
 
-def is_available():
-    """Whether the fused operator was built, loads, and is not turned off."""
+def is_available() -> bool:
+    """Tell whether the fused operator was built, loads, and is not turned off.
+
+    Examples
+    --------
+    >>> from gluon_kl import native
+    >>> native.is_available() == (native.why_not() is None)
+    True
+    """
     return _loaded()[0] is not None
 
 
-def why_not():
-    """Why the fused operator is not available, as a sentence; None where it is."""
+def why_not() -> Optional[str]:
+    """Tell why the fused operator is not available, as a sentence; None where it is.
+
+    Examples
+    --------
+    Run with ``GLUON_KL_NATIVE=0``, ``print(native.why_not())`` says "it is turned off by GLUON_KL_NATIVE=0".
+    """
     return _loaded()[1]
 
 
-def info():
-    """What runs: ``{"isa": "avx512" | "avx2" | "baseline", "threads": int}``, or None where it is not available.
+def info() -> Optional[Dict[str, Any]]:
+    """Tell which instructions and how many threads the fused operator uses.
 
-    Threads: ``GLUON_KL_NUM_THREADS`` if set, else the cores this process may use, at most ``OMP_NUM_THREADS``;
-    read when the operator first runs.
+    Returns
+    -------
+    dict or None
+        ``"isa"``: "avx512", "avx2" or "baseline". ``"threads"``: ``GLUON_KL_NUM_THREADS`` if set, else the cores
+        that this process may use, at most ``OMP_NUM_THREADS``; read when the operator first runs. None where the
+        operator is not available.
+
+    Examples
+    --------
+    >>> from gluon_kl import native
+    >>> native.is_available() == (native.info() is not None)
+    True
     """
     library = _loaded()[0]
     if library is None:
@@ -90,7 +113,7 @@ def info():
     return {"isa": library.gluon_kl_isa().decode(), "threads": library.gluon_kl_threads()}
 
 
-def reaches(facts, weight):
+def reaches(facts: Any, weight: Any) -> bool:
     """Whether the operator can take a call: the one rule that chooses between it and MXNet's operators.
 
     Real arrays must be on a CPU, with one weight per row. Of Symbols without facts (inside a block of the user's)
@@ -101,14 +124,17 @@ def reaches(facts, weight):
     return facts.row_weight and facts.device.device_type.startswith("cpu") and is_available()
 
 
-def to_float(F, x):
+def to_float(F: Any, x: Any) -> Any:
     """A Symbol of any dtype, boolean too, as float64 if it is that, else as float32: NumPy's type promotion."""
     return (F.identity(x).as_np_ndarray() * F.ones(shape=(1,), dtype="float32").as_np_ndarray()).as_nd_ndarray()
 
 
-def kl_divergence(F, pred, label, row_weight=None, *, wanted=None, small=False, axis=-1, batch_axis=0,
-                  pred_space="log_probs", label_space="probs", mean=True, scale=1.0, epsilon=1e-12,
-                  inv_temperature=1.0):
+def kl_divergence(
+    F: Any, pred: Any, label: Any, row_weight: Any = None, *, wanted: Optional[Sequence[bool]] = None,
+    small: bool = False, axis: int = -1, batch_axis: int = 0, pred_space: str = "log_probs",
+    label_space: str = "probs", mean: bool = True, scale: float = 1.0, epsilon: float = 1e-12,
+    inv_temperature: float = 1.0,
+) -> Any:
     """KL(label || pred) per sample, in nats, as one operator.
 
     Parameters
@@ -144,6 +170,20 @@ def kl_divergence(F, pred, label, row_weight=None, *, wanted=None, small=False, 
     -------
     NDArray or Symbol
         Shape (batch,), float32, or float64 if any input is.
+
+    Raises
+    ------
+    RuntimeError
+        If the operator is not available.
+
+    Examples
+    --------
+    >>> import mxnet as mx
+    >>> from gluon_kl import native
+    >>> logits, label = mx.nd.array([[2.0, 0.5, -1.0, 0.1]]), mx.nd.array([[0.3, 0.4, 0.1, 0.2]])
+    >>> if native.is_available():
+    ...     loss = native.kl_divergence(mx.nd, logits, label, pred_space="logits", mean=False)
+    ...     assert loss.asnumpy().round(4) == 0.3526
     """
     given = {"axis": axis, "batch_axis": batch_axis, "pred_space": pred_space, "label_space": label_space,
              "mean": int(mean), "scale": float(scale), "epsilon": float(epsilon),
