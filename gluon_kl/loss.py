@@ -97,9 +97,7 @@ class PairLoss(CheckedLoss):
 
     def _compute(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
         if self._reduction != "none" and self._weight != 0 and native.reaches(facts, inputs[2]):
-            fused = self._fused(F, facts, *inputs)
-            if fused is not None:
-                return fused
+            return self._fused(F, facts, *inputs)
         pred, label, weight = self._lifted(F, facts, inputs)
         whole_rows = self._whole_rows(F, facts, pred, weight)
         label_grad, weight_grad = (True, True) if facts is None else facts.recorded[1:]
@@ -126,8 +124,8 @@ class PairLoss(CheckedLoss):
             whole_rows=whole_rows)
 
     def _fused(self, F: Any, facts: Optional[Facts], pred: Any, label: Any, weight: Any) -> Any:
-        """The result of the fused operator; None for a divergence that it does not compute."""
-        return None
+        """The result of the fused operator."""
+        raise NotImplementedError
 
     def _fused_kl(
         self, F: Any, facts: Optional[Facts], pred: Any, label: Any, weight: Any, swap: bool, **options: Any,
@@ -212,7 +210,7 @@ class KLDivLoss(PairLoss):
 
     Notes
     -----
-    A term whose label is 0 is 0, also at a masked score. A label above 0 at a masked score
+    A term whose label is 0 is 0, also at a masked score or NaN. A label above 0 at a masked score
     gives infinity, and a negative label NaN.
 
     Where both sides are logits and whole rows are reduced, the terms are summed in the
@@ -477,7 +475,8 @@ class JSDivLoss(PairLoss):
         return f"{super()._describe()}, beta={self._beta}"
 
     def _fused(self, F: Any, facts: Optional[Facts], pred: Any, label: Any, weight: Any) -> Any:
-        return self._fused_kl(F, facts, pred, label, weight, swap=self._beta == 1) if self._beta in (0, 1) else None
+        mixed = {} if self._beta in (0, 1) else {"beta": self._beta}
+        return self._fused_kl(F, facts, pred, label, weight, swap=self._beta == 1, **mixed)
 
     def _terms(self, F: Any, pred: Any, label: Any, whole_rows: Any, label_grad: bool) -> Any:
         if self._beta == 0:

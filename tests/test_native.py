@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from mxnet import autograd
 
+import oracle
 from gluon_kl import native
 from gluon_kl.native import requests
 
@@ -429,6 +430,33 @@ def test_near_equal_logits_keep_their_digits(n, layout, shift, temperature):
     assert np.median(error) < 1e-4
     assert not value(pred, pred).any()
     assert (value(pred, label) >= 0).all()
+
+
+@pytest.mark.parametrize("n", [10, 1000, 128256])
+@pytest.mark.parametrize("beta", [1e-3, 0.1, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("pred_space, label_space",
+                         [("logits", "logits"), ("logits", "probs"), ("log_probs", "log_probs")])
+def test_accuracy_of_the_mixed_divergence(n, beta, pred_space, label_space):
+    rng = np.random.RandomState(n)
+    spaces = dict(pred_space=pred_space, label_space=label_space)
+    pred, label = [np.array(sample(rng, (20 if n < 10**4 else 3, n), space, 1), "float32") for space in spaces.values()]
+    arrays = [mx.nd.array(pred), mx.nd.array(label)]
+    got = native.kl_divergence(mx.nd, *arrays, mean=False, beta=beta, **spaces).asnumpy()
+    terms = oracle.js_terms(pred, label, beta=beta, **spaces)
+    np.testing.assert_allclose(got, terms.sum(axis=1), atol=0, rtol=2e-6 * abs(terms).sum() / abs(terms.sum()))
+
+
+@pytest.mark.parametrize("n", [10, 1000, 32000])
+@pytest.mark.parametrize("beta", [0.1, 0.5, 0.9])
+def test_near_equal_logits_keep_their_digits_in_the_mixed_divergence(n, beta):
+    rng = np.random.RandomState(n)
+    pred = (rng.randn(20, n) * 2).astype("float32")
+    label = (pred + rng.randn(*pred.shape).astype("float32") * 1e-3).astype("float32")
+    options = dict(pred_space="logits", label_space="logits", mean=False, beta=beta)
+    value = native.kl_divergence(mx.nd, mx.nd.array(pred), mx.nd.array(label), **options).asnumpy()
+    expected = oracle.js_terms(pred, label, "logits", "logits", beta=beta).sum(axis=1)
+    assert np.median(abs(value - expected) / expected) < 1e-5
+    assert not native.kl_divergence(mx.nd, mx.nd.array(pred), mx.nd.array(pred), **options).asnumpy().any()
 
 
 # ---- resources ---------------------------------------------------------------------------------------------------

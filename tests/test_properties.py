@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from gluon_kl import KLDivLoss, native
+from gluon_kl import JSDivLoss, KLDivLoss, ReverseKLDivLoss, native
 
 LOSSES = {
     "log_probs, probs": (KLDivLoss(True, reduction="sum"), True, "probs"),
@@ -93,7 +93,7 @@ def test_all_spaces_agree(pair):
 
 @st.composite
 def calls(draw):
-    """A random call of KLDivLoss: arguments and inputs, masks and zeros among them."""
+    """A random call of a loss between pred and label: arguments and inputs, masks and zeros among them."""
     shape = draw(st.lists(st.integers(1, 6), min_size=1, max_size=4).map(tuple))
     rng = np.random.RandomState(draw(st.integers(0, 2**31 - 1)))
     axis, batch_axis = (draw(st.integers(-len(shape), len(shape) - 1)) for _ in range(2))
@@ -111,14 +111,17 @@ def calls(draw):
         inputs.append(weight.astype(dtype))
     options = dict(from_logits=from_logits, axis=axis, batch_axis=batch_axis, label_space=space,
                    reduction=draw(st.sampled_from(["mean", "sum"])), weight=draw(st.sampled_from([None, 0.5])))
-    return options, inputs
+    loss = draw(st.sampled_from([KLDivLoss, ReverseKLDivLoss, JSDivLoss]))
+    if loss is JSDivLoss:
+        options["beta"] = draw(st.sampled_from([0.01, 0.3, 0.5, 0.99]))
+    return loss, options, inputs
 
 
 @pytest.mark.skipif(not native.is_available(), reason=f"without the native operator: {native.why_not()}")
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(call=calls())
 def test_both_paths_agree(call):
-    options, inputs = call
+    make, options, inputs = call
     results = []
     for available in (True, False):
         with mock.patch.object(native, "is_available", lambda available=available: available):
@@ -126,7 +129,7 @@ def test_both_paths_agree(call):
             for x in arrays:
                 x.attach_grad()
             with mx.autograd.record():
-                out = KLDivLoss(**options)(*arrays)
+                out = make(**options)(*arrays)
             out.backward()
             results.append([out.asnumpy(), *(x.grad.asnumpy() for x in arrays)])
     for fused, plain in zip(*results):

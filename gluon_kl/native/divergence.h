@@ -48,6 +48,7 @@ struct Options {
   int axis = -1, batch_axis = 0;
   Space pred_space = kLogProbs, label_space = kProbs;
   double inv_temperature = 1, epsilon = 1e-12, scale = 1;
+  double beta = 0;
   bool mean = true;
 };
 
@@ -113,6 +114,22 @@ inline std::string text(const std::vector<int64_t>& shape) {
   return s + (shape.size() == 1 ? ",)" : ")");
 }
 
+// f(s) = -M log M - w s e^-s with M = 1 - w + w e^-s, as out[0] s^2 + out[1] s^3 + ...: power series M of M, K of log M
+// from M K' = M', and -w s e^-s = s M'.
+inline void series_near_equality(double w, double* out) {
+  constexpr int terms = kSeriesTerms + 2;
+  double m[terms] = {1}, k[terms] = {}, power = w;
+  for (int i = 1; i < terms; ++i) {
+    m[i] = power *= -1.0 / i;
+    k[i] = m[i];
+    for (int j = 1; j < i; ++j) k[i] -= j * k[j] * m[i - j] / i;
+    if (i < 2) continue;
+    double f = i * m[i];
+    for (int j = 0; j < i; ++j) f -= m[j] * k[i - j];
+    out[i - 2] = f;
+  }
+}
+
 class Divergence {
  public:
   // weight.data may be null: no weight.
@@ -131,6 +148,12 @@ class Divergence {
     job_.label_space = options.label_space;
     job_.inv_temperature = options.inv_temperature;
     job_.log_epsilon = std::log(options.epsilon);
+    job_.beta = options.beta;
+    if (job_.beta > 0) {
+      if (options.pred_space == kProbs) throw std::invalid_argument("beta needs pred_space log_probs or logits");
+      series_near_equality(1 - job_.beta, job_.series[0]);
+      series_near_equality(job_.beta, job_.series[1]);
+    }
     job_.outer = job_.inner = batch_stride_ = 1;
     job_.n = pred.shape[axis_];
     batch_ = pred.shape[batch_axis_];
@@ -272,13 +295,14 @@ class Divergence {
   }
 
   static bool keeps(const Options& o, bool weighted, int stat) {
+    const bool mixed = o.beta > 0 && (o.pred_space == kLogits || o.label_space == kLogits);
     switch (stat) {
       case kPredMax:
       case kPredSum: return o.pred_space == kLogits;
-      case kMass: return o.pred_space == kLogits && o.label_space != kLogits;
+      case kMass: return o.beta > 0 ? mixed : o.pred_space == kLogits && o.label_space != kLogits;
       case kLabelMax:
       case kLabelSum: return o.label_space == kLogits;
-      default: return weighted || o.label_space == kLogits;
+      default: return weighted || mixed || o.label_space == kLogits;
     }
   }
 
@@ -368,6 +392,14 @@ class Divergence {
   }
   double weight_of(int64_t row) const { return weight_.data ? number(weight_.data, weight_.type, weight_at(row)) : 1; }
 
+  Term mixed(const Line& x, int64_t k) const {  // as Terms::mixed in kernel.h
+    const double p = x.p[k], q = x.q[k], u = p == 0 && q == 0 ? 0 : x.log_p[k] - x.log_q[k], s = std::fmin(std::fabs(u), 80);
+    if (u != u) return {NAN, NAN, NAN};
+    const double w = u >= 0 ? 1 - job_.beta : job_.beta, v = u >= 0 ? job_.beta : 1 - job_.beta;
+    const double m = v + w * std::exp(-s), log_m = m > 0.7 ? std::log1p(w * std::expm1(-s)) : std::log(m);
+    const double f = -m * log_m - w * s * std::exp(-s), larger = -v * log_m, smaller = -w * (log_m + s);
+    return {(u >= 0 ? p : q) * std::fmax(f, 0), u >= 0 ? smaller : larger, u >= 0 ? larger : smaller};
+  }
   void elementwise_forward(void* out) {
     std::vector<double> total(batch_, 0.0);
     Line x;
@@ -375,8 +407,10 @@ class Divergence {
       const double w = weight_of(row);
       if (w == 0) continue;
       read(row, &x);
-      for (int64_t k = 0; k < job_.n; ++k)
-        if (x.p[k] != 0) total[k] += w * (x.p[k] * (x.log_p[k] - x.log_q[k]));
+      for (int64_t k = 0; k < job_.n; ++k) {
+        if (job_.beta > 0) total[k] += w * mixed(x, k).value;
+        else if (x.p[k] != 0) total[k] += w * (x.p[k] * (x.log_p[k] - x.log_q[k]));
+      }
     }
     for (int64_t k = 0; k < batch_; ++k) put_out(out, k, scaled(total[k]));
   }
@@ -394,6 +428,15 @@ class Divergence {
         const double g = out_grad(ograd, k) * factor_ * w, u = x.log_p[k] - x.log_q[k];
         const bool none = x.p[k] == 0;
         const double gp = none ? 0 : g * x.p[k];
+        if (job_.beta > 0) {
+          const Term term = mixed(x, k);
+          value += out_grad(ograd, k) * factor_ * term.value;
+          for_pred[k] = g * term.pred * x.q[k];
+          for_label[k] = options_.label_space == kProbs ? g * term.label : g * term.label * x.p[k];
+          pulled -= for_pred[k];
+          pushed += for_label[k];
+          continue;
+        }
         if (!none) value += out_grad(ograd, k) * factor_ * (x.p[k] * u);
         for_pred[k] = options_.pred_space == kProbs ? (none ? 0 : -gp / x.q[k]) : -gp;
         if (options_.label_space == kProbs)

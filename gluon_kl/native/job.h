@@ -26,7 +26,9 @@ enum Space { kProbs = 0, kLogProbs = 1, kLogits = 2 };
 // Per-row numbers kept from the forward for the backward, each an array of `rows` (or null: computed again).
 enum Stat { kPredMax, kPredSum, kMass, kLabelMax, kLabelSum, kValue, kStats };
 
-// KL(label || pred) of `outer * inner` rows of `n` categories; category k of row o * inner + i lies at
+constexpr int kSeriesTerms = 18;
+
+// KL(label || pred), or the Jensen-Shannon divergence if beta > 0, of `outer * inner` rows of `n` categories; category k of row o * inner + i lies at
 // o * n * inner + k * inner + i.
 struct Job {
   const void* pred;
@@ -36,6 +38,8 @@ struct Job {
   int64_t outer, n, inner;
   double inv_temperature;  // multiplies logits
   double log_epsilon;      // stands in for log(0) in the gradient of a label given as probability
+  double beta;             // share of the label in the mixture
+  double series[2][kSeriesTerms];  // of a term near equality, see Terms::mixed: where pred is the smaller, and the label
   void* stats[kStats];     // of the computing type
   void* pred_grad;         // null: not wanted
   void* label_grad;

@@ -352,8 +352,21 @@ template <class T> struct Params {
   Vec<T> pred_max, pred_log, pred_scale;
   Vec<T> label_max, label_log, label_scale;
   Vec<T> gap_high, gap_low;  // log-sum-exp of the label minus that of the pred, in two parts
-  Vec<T> mass;               // sum of the label
+  Vec<T> mass;               // sum of the label; of the mixed divergence, sum of q times its derivative
   Vec<T> value;
+};
+
+// What is constant in a mixed divergence: see Terms::mixed. Index 0 is for places where pred is the smaller.
+template <class T> struct Mixture {
+  static constexpr int kTerms = sizeof(T) == 4 ? 9 : kSeriesTerms;
+  static constexpr double kNear = 0.34;  // where the series holds: the next term is below 2e-8 (float), 1e-16 (double)
+  T smaller[2], larger[2], series[2][kTerms];
+
+  explicit Mixture(const Job& job) {
+    smaller[0] = larger[1] = static_cast<T>(1 - job.beta);
+    smaller[1] = larger[0] = static_cast<T>(job.beta);
+    for (int i = 0; i < 2 * kTerms; ++i) series[i / kTerms][i % kTerms] = static_cast<T>(job.series[i / kTerms][i % kTerms]);
+  }
 };
 
 // Of every vector in hand: largest logit (0 if there is none) and sum of exp((x - largest) * t), block by block.
@@ -411,6 +424,36 @@ template <class T> struct Terms {
     term = p == T(0) ? q : term;
     return term < T(0) ? Vec<T>{} : term;
   }
+  // A term of the divergence from the mixture m = beta p + (1 - beta) q, and its derivatives by p and by q.
+  //
+  // With s = |log p - log q|, w the share of the smaller side and v = 1 - w, M = m / larger = v + w e^-s, and the term is
+  // larger * f(s), f = -M log M - w s e^-s. Where w e^-s outweighs v, log M + s = log1p(v (e^s - 1)) has the digits that
+  // the sum would lose. Near s = 0, f is a series: w v s^2 / 2 + ...
+  struct Mixed { Vec<T> term, by_p, by_q, p, q; };
+  template <bool kLabelLog, bool kBothLogits> KL_INLINE Mixed mixed(Vec<T> b, Vec<T> a, const Mixture<T>& mix) const {
+    using V = Vec<T>;
+    const V z_q = (b - r.pred_max) * pred_t, q = exp<T>(z_q) * r.pred_scale;
+    const V z_p = (a - r.label_max) * label_t, p = kLabelLog ? exp<T>(z_p) * r.label_scale : a;
+    const V ratio = kBothLogits ? log_ratio(b, a) : (kLabelLog ? z_p - r.label_log : log<T>(a)) - (z_q - r.pred_log);
+    const V u = (p == T(0)) & (q == T(0)) ? V{} : ratio;
+    const auto label_larger = u >= T(0);
+    // Beyond a ratio of e^80 the smaller side adds nothing; the bound keeps its slope finite.
+    const V s = least<T>(T(80), label_larger ? u : -u);
+    const V w = label_larger ? splat(mix.smaller[0]) : splat(mix.smaller[1]);
+    const V v = label_larger ? splat(mix.larger[0]) : splat(mix.larger[1]);
+    const V e = exp<T>(-s), m = v + w * e;
+    const auto near = s < T(Mixture<T>::kNear), heavy = (w > T(0.5)) & (w * e > v);
+    const V d = heavy ? s : -s;
+    const V x = (heavy ? v : w) * (near ? exp_slope(d) * d : (heavy ? T(1) / e : e) - T(1));
+    const V y = (x > T(-0.29)) & (x < T(0.5)) ? log1p_poly(x, V{}) : log<T>(heavy ? x + T(1) : m);
+    V f = label_larger ? splat(mix.series[0][Mixture<T>::kTerms - 1]) : splat(mix.series[1][Mixture<T>::kTerms - 1]);
+    for (int i = Mixture<T>::kTerms - 2; i >= 0; --i)
+      f = f * s + (label_larger ? splat(mix.series[0][i]) : splat(mix.series[1][i]));
+    f = near ? f * (s * s) : heavy ? v * s - m * y : -m * y - w * s * e;
+    const V term = (label_larger ? p : q) * (f < T(0) ? V{} : f);
+    const V larger = -v * (heavy ? y - s : y), smaller = -w * (heavy ? y : y + s);
+    return {term, label_larger ? larger : smaller, label_larger ? smaller : larger, p, q};
+  }
   // Gradients of the loss, times g.
   template <Space kPredSpace, bool kLabelLog> KL_INLINE Vec<T> to_pred(Vec<T> b, Vec<T> a, Vec<T> g, Vec<T> pull) const {
     const Vec<T> p = kLabelLog ? exp<T>((a - r.label_max) * label_t) * r.label_scale : a;
@@ -449,12 +492,13 @@ template <class T, class L> struct Work {
   const L& rows;
   const Job& job;
   const V pred_t, label_t;
+  const Mixture<T> mix;
   Params<T> r[L::kMost];
   Sums<T> label_sum[L::kMost];
 
   explicit Work(const L& l)
       : rows(l), job(l.job), pred_t(splat(static_cast<T>(job.pred_space == kLogits ? job.inv_temperature : 1))),
-        label_t(splat(static_cast<T>(job.label_space == kLogits ? job.inv_temperature : 1))) {
+        label_t(splat(static_cast<T>(job.label_space == kLogits ? job.inv_temperature : 1))), mix(job) {
     const V zero = {}, one = splat(T(1));
     for (int j = 0; j < rows.vectors(); ++j) r[j] = {zero, zero, one, zero, zero, one, zero, zero, one, zero};
   }
@@ -536,6 +580,19 @@ template <class T, class L> struct Work {
       total[j].add(added);
     });
   }
+  template <bool kLabelLog, bool kBothLogits> void sum_mixed_terms(Sums<T>* total, Sums<T>* slope) const {
+    rows.sweep(kBoth, [&](int j, int64_t, const auto& part) {
+      const Terms<T> t = terms(j);
+      V added = {}, added_slope = {};
+      part.both([&](V b, V a) {
+        const auto x = t.template mixed<kLabelLog, kBothLogits>(b, a, mix);
+        added += x.term;
+        added_slope += x.q * x.by_q;
+      });
+      total[j].add(added);
+      slope[j].add(added_slope);
+    });
+  }
   // The values in double to take(vector, values); sets and keeps the stats that go with them.
   template <class Take> void value(Take take) {
     Sums<T> total[L::kMost], mass[L::kMost];
@@ -544,17 +601,20 @@ template <class T, class L> struct Work {
       mass[j].clear();
     }
     const bool label_log = job.label_space != kProbs;
-    if (both_logits()) sum_terms_of_logits(total);
+    if (job.beta > 0) both_logits() ? sum_mixed_terms<true, true>(total, mass)
+                      : label_log   ? sum_mixed_terms<true, false>(total, mass)
+                                    : sum_mixed_terms<false, false>(total, mass);
+    else if (both_logits()) sum_terms_of_logits(total);
     else if (job.pred_space != kProbs) label_log ? sum_terms<true, true>(total, mass) : sum_terms<true, false>(total, mass);
     else label_log ? sum_terms<false, true>(total, mass) : sum_terms<false, false>(total, mass);
     for (int j = 0; j < rows.vectors(); ++j) {
       rows.join(total[j]);
-      if (job.label_space != kLogits && job.pred_space == kLogits) {
+      if (job.beta > 0 || (job.label_space != kLogits && job.pred_space == kLogits)) {
         rows.join(mass[j]);
         r[j].mass = mass[j].narrow();
         rows.store_stat(kMass, j, r[j].mass);
       }
-      if (job.label_space == kLogits && job.pred_space != kLogits) total[j].divide(label_sum[j]);
+      if (job.beta == 0 && job.label_space == kLogits && job.pred_space != kLogits) total[j].divide(label_sum[j]);
       r[j].value = total[j].narrow();
       rows.store_stat(kValue, j, r[j].value);
       take(j, total[j]);
@@ -581,6 +641,15 @@ template <class T, class L> struct Work {
     const bool softmax = job.pred_space == kLogits || job.label_space == kLogits;
     const bool kept = job.stats[job.pred_space == kLogits ? kPredMax : kLabelMax] != nullptr;
     if (softmax) kept ? load_stats() : compute_stats();
+    if (job.beta > 0) {
+      if (!softmax) return;
+      if (!job.stats[kValue]) return value([](int, const Sums<T>&) {});
+      for (int j = 0; j < rows.vectors(); ++j) {
+        r[j].mass = rows.load_stat(kMass, j);
+        r[j].value = rows.load_stat(kValue, j);
+      }
+      return;
+    }
     if (job.pred_space == kLogits && job.label_space != kLogits && job.pred_grad) {
       if (!job.stats[kMass]) compute_mass();
       else for (int j = 0; j < rows.vectors(); ++j) r[j].mass = rows.load_stat(kMass, j);
@@ -607,13 +676,34 @@ template <class T, class L> struct Work {
       put([&](V b, V a) { return t.template to_label<kPredLog, kLabelSpace, kBothLogits>(b, a, gj, log_epsilon); });
     });
   }
+  // The gradient to the label or to pred. Through a softmax, what is common to all categories has no pull.
+  template <bool kOfLabel, bool kLabelLog, bool kBothLogits> void mixed_gradient(const V* g) const {
+    rows.write(kOfLabel ? job.label_grad : job.pred_grad, kOfLabel ? job.label_type : job.pred_type, [&](int j, auto put) {
+      const Terms<T> t = terms(j);
+      const bool logits = (kOfLabel ? job.label_space : job.pred_space) == kLogits;
+      const V gt = g[j] * (kOfLabel ? label_t : pred_t), common = !logits ? V{} : kOfLabel ? t.r.value - t.r.mass : t.r.mass;
+      put([&](V b, V a) {
+        const auto x = t.template mixed<kLabelLog, kBothLogits>(b, a, mix);
+        const V side = kOfLabel ? x.p : x.q, by = kOfLabel ? x.by_p : x.by_q;
+        const V slope = kOfLabel && !kLabelLog ? by : side * (by - common);
+        return gt == T(0) ? V{} : gt * slope;
+      });
+    });
+  }
+  template <bool kOfLabel> void write_mixed_gradient(const V* g) const {
+    if (both_logits()) mixed_gradient<kOfLabel, true, true>(g);
+    else if (job.label_space != kProbs) mixed_gradient<kOfLabel, true, false>(g);
+    else mixed_gradient<kOfLabel, false, false>(g);
+  }
   void write_pred_gradient(const V* g) const {
+    if (job.beta > 0) return write_mixed_gradient<false>(g);
     const bool label_log = job.label_space != kProbs;
     if (job.pred_space == kLogits) label_log ? pred_gradient<kLogits, true>(g) : pred_gradient<kLogits, false>(g);
     else if (job.pred_space == kLogProbs) label_log ? pred_gradient<kLogProbs, true>(g) : pred_gradient<kLogProbs, false>(g);
     else label_log ? pred_gradient<kProbs, true>(g) : pred_gradient<kProbs, false>(g);
   }
   void write_label_gradient(const V* g) const {
+    if (job.beta > 0) return write_mixed_gradient<true>(g);
     const bool pred_log = job.pred_space != kProbs;
     if (both_logits()) label_gradient<true, kLogits, true>(g);
     else if (job.label_space == kLogits) pred_log ? label_gradient<true, kLogits, false>(g) : label_gradient<false, kLogits, false>(g);

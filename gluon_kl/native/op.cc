@@ -41,6 +41,7 @@ Spec parse(const Attributes& attributes) {
     else if (key == "pred_space") s.options.pred_space = space(key, text);
     else if (key == "label_space") s.options.label_space = space(key, text);
     else if (key == "inv_temperature") s.options.inv_temperature = std::stod(text);
+    else if (key == "beta") s.options.beta = std::stod(text);
     else if (key == "epsilon") s.options.epsilon = std::stod(text);
     else if (key == "scale") s.options.scale = std::stod(text);
     else if (key == "mean") s.options.mean = text == "1" || text == "True";

@@ -46,6 +46,7 @@ struct Case {
 // Values and gradients by the definitions, for axis != batch_axis.
 struct Plain {
   std::vector<double> out, pred_grad, label_grad, weight_grad;
+  std::vector<double> weight_size;  // of what is added up in weight_grad, which may cancel
 };
 
 void log_and_prob(Space space, double t, std::vector<double> x, std::vector<double>* log, std::vector<double>* prob) {
@@ -76,7 +77,8 @@ Plain plain(const Case& c, const char* pred, const char* label, const char* weig
     weights *= c.weight_shape[d];
   }
   const int64_t n = c.shape[axis];
-  Plain r{std::vector<double>(c.shape[batch_axis]), std::vector<double>(size), std::vector<double>(size), std::vector<double>(weights)};
+  Plain r{std::vector<double>(c.shape[batch_axis]), std::vector<double>(size), std::vector<double>(size), std::vector<double>(weights),
+          std::vector<double>(weights)};
   if (size == 0) return r;
   const double factor = c.options.scale / (c.options.mean ? count : 1), t = c.options.inv_temperature;
   for (int64_t o = 0; o < outer; ++o)
@@ -99,9 +101,26 @@ Plain plain(const Case& c, const char* pred, const char* label, const char* weig
       for (int64_t k = 0; k < n; ++k)
         if (p[k] != 0) value += p[k] * (log_p[k] - log_q[k]), mass += p[k];
       if (c.options.label_space == kLogits) mass = 1;
+      const double beta = c.options.beta;
+      std::vector<double> by_p(n), by_q(n);
+      double mean_p = 0, mean_q = 0;
+      if (beta > 0) {
+        value = 0;
+        for (int64_t k = 0; k < n; ++k) {
+          const double log_m = std::log(beta * p[k] + (1 - beta) * q[k]);
+          by_p[k] = beta * (p[k] == 0 ? (q[k] == 0 ? 0 : -80 - std::log(1 - beta)) : log_p[k] - log_m);
+          by_q[k] = q[k] == 0 ? 0 : (1 - beta) * (log_q[k] - log_m);
+          mean_p += p[k] == 0 ? 0 : p[k] * by_p[k];
+          mean_q += q[k] * by_q[k];
+        }
+        value = mean_p + mean_q;
+      }
       const double g = head[batch] * factor;
       if (w != 0) r.out[batch] += w * value * factor;
-      if (w != 0 || std::isfinite(value)) r.weight_grad[place] += g * value;
+      if (w != 0 || std::isfinite(value)) {
+        r.weight_grad[place] += g * value;
+        r.weight_size[place] += std::fabs(g * value);
+      }
       for (int64_t k = 0; k < n; ++k) {
         const double u = log_p[k] - log_q[k];
         double x = c.options.pred_space == kLogits     ? t * (q[k] * mass - p[k])
@@ -112,6 +131,12 @@ Plain plain(const Case& c, const char* pred, const char* label, const char* weig
                    : p[k] == 0                         ? 0
                    : c.options.label_space == kLogProbs ? p[k] * (u + 1)
                                                         : t * p[k] * (u - value);
+        if (beta > 0) {
+          x = c.options.pred_space == kLogits ? t * q[k] * (by_q[k] - mean_q) : q[k] * by_q[k];
+          y = c.options.label_space == kProbs      ? by_p[k]
+              : c.options.label_space == kLogProbs ? p[k] * by_p[k]
+                                                   : t * p[k] * (by_p[k] - mean_p);
+        }
         r.pred_grad[at(k)] = w * g == 0 ? 0 : w * g * x;
         r.label_grad[at(k)] = w * g == 0 ? 0 : w * g * y;
       }
@@ -162,7 +187,8 @@ void check_one(const Case& c) {
       compare("label gradient", number(label_grad.data, c.label_type, i), expected.label_grad[i], tolerance(c.label_type), where);
   }
   for (int64_t i = 0; c.weighted && i < weights; ++i)
-    compare("weight gradient", number(weight_grad.data, kFloat32, i), expected.weight_grad[i], 1e-5, where);
+    compare("weight gradient", number(weight_grad.data, kFloat32, i), expected.weight_grad[i],
+            1e-6 * (1 + expected.weight_size[i]), where);
 }
 
 void check(int rounds) {
@@ -191,6 +217,7 @@ void check(int rounds) {
     c.pred_type = types[pick(0, 3)];
     c.label_type = types[pick(0, 7)];
     if (pick(0, 1)) c.pred_type = c.label_type = kFloat32;
+    if (c.options.pred_space != kProbs && pick(0, 2) == 0) c.options.beta = 0.05 + 0.9 * uniform();
     c.weighted = pick(0, 1);
     c.keep = pick(0, 1);
     check_one(c);
