@@ -286,7 +286,8 @@ def rows_of(table):
     yield ["shape", "gluon_kl", "of ceiling", *[SHORT[subject] for subject in others]]
     for name, times in table.items():
         base = times["gluon_kl"]
-        yield [name, f"{base * 1e6:.0f} µs", f"{times['roofline'] / base:.0%}",
+        yield [name, f"{base * 1e3:.1f} ms" if base > 1e-3 else f"{base * 1e6:.0f} µs",
+               f"{times['roofline'] / base:.0%}",
                *[f"{times[subject] / base:.2g}×" for subject in others]]
 
 

@@ -7,7 +7,7 @@ floating dtype, and how one block keeps one graph for each way of being called.
 import math
 import numbers
 import operator
-from typing import Any, Callable, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import mxnet as mx
 import numpy as np
@@ -23,7 +23,8 @@ from gluon_kl.native.requests import follow
 
 REDUCTIONS = ("mean", "sum", "none")
 
-_DTYPE_NAMES = {bool: "bool", **{np.dtype(name).type: name for name in (  # np.dtype(x).name takes microseconds
+# np.dtype(x).name takes microseconds.
+_DTYPE_NAMES: Dict[Any, str] = {bool: "bool", **{np.dtype(name).type: name for name in (
     "float16", "float32", "float64", "uint8", "int8", "int32", "int64", "bool")}}
 _GRAPH_FIELDS = ("_cached_graph", "_cached_op", "_cached_op_args", "_in_format", "_out_format")
 

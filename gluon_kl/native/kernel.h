@@ -363,6 +363,7 @@ template <class T> struct Mixture {
   T smaller[2], larger[2], series[2][kTerms];
 
   explicit Mixture(const Job& job) {
+    if (job.beta == 0) return;
     smaller[0] = larger[1] = static_cast<T>(1 - job.beta);
     smaller[1] = larger[0] = static_cast<T>(job.beta);
     for (int i = 0; i < 2 * kTerms; ++i) series[i / kTerms][i % kTerms] = static_cast<T>(job.series[i / kTerms][i % kTerms]);
