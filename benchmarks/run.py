@@ -298,7 +298,7 @@ def draw(table, by_categories, by_batch, path):
 
     style = Path(__file__).resolve().parent.parent / "tutorials" / "matplotlibrc"
     with plt.rc_context(fname=str(style)) if style.exists() else plt.rc_context():
-        figure = plt.figure(figsize=(8, 9.5))
+        figure = plt.figure(figsize=(6, 9.5))
         grid = figure.add_gridspec(2, 2, height_ratios=[1.7, 1])
         bars, *curves = (figure.add_subplot(grid[0, :]), figure.add_subplot(grid[1, 0]), figure.add_subplot(grid[1, 1]))
         subjects = [s for s in SUBJECTS if s in next(iter(table.values()))]

@@ -252,8 +252,8 @@ template <class T> struct Lanes {
     const int64_t length = block(), step = in_place ? job.inner : stride;
     for (int64_t k = 0; k < job.n; k += length) {
       const int64_t count = job.n - k < length ? job.n - k : length;
-      const T* const b = sides & kPred ? fetch(job.pred, job.pred_type, pred, k, count) : nullptr;
-      const T* const a = sides & kLabel ? fetch(job.label, job.label_type, label, k, count) : nullptr;
+      const T* const b = sides & kPred ? fetch(job.pred, job.pred_type, pred, k, count) : pred;
+      const T* const a = sides & kLabel ? fetch(job.label, job.label_type, label, k, count) : label;
       for (int j = 0; j < vectors(); ++j)
         f(j, k, Part{b + j * kLanes<T>, a + j * kLanes<T>, step, count, in_place});
     }
