@@ -212,8 +212,7 @@ class Divergence {
         samples(0, rows_, [&](int64_t r, int64_t b) { total[b] += part[r]; });
       }
     }
-    if (double_) put_all(static_cast<double*>(out), total);
-    else put_all(static_cast<float*>(out), total);
+    put_all(out, total);
   }
 
   // Null gradients are not wanted. `value` is the kept stat; the weight's gradient needs it.
@@ -281,8 +280,9 @@ class Divergence {
     else
       samples(begin, end, [&](int64_t r, int64_t b) { factor[r - begin] = ograd[b] * factor_; });
   }
-  template <class T> void put_all(T* out, const std::vector<double>& total) const {
-    for (int64_t b = 0; b < batch_; ++b) out[b] = static_cast<T>(scaled(total[b]));
+  void put_all(void* out, const std::vector<double>& total) const {
+    for (int64_t b = 0; double_ && b < batch_; ++b) static_cast<double*>(out)[b] = scaled(total[b]);
+    for (int64_t b = 0; !double_ && b < batch_; ++b) static_cast<float*>(out)[b] = static_cast<float>(scaled(total[b]));
   }
   template <class F> void share(int64_t pieces, const F& task) const {
     const double work = static_cast<double>(rows_) * static_cast<double>(job_.n);
@@ -352,7 +352,6 @@ class Divergence {
   }
 
   double out_grad(const void* ograd, int64_t i) const { return number(ograd, double_ ? kFloat64 : kFloat32, i); }
-  void put_out(void* out, int64_t i, double x) const { put(out, double_ ? kFloat64 : kFloat32, i, x); }
   double scaled(double total) const { return total == 0 ? 0 : total * factor_; }  // nothing over nothing is nothing
 
   // ---- axis == batch_axis: each category is its own sample. Plain terms, in double, one row at a time.
@@ -412,7 +411,7 @@ class Divergence {
         else if (x.p[k] != 0) total[k] += w * (x.p[k] * (x.log_p[k] - x.log_q[k]));
       }
     }
-    for (int64_t k = 0; k < batch_; ++k) put_out(out, k, scaled(total[k]));
+    put_all(out, total);
   }
   void elementwise_backward(const void* ograd, void* pred_grad, void* label_grad, void* weight_grad) {
     std::vector<double> weight_total(weight_.data ? weight_size_ : 0, 0.0);
