@@ -329,6 +329,32 @@ def test_every_length(n, axis):
     np.testing.assert_allclose(got[1], closed, rtol=1e-5, atol=1e-8)
 
 
+@pytest.mark.parametrize("inner", [63, 64, 65, 100, 1000])
+@pytest.mark.parametrize("n", [1, 8, 9, 21, 100])
+@pytest.mark.parametrize("label_type", ["float32", "float16"])
+def test_neighbouring_rows(n, inner, label_type):
+    check_neighbouring_rows((2, n, inner), label_type)
+
+
+@pytest.mark.parametrize("inner", [80000, 80001])
+def test_neighbouring_rows_whose_gradients_go_past_the_cache(inner):
+    check_neighbouring_rows((3, 9, inner), "float32")
+
+
+def check_neighbouring_rows(shape, label_type):
+    """Rows that are read where they lie, or are not, and what of them fills no vector."""
+    rng = np.random.RandomState(shape[1])
+    pred = rng.randn(*shape).astype("float32")
+    label = np.exp(log_softmax(rng.randn(*shape), 1)).astype(label_type)
+    options = dict(axis=1, pred_space="logits", label_space="probs", mean=False)
+    value, to_pred, to_label = run(pred, label, **options)
+    np.testing.assert_allclose(value, reference(pred, label, **options), rtol=4e-6)
+    log_q, p = log_softmax(pred.astype("float64"), 1), label.astype("float64")
+    np.testing.assert_allclose(to_pred, np.exp(log_q) * p.sum(axis=1, keepdims=True) - p, rtol=1e-5, atol=1e-6)
+    tolerance = 1e-5 if label_type == "float32" else 1e-2
+    np.testing.assert_allclose(to_label, np.log(p) - log_q + 1, rtol=tolerance, atol=tolerance)
+
+
 def test_empty():
     """In a process of its own: MXNet's arrays of size 0 want its NumPy shape semantics, which are global."""
     in_process("""
