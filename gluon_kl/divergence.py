@@ -6,7 +6,7 @@ Where a formula meets infinities it selects the argument, never the result:
 """
 
 import math
-from typing import Any, Optional
+from typing import Any, Optional, Tuple
 
 SPACES = ("probs", "log_probs", "logits")
 
@@ -176,31 +176,114 @@ def cross_entropy(F: Any, log_pred: Any, label: Any) -> Any:
 
 
 def gaussian_terms(
-    F: Any, mean: Any, log_variance: Any, prior_mean: Optional[Any], prior_log_variance: Optional[Any],
+    F: Any, mean: Any, spread: Any, prior_mean: Optional[Any] = None, prior_spread: Optional[Any] = None, *,
+    std: bool = False, single: bool = False,
 ) -> Any:
-    """KL(N(mean, exp(log_variance)) || N(prior_mean, exp(prior_log_variance))) of every dimension.
+    """KL(N(mean, spread) || N(prior_mean, prior_spread)) of every dimension; None stands for a standard prior.
 
-    With d the difference of the log-variances and g that of the means,
-    ``(g^2 exp(-prior_log_variance) + expm1(d) - d) / 2``: both summands are at least 0.
+    Spreads are log-variances, or standard deviations if `std`. With d the difference of the log-variances and
+    g that of the means, ``(g^2 / prior variance + expm1(d) - d) / 2``: both summands are at least 0. `single`
+    says that float32 is known to be enough, which takes fewer passes.
     """
     gap = mean if prior_mean is None else mean - prior_mean
-    if prior_log_variance is None:
-        return gap * (0.5 * gap) + _half_expm1_excess(F, log_variance)
-    # Scaled in two steps, since exp may overflow where the product fits; and 0 * inf at no gap is 0.
-    scale = F.exp(-0.25 * F.where(gap == 0, F.zeros_like(gap), prior_log_variance))
-    gap = gap * scale * scale
-    return gap * (0.5 * gap) + _half_expm1_excess(F, log_variance - prior_log_variance)
+    if std:
+        d = 2 * F.log(spread if prior_spread is None else spread / prior_spread)
+        gap = gap if prior_spread is None else gap / prior_spread
+    elif prior_spread is None:
+        d = spread
+    else:
+        d = spread - prior_spread
+        # Scaled in two steps, since exp may overflow where the product fits; and 0 * inf at no gap is 0.
+        scale = F.exp(-0.25 * F.where(gap == 0, F.zeros_like(gap), prior_spread))
+        gap = gap * scale * scale
+    return F.add_n(F.square(gap * math.sqrt(0.5)), *_half_expm1_excess(F, d, single))
 
 
-def _half_expm1_excess(F: Any, d: Any) -> Any:
-    """``(expm1(d) - d) / 2``, at least 0, right in its leading digits, infinite only where its value is."""
-    near = F.abs(d) < 0.0625
-    zero = F.zeros_like(d)
-    small, large = F.where(near, d, zero), F.where(near, zero, d)
-    series = zero
-    for k in range(8, 1, -1):  # Taylor's, which the difference would lose to rounding
-        series = series * small + 0.5 / math.factorial(k)
-    # expm1(d) / 2 from exponentials of d/2. They are two nodes, lest the graph merge them and
-    # their gradients add up to twice the result before they are halved.
-    half = F.expm1(large * 0.5) * (0.5 * F.exp(large / 2) + 0.5)
-    return series * small * small + (half - 0.5 * F.broadcast_minimum(large, zero + _HUGE))
+# Where a polynomial stands for (expm1(s) - s) / 2. Its upper end leaves exp room where only expm1(d) / 2 fits.
+_LOW, _HIGH = -0.25, 0.75
+# Chebyshev's for (expm1(s) - s) / (2 s^2) between them, right to 1e-17, from the highest power down.
+_EXCESS = (
+    9.987345145599013e-11, 1.0208160714365642e-09, 1.2537035098988785e-08,
+    1.3778624477451703e-07, 1.3778645005256313e-06, 1.2400793991581933e-05,
+    9.92063492563606e-05, 0.0006944444444250738, 0.004166666666666269,
+    0.020833333333333655, 0.08333333333333333, 0.25,
+)
+
+
+def _half_expm1_excess(F: Any, d: Any, single: bool) -> Tuple[Any, Any, Any]:
+    """Summands of ``(expm1(d) - d) / 2``, right in its leading digits, infinite only where its value is.
+
+    Nothing branches: with s the d nearest to 0 within the polynomial's ends, p = (expm1(s) - s) / 2,
+    h = expm1(s) / 2 and o = d - s, which is 0 between them, it is ``p + h o + (h + 1/2)(expm1(o) - o)``.
+    s is held constant: the derivative, ``h + (h + 1/2) expm1(o)``, is right wherever it is.
+    """
+    s = F.minimum(F.maximum(F.BlockGrad(d), _LOW), _HIGH)
+    p = F.square(s) * (_excess_in_single(F, s) if single else _excess(s))
+    h = p + 0.5 * s
+    o = d - s
+    # Not h * o: the gradients to one o would add up in an order that loses digits. At +inf, inf - inf is avoided.
+    return (h + 0.5) * (F.exp(o) - F.minimum(o, _HUGE) - 1), (s - d) * -h, p
+
+
+def _excess(s: Any) -> Any:
+    polynomial = s * _EXCESS[0] + _EXCESS[1]
+    for coefficient in _EXCESS[2:]:
+        polynomial = polynomial * s + coefficient
+    return polynomial
+
+
+def _excess_in_single(F: Any, s: Any) -> Any:
+    """The same in three passes, right to 8e-8 and exact at 0; MXNet keeps the coefficients in float32."""
+    inner = F.contrib.quadratic(s, a=1, b=-3.86936217e-02, c=0)
+    return (F.contrib.quadratic(inner, a=2.87203313e-04, b=1.25329387e-02, c=0.25)
+            * F.contrib.quadratic(s, a=3.38482722e-02, b=3.35273766e-01, c=1))
+
+
+def bernoulli_terms(
+    F: Any, pred: Any, label: Any, *, pred_space: str, label_space: str, epsilon: float = 1e-12,
+) -> Any:
+    """KL(Bernoulli(label) || Bernoulli(pred)) of every element; each side probabilities or logits (scores).
+
+    With p, q the probabilities, s, z their scores and u = s - z, a term is ``p u + log1p(p expm1(-u))``
+    where |u| < 1, and ``-H(p) - p log q - (1-p) log(1-q)`` elsewhere, both for the rarer outcome of the label:
+    so p is at most 1/2, and the logarithms lose nothing. Derivatives are their own closed forms.
+    """
+    own, other = F.BlockGrad(pred), F.BlockGrad(label)
+    common = other > (0.5 if label_space == "probs" else 0)
+    sign = 1 - 2 * common
+    p, not_p, s = _outcome(F, other, label_space, common, sign)
+    q, not_q, z = _outcome(F, own, pred_space, common, sign)
+    absent, zero = p == 0, F.zeros_like(p)
+    u = s - z
+    near = F.abs(u) < 1
+    small = F.where(near, u, zero)
+    present_s, present_z = (F.where(absent, zero, x) for x in (s, F.relu(-z)))
+    far = p * present_s + F.log1p(-p) + not_p * F.relu(z) + p * present_z + F.log1p(F.exp(-F.abs(z)))
+    value = F.relu(F.where(near, p * small + F.log1p(p * F.expm1(-small)), far))
+
+    if pred_space == "logits":
+        to_pred = q - p
+    else:  # where a probability is 0, the derivative of its logarithm is 1, as in `log_of_probs`
+        ratios = [F.minimum(x / (y + (y == 0)), _HUGE) for x, y in ((not_p, not_q), (p, q))]
+        to_pred = ratios[0] - ratios[1]
+    surprise = F.where(absent, zero + math.log(epsilon), s) - z
+    to_label = F.where(is_finite(surprise), surprise, zero)
+    if label_space == "logits":
+        to_label = p * not_p * to_label
+    return _with_gradients(F, value, (pred, sign * to_pred), (label, sign * to_label))
+
+
+def _outcome(F: Any, x: Any, space: str, common: Any, sign: Any) -> Tuple[Any, Any, Any]:
+    """Of the label's rarer outcome (0 where `common`, else 1) the probability, that of the other, and the score."""
+    if space == "logits":
+        score = sign * x
+        return F.sigmoid(score), F.sigmoid(-score), score
+    other = 1 - x
+    return F.where(common, other, x), F.where(common, x, other), sign * (F.log(x) - F.log1p(-x))
+
+
+def _with_gradients(F: Any, value: Any, *gradients: Any) -> Any:
+    """`value`, whose gradient to each x of the pairs (x, gradient) is what stands beside it."""
+    # The sign, since it is finite for every x; a gradient goes through this one unchanged.
+    parts = [F.contrib.sign_ste(x) * gradient for x, gradient in gradients]
+    return F.add_n(value, *[part - F.BlockGrad(part) for part in parts])
