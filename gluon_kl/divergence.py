@@ -293,8 +293,8 @@ def bernoulli_terms(
 
     if pred_space == "logits":
         to_pred = q - p
-    else:  # where a probability is 0, the derivative of its logarithm is 1, as in `log_of_probs`
-        ratios = [F.minimum(x / (y + (y == 0)), _HUGE) for x, y in ((not_p, not_q), (p, q))]
+    else:  # where a probability is 0, so is the derivative of its logarithm, as in `log_of_probs`
+        ratios = [F.minimum(x * (y != 0) / (y + (y == 0)), _HUGE) for x, y in ((not_p, not_q), (p, q))]
         to_pred = ratios[0] - ratios[1]
     surprise = F.where(absent, zero + math.log(epsilon), s) - z
     to_label = F.where(is_finite(surprise), surprise, zero)
