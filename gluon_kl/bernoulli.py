@@ -118,7 +118,7 @@ class BernoulliKLLoss(CheckedLoss):
     >>> active = hidden.mean(axis=0, keepdims=True)
     >>> value = penalty(active, 0.05)
     >>> print(value.asnumpy().round(4))
-    [1.3937]
+    [1.3416]
     """
 
     _numeric = ("label",)

@@ -11,7 +11,7 @@ rows there too, no operator is used that fails on an unknown or empty shape (``s
 """
 
 import math
-from typing import Any, Optional, Tuple
+from typing import Any, Dict, Optional, Tuple
 
 import mxnet as mx
 
@@ -73,6 +73,21 @@ def sum_per_sample(F: Any, terms: Any, batch_axis: int, mean: bool, long: bool =
     return F.reshape(sums if scale == 1 else sums * scale, shape=(-1,))
 
 
+def first_along(F: Any, x: Any, axis: int) -> Any:
+    """The first slice of `x` along `axis`, which stays, with length 1."""
+    if axis < 0:
+        return F.slice_axis(x, axis=axis, begin=0, end=1)
+    return F.slice(x, begin=(None,) * axis + (0,), end=(None,) * axis + (1,))
+
+
+def rows_per_sample(F: Any, x: Any, weight: Any, axis: int, batch_axis: int) -> Any:
+    """How many rows of each sample of `x` along `axis` have a weight that is not 0, at least 1: (batch,), or (1,)."""
+    rows = F.ones_like(first_along(F, x, axis))
+    if weight is not None:
+        rows = F.broadcast_like(F.max(weight != 0, axis=axis, keepdims=True), rows)
+    return F.maximum(sum_per_sample(F, rows, batch_axis, False), 1)
+
+
 def relative_entropy(F: Any, log_pred: Any, label: Any, epsilon: float, label_grad: bool = True) -> Any:
     """``label * (log label - log_pred)``; 0 where label is 0, whatever `log_pred` is there.
 
@@ -129,7 +144,7 @@ def kl_terms(
     F: Any, pred: Any, label: Any, *, pred_space: str, label_space: str, axis: int,
     epsilon: float = 1e-12, whole_rows: Any = False, label_grad: bool = True,
 ) -> Any:
-    """Terms of KL(label || pred) in pred's shape; one side of the two may hold probs.
+    """Terms of KL(label || pred) in pred's shape.
 
     `whole_rows` says that the terms will be summed over the whole of `axis` under one weight:
     only then may rows of two softmaxes take the form that keeps the digits of small divergences.
@@ -141,6 +156,8 @@ def kl_terms(
         if pred_space == "logits":
             # A whole row needs no care: its sum is NaN through the one NaN that MXNet leaves.
             pred = F.log_softmax(pred, axis=axis) if whole_rows is True else log_softmax(F, pred, axis)
+        elif pred_space == "probs":
+            pred = log_of_probs(F, pred)
         return relative_entropy(F, pred, label, epsilon, label_grad)
     return relative_entropy_of_logs(F, to_log(F, pred, pred_space, axis), to_log(F, label, label_space, axis))
 
@@ -156,7 +173,7 @@ def js_terms(
     log_p, log_q = (F.clip(to_log(F, x, space, axis), -_FLOOR, _FLOOR)
                     for x, space in ((label, label_space), (pred, pred_space)))
     p = label if label_space == "probs" else F.exp(log_p)
-    q = F.exp(log_q)
+    q = pred if pred_space == "probs" else F.exp(log_q)
     # Beyond a ratio of e^80 the smaller side adds nothing, and its m/p would overflow.
     ratio = F.clip(log_p - log_q, -80, 80)
     m = beta * p + (1 - beta) * q
@@ -172,6 +189,25 @@ def js_terms(
                   + (1 - beta) * (q * log_share(log_q, beta * F.expm1(ratio))))
 
 
+def js_form(beta: float) -> Dict[str, Any]:
+    """The Jensen-Shannon divergence as `pair_terms` takes it; at the ends of `beta`, where it vanishes, its limits."""
+    return {"form": "reverse_kl" if beta else "kl"} if beta in (0, 1) else {"form": "js", "beta": float(beta)}
+
+
+def pair_terms(
+    F: Any, pred: Any, label: Any, *, pred_space: str, label_space: str, axis: int, form: str = "kl",
+    beta: float = 0.5, epsilon: float = 1e-12, whole_rows: Any = False, label_grad: bool = True,
+) -> Any:
+    """Terms of "kl", KL(label || pred), of "reverse_kl", KL(pred || label), or of "js"."""
+    if form == "kl":
+        return kl_terms(F, pred, label, pred_space=pred_space, label_space=label_space, axis=axis, epsilon=epsilon,
+                        whole_rows=whole_rows, label_grad=label_grad)
+    if form == "reverse_kl":
+        return kl_terms(F, label, pred, pred_space=label_space, label_space=pred_space, axis=axis, epsilon=epsilon,
+                        whole_rows=whole_rows)
+    return js_terms(F, pred, label, pred_space=pred_space, label_space=label_space, axis=axis, beta=beta)
+
+
 def unit(F: Any, x: Any) -> Any:
     """A 1 of x's dtype, with as many axes as `x`."""
     first = F.zeros_like(F.slice(x, begin=(0,), end=(1,)))
@@ -180,9 +216,7 @@ def unit(F: Any, x: Any) -> Any:
 
 def more_than_one(F: Any, x: Any, axis: int, batch_axis: int) -> Any:
     """1 where `axis` has several categories and is not the `batch_axis`, else 0; also where the rank is unknown."""
-    sample = F.slice(x, begin=(None,) * batch_axis + (0,), end=(None,) * batch_axis + (1,)) if batch_axis >= 0 else \
-        F.slice_axis(x, axis=batch_axis, begin=0, end=1)
-    return F.sum(F.ones_like(sample), axis=axis, keepdims=True) > 1
+    return F.sum(F.ones_like(first_along(F, x, batch_axis)), axis=axis, keepdims=True) > 1
 
 
 def _numpy(x: Any) -> Any:
@@ -194,18 +228,19 @@ def _dot(x: Any, y: Any) -> Any:
     return _numpy(x).dot(x.as_np_ndarray(), y.as_np_ndarray()).as_nd_ndarray()
 
 
-def categories(F: Any, x: Any, axis: int) -> Any:
-    """The number of categories along `axis`, shape (1,), also where shapes are unknown."""
-    return F.slice_axis(F.contrib.arange_like(x, axis=axis), axis=0, begin=-1, end=None) + 1
+def one_hot(F: Any, index: Any, pred: Any, axis: int, batch_axis: int) -> Any:
+    """Class indices, one for each row along `axis`, as rows of the shape of pred; NaN for what is no class of it.
 
-
-def one_hot(F: Any, index: Any, pred: Any, axis: int) -> Any:
-    """Class indices, of pred's shape without `axis`, as rows of pred's shape; a row of NaN for no class of pred's."""
-    index = F.expand_dims(index, axis=axis)
-    known = (index >= 0) * (index == F.floor(index)) * F.broadcast_lesser(index, categories(F, pred, axis))
-    # Broadcasting aligns the last axis, so the categories go there and back.
-    hot = F.broadcast_equal(F.swapaxes(index, dim1=axis, dim2=-1), F.contrib.arange_like(pred, axis=axis))
-    return F.broadcast_mul(F.swapaxes(hot, dim1=axis, dim2=-1), known / known)
+    `index` may lack `axis` or have 1 there.
+    """
+    index = F.reshape_like(index, first_along(F, pred, axis))
+    ones = F.ones_like(first_along(F, pred, batch_axis))
+    # cumsum counts axes from the front alone.
+    first = F.swapaxes(ones, dim1=0, dim2=axis)
+    numbers = F.swapaxes(_numpy(first).cumsum(first.as_np_ndarray(), axis=0).as_nd_ndarray(), dim1=0, dim2=axis) - 1
+    known = (index >= 0) * (index == F.floor(index)) * F.broadcast_lesser(
+        index, F.sum(ones, axis=axis, keepdims=True))
+    return F.broadcast_mul(F.broadcast_equal(index, numbers), known / known)
 
 
 def cross_entropy(F: Any, log_pred: Any, label: Any) -> Any:

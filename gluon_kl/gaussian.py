@@ -120,7 +120,7 @@ class GaussianKLLoss(CheckedLoss):
     >>> std = (log_var / 2).exp()
     >>> value = loss(mean, std, nd.array([0, 1]), 2)
     >>> print(value.asnumpy().round(4))
-    [0.7613 1.4533]
+    [0.7613 1.7782]
     """
 
     _names = ("mean", "log_variance", "prior_mean", "prior_log_variance", "sample_weight")
@@ -139,11 +139,8 @@ class GaussianKLLoss(CheckedLoss):
         self._reduction = reduction
         self._free_nats = free_nats
         self._spread = spread
-
-    @property
-    def _direction(self) -> str:
-        own = "exp(log_variance)" if self._spread == "log_variance" else "std²"
-        return f"KL(N(mean, {own}) ‖ prior) in nats"
+        own = "exp(log_variance)" if spread == "log_variance" else "std²"
+        self._direction = f"KL(N(mean, {own}) ‖ prior) in nats"
 
     def _describe(self) -> str:
         return (f"weight={self._weight}, batch_axis={self._batch_axis}, reduction={self._reduction!r}, "

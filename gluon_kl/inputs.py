@@ -21,7 +21,7 @@ from mxnet.ndarray import NDArray
 from mxnet.ndarray.sparse import BaseSparseNDArray
 from mxnet.symbol import Symbol
 
-from gluon_kl.divergence import is_finite, sum_per_sample, unit
+from gluon_kl.divergence import is_finite, rows_per_sample, sum_per_sample, unit
 from gluon_kl.native import SMALL, carry, fused, fused_in_graph
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -140,9 +140,12 @@ def check_kinds(
     return symbolic
 
 
-def check_same_shape(first: str, second: str, shape: Tuple[int, ...], other: Tuple[int, ...]) -> None:
+def check_same_shape(
+    first: str, second: str, shape: Tuple[int, ...], other: Tuple[int, ...], hint: str = "",
+) -> None:
     if shape != other:
-        raise ValueError(f"{first} and {second} must have the same shape, not {shape} and {other}; nothing broadcasts")
+        raise ValueError(f"{first} and {second} must have the same shape, not {shape} and {other}; "
+                         f"nothing broadcasts{hint}")
 
 
 def check_same_place(names: Sequence[str], inputs: Sequence[Any]) -> Tuple[Tuple[Any, ...], Any]:
@@ -289,7 +292,8 @@ class _Graph:
     def _trace(self, loss: "CheckedLoss", facts: Facts, inputs: Sequence[Any]) -> None:
         names = [f"data{i}" if isinstance(x, NDArray) else None for i, x in enumerate(inputs)]
         with _TRACING, facts.device, mx.name.Prefix(loss.prefix):
-            out = loss._compute(mx.sym, facts, *[x if name is None else mx.sym.var(name) for name, x in zip(names, inputs)])
+            symbols = [x if name is None else mx.sym.var(name) for name, x in zip(names, inputs)]
+            out = loss._compute(mx.sym, facts, *symbols)
         self._used = [names.index(name) for name in out.list_inputs()]
         indices = [("data_indices", list(range(len(self._used)))), ("param_indices", [])]
         op = mx.nd.CachedOp(out, indices + sorted(loss._graph_options.items()))
@@ -358,15 +362,23 @@ class CheckedLoss(Loss):
                  for x, dtype in zip(inputs, facts.dtypes)]
         return fused(F, dict(zip(names, taken)), grad, **options)
 
-    def _reduced(self, F: Any, facts: Optional[Facts], terms: Any, reduction: str) -> Any:
-        """The terms of each sample reduced, times the weight of the loss."""
-        if reduction != "none":
-            batch_axis = self._batch_axis if facts is None else self._batch_axis % facts.ndim
-            out = sum_per_sample(F, terms, batch_axis, reduction == "mean", facts is not None and facts.long,
-                                 1.0 if self._weight is None else self._weight)
-            return F.cast(out, dtype="float32") if facts is not None and facts.long and "float64" not in facts.dtypes \
-                else out
-        return terms if self._weight is None else terms * self._weight
+    def _reduced(
+        self, F: Any, facts: Optional[Facts], terms: Any, reduction: str, x: Any = None, weight: Any = None,
+        axis: Optional[int] = None,
+    ) -> Any:
+        """The terms of each sample reduced, times the weight of the loss; "row_mean" asks for what follows."""
+        if reduction == "none":
+            return terms if self._weight is None else terms * self._weight
+        batch_axis = self._batch_axis if facts is None else self._batch_axis % facts.ndim
+        long = facts is not None and facts.long
+        out = sum_per_sample(F, terms, batch_axis, reduction == "mean", long,
+                             1.0 if self._weight is None else self._weight)
+        if long and facts is not None and "float64" not in facts.dtypes:
+            out = F.cast(out, dtype="float32")
+        if axis is None or reduction != "row_mean":
+            return out
+        axis = axis if facts is None else axis % facts.ndim
+        return F.broadcast_div(out, rows_per_sample(F, x, weight, axis, batch_axis))
 
     def forward(self, *inputs: Any) -> Any:
         symbolic = check_kinds(self._names, inputs, self._optional, self._numeric)

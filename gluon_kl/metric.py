@@ -200,7 +200,7 @@ class JSDivergence(_DivergenceMetric):
     >>> js.update(label, pred)
     >>> name, value = js.get()
     >>> print(name, round(value, 4))
-    js-divergence 0.3506
+    js-divergence 0.3505
     """
 
     def __init__(
