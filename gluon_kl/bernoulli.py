@@ -157,10 +157,12 @@ class BernoulliKLLoss(CheckedLoss):
         pred, label, weight = self._lifted(F, facts, inputs)
         if is_number(label):
             label = F.ones_like(pred) * label
+        spaces = "probs" if self._from_sigmoid else "logits", self._label_space
+        if self._weight == 0:  # all ones by now, which are finite as scores
+            spaces = "logits", "logits"
 
         def terms(pred: Any, label: Any) -> Any:
-            return divergence.bernoulli_terms(F, pred, label, label_space=self._label_space,
-                                              pred_space="probs" if self._from_sigmoid else "logits")
+            return divergence.bernoulli_terms(F, pred, label, pred_space=spaces[0], label_space=spaces[1])
 
         weight_grad = facts is None or facts.recorded[-1]
         out = weigh(F, terms, (pred, label), weight, None, weight_grad)

@@ -160,16 +160,18 @@ def js_terms(pred, label, pred_space="log_probs", label_space="probs", axis=-1, 
     return terms[0] + terms[1]
 
 
-def weighted(terms, *, batch_axis=0, axis=-1, weight=None, reduction="mean", sample_weight=None):
-    """Terms under their weights, reduced."""
+def weighted(terms, *, batch_axis=0, axis=-1, weight=None, reduction="mean", sample_weight=None, counted=None):
+    """Terms under their weights, reduced; `counted` stands in for the weights where rows are counted."""
     weights, _ = row_weights(sample_weight, terms.shape, batch_axis, axis)
+    counted = weights if counted is None else row_weights(counted, terms.shape, batch_axis, axis)[0]
     with np.errstate(invalid="ignore"):
         terms = np.where(weights == 0, 0.0, terms * weights)
-    return reduce(terms, batch_axis, reduction, axis, weights) * (1.0 if weight is None else weight)
+    return reduce(terms, batch_axis, reduction, axis, counted) * (1.0 if weight is None else weight)
 
 
 def distillation(pred, label, teacher_pred, *, temperature=1.0, hard_weight=0.5, sparse_label=True, weight=None,
-                 batch_axis=0, axis=-1, divergence="kl", beta=0.5, teacher_space="logits", sample_weight=None):
+                 batch_axis=0, axis=-1, divergence="kl", beta=0.5, teacher_space="logits", sample_weight=None,
+                 counted=None):
     """What DistillationLoss returns."""
     pred = np.asarray(pred, np.float64)
     terms = 0.0
@@ -189,7 +191,7 @@ def distillation(pred, label, teacher_pred, *, temperature=1.0, hard_weight=0.5,
                         {"kl": 0, "reverse_kl": 1, "js": beta}[divergence])
         terms = terms + (1 - hard_weight) * temperature ** 2 * soft
     return weighted(terms, batch_axis=batch_axis, axis=axis, weight=weight, reduction="row_mean",
-                    sample_weight=sample_weight)
+                    sample_weight=sample_weight, counted=counted)
 
 
 def bernoulli_terms(pred, label, from_sigmoid=False, label_space="probs"):

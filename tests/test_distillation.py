@@ -32,7 +32,7 @@ def test_scale_of_the_gradient_does_not_depend_on_the_temperature(run, logits):
     limit = (centred[0] - centred[1]) / 5
     norms = []
     for temperature in (1.0, 3.0, 10.0, 100.0, 1000.0):
-        gradient, _, _ = run.gradients(DistillationLoss(temperature), pred, None, teacher)
+        gradient, _, _ = run.gradients(DistillationLoss(temperature, 0), pred, None, teacher)
         norms.append(np.linalg.norm(gradient))
         exact = temperature * np.subtract(*(np.exp(oracle.log_softmax(x / temperature)) for x in (pred, teacher)))
         np.testing.assert_allclose(gradient, exact, rtol=1e-9, atol=1e-12)
@@ -52,7 +52,7 @@ def test_teacher_is_detached(run, logits):
         parameter.grad()[:] = 7
     with mx.autograd.record():
         hidden = net(x)
-        out = run.prepare(DistillationLoss())(hidden * 2, None, hidden)
+        out = run.prepare(DistillationLoss(hard_weight=0))(hidden * 2, None, hidden)
     x.attach_grad()
     out.backward()
     assert all(np.isfinite(parameter.grad().asnumpy()).all() for parameter in net.collect_params().values())
@@ -76,7 +76,8 @@ def test_hard_part_is_mxnets_cross_entropy(run, logits):
 def test_soft_part_is_kl_div_loss(run, logits):
     pred, teacher = logits
     same = KLDivLoss(False, label_space="logits", reduction="sum")
-    np.testing.assert_allclose(run(DistillationLoss(), pred, None, teacher), run(same, pred, teacher), rtol=1e-12)
+    value = run(DistillationLoss(hard_weight=0), pred, None, teacher)
+    np.testing.assert_allclose(value, run(same, pred, teacher), rtol=1e-12)
 
 
 @pytest.mark.parametrize("axis, shape", [(1, (2, 3, 4)), (-2, (2, 3, 4)), (-1, (2, 4, 3)), (2, (2, 4, 3))])
@@ -84,7 +85,7 @@ def test_other_axes_are_averaged(run, rng, axis, shape):
     """A map of 4 places is the mean of its places."""
     pred, teacher = rng.normal(size=(2, *shape))
     label = rng.randint(3, size=(2, 4))
-    value = run(DistillationLoss(2, 0.4, axis), pred, label, teacher)
+    value = run(DistillationLoss(2, 0.4, axis=axis), pred, label, teacher)
     columns = [np.moveaxis(x, axis, -1) for x in (pred, teacher)]
     places = [run(DistillationLoss(2, 0.4), columns[0][:, i], label[:, i], columns[1][:, i]) for i in range(4)]
     np.testing.assert_allclose(value, np.mean(places, axis=0), rtol=1e-12)
@@ -115,9 +116,9 @@ def test_one_category(run):
 def test_large_logits_and_odd_temperatures(run, rng):
     pred, teacher = 100 * rng.normal(size=(2, 4, 6))
     for temperature in (1e-3, 0.5, 20, 1e4):
-        value = run(DistillationLoss(temperature), pred, None, teacher)
-        np.testing.assert_allclose(value, oracle.distillation(pred, None, teacher, temperature=temperature), rtol=1e-6,
-                                   atol=1e-25)
+        value = run(DistillationLoss(temperature, 0), pred, None, teacher)
+        expected = oracle.distillation(pred, None, teacher, temperature=temperature, hard_weight=0)
+        np.testing.assert_allclose(value, expected, rtol=1e-6, atol=1e-25)
 
 
 def test_student_learns_from_the_teacher_alone(run, rng):
@@ -127,7 +128,7 @@ def test_student_learns_from_the_teacher_alone(run, rng):
     net = mx.gluon.nn.Dense(4, in_units=8)
     net.initialize()
     trainer = mx.gluon.Trainer(net.collect_params(), "adam", {"learning_rate": 0.1})
-    loss = run.prepare(DistillationLoss(temperature=3))
+    loss = run.prepare(DistillationLoss(temperature=3, hard_weight=0))
     history = []
     for _ in range(60):
         with mx.autograd.record():

@@ -413,7 +413,7 @@ PAIR = ((2, 3), (2, 3))
 
 
 @pytest.mark.parametrize("arguments, error, words", [
-    (dict(reduction="avg"), ValueError, ["reduction", "'mean', 'sum' or 'none'", "'avg'"]),
+    (dict(reduction="avg"), ValueError, ["reduction", "'mean', 'sum', 'none' or 'row_mean'", "'avg'"]),
     (dict(label_space="prob"), ValueError, ["label_space", "'probs', 'log_probs' or 'logits'", "'prob'"]),
     (dict(epsilon=0), ValueError, ["epsilon", "positive", "0"]),
     (dict(epsilon=-1e-3), ValueError, ["epsilon", "-0.001"]),
@@ -479,7 +479,7 @@ def test_devices_must_agree(run):
 def test_repr_shows_every_argument():
     assert repr(KLDivLoss()) == (
         "KLDivLoss(from_logits=True, axis=-1, weight=None, batch_axis=0, reduction='mean', label_space='probs', "
-        "epsilon=1e-12): KL(label ‖ pred) in nats")
+        "pred_space=None, epsilon=1e-12): KL(label ‖ pred) in nats")
     changed = repr(KLDivLoss(False, 1, 0.5, 2, reduction="none", label_space="logits", epsilon=1e-5))
     for part in ("from_logits=False", "axis=1", "weight=0.5", "batch_axis=2", "'none'", "'logits'", "epsilon=1e-05"):
         assert part in changed
