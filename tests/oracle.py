@@ -205,7 +205,8 @@ def bernoulli_terms(pred, label, from_sigmoid=False, label_space="probs"):
     with np.errstate(divide="ignore", invalid="ignore"):
         own, other = logs(label, label_space == "logits"), logs(pred, not from_sigmoid)
         own, other = np.broadcast_arrays(own[0], own[1], other[0], other[1])[:2], other
-        return sum(np.where(log_p == -np.inf, 0, np.exp(log_p) * (log_p - log_q)) for log_p, log_q in zip(own, other))
+        return sum(np.where(np.exp(log_p) == 0, 0, np.exp(log_p) * (log_p - log_q))
+                   for log_p, log_q in zip(own, other))
 
 
 def gaussian_terms(mean, spread, prior_mean=None, prior_spread=None, free_nats=0.0, spread_is="log_variance"):
