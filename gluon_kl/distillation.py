@@ -233,7 +233,12 @@ class DistillationLoss(CheckedLoss):
         diagnostics.check_distillation(pred, label, teacher_pred, self._sparse_label, self._teacher_space, axis)
 
     def _compute(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
-        pred, label, teacher_pred, weight = self._lifted(F, facts, self._used(*inputs))
+        used = list(self._used(*inputs))
+        indices, used[1] = used[1], None if self._sparse_label else used[1]
+        pred, label, teacher_pred, weight = self._lifted(F, facts, used)
+        if self._sparse_label and indices is not None:
+            one = F.reshape(divergence.unit(F, pred), shape=(-1,)).as_np_ndarray()
+            label = (indices.as_np_ndarray() * one).as_nd_ndarray()
         parts = []
         if label is not None:
             parts.append(self._hard_weight * self._hard(F, facts, pred, label, weight))

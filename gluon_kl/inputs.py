@@ -210,18 +210,20 @@ def lift(F: Any, facts: Optional[Facts], inputs: Sequence[Any], alike: Sequence[
     if facts is None:
         return _lift_unknown(F, inputs, alike)
     target = "float64" if "float64" in facts.dtypes else "float32"
-    return [x if dtype in (None, target) else F.cast(x, dtype=target) for x, dtype in zip(inputs, facts.dtypes)]
+    return [x if x is None or dtype == target else F.cast(x, dtype=target) for x, dtype in zip(inputs, facts.dtypes)]
 
 
 def _lift_unknown(F: Any, inputs: Sequence[Any], alike: Sequence[bool]) -> List[Any]:
     """`lift` inside a graph that does not know its dtypes: NumPy's type promotion, by factors of one."""
-    carried = [carry(F, x) if isinstance(x, Symbol) else x for x in inputs]
-    units = [unit(F, x) / 1 for x in carried if isinstance(x, Symbol)]
+    carried: List[Any] = [carry(F, x) if isinstance(x, Symbol) else x for x in inputs]
+    own = unit(F, carried[0])
+    # `broadcast_like` refuses other numbers of axes, where NumPy's multiplication would add some in front.
+    units = [own, *[F.broadcast_like(unit(F, x), own) for x in carried[1:] if isinstance(x, Symbol)]]
     # No shape is inferred through NumPy's multiplication. What has the shape of the first is tied to it by an operator
     # that wants equal shapes; it wants equal dtypes too, hence the comparisons.
-    signs = [(x.as_np_ndarray() != 0).as_nd_ndarray() for x, same in zip(carried, alike) if same or x is carried[0]]
-    for sign in signs[1:]:
-        tied = F.slice(F._internal._identity_with_attr_like_rhs(sign, signs[0]), begin=(0,), end=(1,))
+    for x in [x for x, same in zip(carried, alike) if same]:
+        signs = [(side.as_np_ndarray() != 0).as_nd_ndarray() for side in (x, carried[0])]
+        tied = F.slice(F._internal._identity_with_attr_like_rhs(*signs), begin=(0,), end=(1,))
         units.append(unit(F, F.cast(tied, dtype="float32")))
     one = functools.reduce(operator.mul, [x.as_np_ndarray() for x in units])
     return [(x.as_np_ndarray() * one).as_nd_ndarray() if isinstance(x, Symbol) else x for x in carried]
@@ -236,9 +238,10 @@ def weigh(
     """
     if weight is None:
         return terms(*inputs)
+    row_off = None if axis is None else F.sum(weight != 0, axis=axis, keepdims=True) == 0
     weight = F.broadcast_like(weight, inputs[0])
     off = weight == 0
-    row_off = off if axis is None else F.broadcast_like(F.min(off, axis=axis, keepdims=True), off)
+    row_off = off if axis is None else F.broadcast_like(row_off, off)
     zero = F.zeros_like(weight)
     heard = terms(*(F.where(row_off, zero, x) for x in inputs))
     weighted = F.where(off, zero, heard) * weight
