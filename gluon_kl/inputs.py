@@ -210,7 +210,8 @@ def lift(F: Any, facts: Optional[Facts], inputs: Sequence[Any], alike: Sequence[
     if facts is None:
         return _lift_unknown(F, inputs, alike)
     target = "float64" if "float64" in facts.dtypes else "float32"
-    return [x if x is None or dtype == target else F.cast(x, dtype=target) for x, dtype in zip(inputs, facts.dtypes)]
+    return [F.cast(x, dtype=target) if isinstance(x, (NDArray, Symbol)) and dtype != target else x
+            for x, dtype in zip(inputs, facts.dtypes)]
 
 
 def _lift_unknown(F: Any, inputs: Sequence[Any], alike: Sequence[bool]) -> List[Any]:
