@@ -80,12 +80,13 @@ def first_along(F: Any, x: Any, axis: int) -> Any:
     return F.slice(x, begin=(None,) * axis + (0,), end=(None,) * axis + (1,))
 
 
-def rows_per_sample(F: Any, x: Any, weight: Any, axis: int, batch_axis: int) -> Any:
-    """How many rows of each sample of `x` along `axis` have a weight that is not 0, at least 1: (batch,), or (1,)."""
+def share_of_a_row(F: Any, x: Any, weight: Any, axis: int, batch_axis: int) -> Any:
+    """1 / the number of rows along `axis` whose weight is not 0, per sample of `x`; 0 for none: (batch,) or (1,)."""
     rows = F.ones_like(first_along(F, x, axis))
     if weight is not None:
         rows = F.broadcast_like(F.max(weight != 0, axis=axis, keepdims=True), rows)
-    return F.maximum(sum_per_sample(F, rows, batch_axis, False), 1)
+    number = sum_per_sample(F, rows, batch_axis, False)
+    return (number > 0) / F.maximum(number, 1)
 
 
 def relative_entropy(F: Any, log_pred: Any, label: Any, epsilon: float, label_grad: bool = True) -> Any:

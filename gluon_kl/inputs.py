@@ -21,7 +21,7 @@ from mxnet.ndarray import NDArray
 from mxnet.ndarray.sparse import BaseSparseNDArray
 from mxnet.symbol import Symbol
 
-from gluon_kl.divergence import is_finite, rows_per_sample, sum_per_sample, unit
+from gluon_kl.divergence import is_finite, share_of_a_row, sum_per_sample, unit
 from gluon_kl.native import SMALL, carry, fused, fused_in_graph
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -382,7 +382,7 @@ class CheckedLoss(Loss):
         if axis is None or reduction != "row_mean":
             return out
         axis = axis if facts is None else axis % facts.ndim
-        return F.broadcast_div(out, rows_per_sample(F, x, weight, axis, batch_axis))
+        return F.broadcast_mul(out, share_of_a_row(F, x, weight, axis, batch_axis))
 
     def forward(self, *inputs: Any) -> Any:
         symbolic = check_kinds(self._names, inputs, self._optional, self._numeric)

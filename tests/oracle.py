@@ -59,7 +59,7 @@ def row_weights(weight, shape, batch_axis, axis):
 
 
 def count(shape, batch_axis, reduction, axis=-1, weights=None):
-    """What a result is divided by; for "row_mean" per sample, the rows that any weight counts, or 1."""
+    """What a result is divided by; for "row_mean" per sample, the rows that any weight counts, or inf for none."""
     if reduction in ("none", "sum"):
         return 1
     if reduction == "mean":
@@ -68,7 +68,7 @@ def count(shape, batch_axis, reduction, axis=-1, weights=None):
     if axis is not None:
         heard = heard.any(axis=axis, keepdims=True)
     rows = heard.sum(axis=tuple(i for i in range(len(shape)) if i != batch_axis % len(shape)))
-    return np.broadcast_to(np.maximum(rows, 1), shape[batch_axis])
+    return np.broadcast_to(np.where(rows == 0, np.inf, rows), shape[batch_axis])
 
 
 def reduce(terms, batch_axis=0, reduction="mean", axis=-1, weights=None):
