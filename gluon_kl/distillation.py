@@ -241,7 +241,7 @@ class DistillationLoss(CheckedLoss):
         return self._call_fused(
             F, facts, {"pred": pred, "hard": label, "target": teacher_pred, "weight": weight}, ("hard", "target"),
             axis=self._axis, pred="logits", hard="index" if self._sparse_label else "dense",
-            hard_weight=float(self._hard_weight), **soft)
+            hard_weight=float(self._hard_weight), scale=self._temperature**2 if label is None else 1.0, **soft)
 
     def _over_operators(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
         used = list(self._used(*inputs))

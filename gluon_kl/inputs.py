@@ -368,11 +368,12 @@ class CheckedLoss(Loss):
         return lift(F, facts, inputs, alike)
 
     def _call_fused(
-        self, F: Any, facts: Optional[Facts], inputs: Dict[str, Any], fixed: Sequence[str] = (), **options: Any,
+        self, F: Any, facts: Optional[Facts], inputs: Dict[str, Any], fixed: Sequence[str] = (), scale: float = 1.0,
+        **options: Any,
     ) -> Any:
         """The operator on `inputs` by its names, in our order; those in `fixed` get no gradient."""
         options.update(batch_axis=self._batch_axis, reduction=self._reduction,
-                       scale=1.0 if self._weight is None else float(self._weight))
+                       scale=scale if self._weight is None else scale * self._weight)
         if facts is None:
             return fused_in_graph(inputs, fixed, **options)
         grad = [name for name, asked in zip(inputs, facts.recorded) if asked and name not in fixed]

@@ -340,6 +340,8 @@ class Divergence {
     job_.inv_temperature = 1 / temperature;
     job_.hard_share = hard ? call_.hard_weight : 0;
     job_.soft_share = hard ? (1 - call_.hard_weight) * temperature * temperature : 1;
+    // Hard labels without a share leave the divergence's factor.
+    scale_ = call_.scale * (call_.has(kHard) && call_.pair() && soft && !hard ? temperature * temperature : 1);
     job_.log_epsilon = std::log(call_.epsilon);
     job_.free_nats = call_.free_nats;
     job_.beta = call_.beta;
@@ -372,8 +374,6 @@ class Divergence {
 
   void find_factors() {
     double count = 1;
-    // With a hard label beside it the divergence has a share of its own.
-    scale_ = call_.scale * (job_.hard ? 1 : call_.temperature * call_.temperature);
     if (call_.reduction == kMeanOver) {
       for (size_t d = 0; d < g_.shape.size(); ++d)
         if (static_cast<int>(d) != g_.batch_axis) count *= static_cast<double>(g_.shape[d]);
@@ -603,7 +603,7 @@ class Divergence {
   Geometry g_;
   Job job_;
   bool double_, weighted_, weight_per_row_;
-  double factor_, scale_;
+  double scale_, factor_;
   std::vector<double> shares_;  // of each sample, where they differ
   std::vector<Walk> walk_[kSlots], head_walk_;
   double constant_[kSlots];
