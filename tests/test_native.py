@@ -679,6 +679,140 @@ def test_near_equal_logits_keep_their_digits_in_the_mixed_divergence(n, beta):
     assert not divergence(mx.nd, mx.nd.array(pred), mx.nd.array(pred), **options).asnumpy().any()
 
 
+@pytest.mark.parametrize("form", ["kl", "reverse_kl", "js"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_probabilities_of_zero(form, dtype):
+    """No NaN and no infinite slope where a probability is 0 on both sides; none to a target of 0 of the reverse form."""
+    pred, target = np.array([[0.0, 0.5, 0.5]], dtype), np.array([[0.0, 0.25, 0.75]], dtype)
+    value, to_pred, to_target = run(pred, target, form=form, pred="probs", epsilon=1e-12)
+    assert np.isfinite(value).all() and np.isfinite(to_pred).all() and np.isfinite(to_target).all()
+    assert to_pred[0, 0] == 0
+    value, to_pred, to_target = run(pred + np.array([[0.5, 0, 0]], dtype), target, form=form, pred="probs")
+    assert np.isfinite(value).all() == (form != "reverse_kl") and not np.isnan(to_pred).any()
+    if form == "reverse_kl":
+        assert to_target[0, 0] == 0
+
+
+@pytest.mark.parametrize("index", [-1, 3, 1.5, 1e30, np.nan])
+@pytest.mark.parametrize("n", [3, 1000])
+def test_no_such_class(index, n):
+    """NaN in the row's loss and gradient, unless its weight is 0."""
+    rng = np.random.RandomState(0)
+    pred, index = rng.randn(3, n).astype("float32"), np.array([1, n if index == 3 else index, 2], "float32")
+    for teacher in ({}, {"target": rng.randn(3, n).astype("float32")}):
+        options = dict(pred="logits", target="logits", hard_weight=0.5, temperature=2.0)
+        value, gradients = operate({"pred": pred, **teacher, "hard": index}, grad=["pred"], **options)
+        for x in (value, gradients["pred"]):
+            assert np.isnan(x[1]).all() and np.isfinite(x[[0, 2]]).all()
+        weight = np.array([[1], [0], [1]], "float32")
+        value, gradients = operate({"pred": pred, **teacher, "hard": index, "weight": weight}, grad=["pred"], **options)
+        assert value[1] == 0 and not gradients["pred"][1].any() and np.isfinite(value).all()
+
+
+@pytest.mark.parametrize("n", [0, 1100])
+def test_masked_class(n):
+    pred = np.concatenate([[[-INF, 0.0, 1.0]], np.full((1, n), -INF)], axis=1).astype("float32")
+    value, gradients = operate({"pred": pred, "hard": np.zeros(1, "float32")}, grad=["pred"], pred="logits")
+    assert value[0] == INF
+    np.testing.assert_allclose(gradients["pred"][0, :3], [-1, 1 / (1 + np.e), np.e / (1 + np.e)], rtol=1e-6)
+    assert not gradients["pred"][0, 3:].any()
+
+
+def test_no_weight_whatever_is_there():
+    """A row of weight 0 is silent; a single element of weight 0 adds no term."""
+    for n in (4, 300):
+        pred, target = np.zeros((3, n)), np.full((3, n), 1 / n)
+        pred[1, 2] = np.nan
+        weight = np.ones((3, n))
+        weight[1] = 0
+        value, to_pred, to_target, to_weight = run(pred, target, weight, pred="logits")
+        assert value[1] == 0 and not to_pred[1].any() and not to_target[1].any() and np.isfinite(to_weight).all()
+        log_q = log_softmax(np.zeros((3, n)), 1)
+        log_q[1, 2] = -INF
+        weight = np.ones((3, n))
+        weight[1, 2] = 0
+        value, *gradients = run(log_q, target, weight)
+        assert np.isfinite(value).all() and all(np.isfinite(x).all() for x in gradients)
+
+
+def test_gaussian_of_extremes():
+    edges = [  # mean, log-variance, prior's log-variance, value
+        (0, -3e38, 0, 1.5e38), (0, 88, 0, np.exp(88.0) / 2), (0, 89.2, 0, np.exp(89.2) / 2), (1e-30, 0, -170, 0.5e-60 * np.exp(170.0) + np.exp(170) / 2),
+        (0, -3e38, 3e38, 3e38), (0, 0, 0, 0), (1e18, 0, 0, 0.5e36), (0, 1e-4, 0, 2.5000833e-9), (0, -400, -400, 0)]
+    for n in (1, 100):
+        for mean, spread, prior, value in edges:
+            x = [np.full((1, n), v, "float32") for v in (mean, spread, prior)]
+            inputs = dict(zip(("mean", "log_variance", "prior_log_variance"), x))
+            got, gradients = operate(inputs, form="gaussian", reduction="none")
+            expected = np.float32(value) if value < 3.4e38 else INF
+            np.testing.assert_allclose(got, np.full((1, n), expected), rtol=4e-7, err_msg=str((mean, spread, prior)))
+            assert not any(np.isnan(g).any() for g in gradients.values())
+
+
+def test_bernoulli_of_extremes():
+    edges = [  # pred, target (scores), value
+        (INF, INF, 0), (-INF, -INF, 0), (100, INF, np.exp(-100.0)), (-100, INF, 100), (INF, 0, INF), (-INF, 0, INF),
+        (100, 100, 0), (-3, -3, 0), (3, 3.0001, None), (-80, -80.001, None), (80, 2, None)]
+    for pred, target, value in edges:
+        x = [np.full((1, 40), v, "float32") for v in (pred, target)]
+        got, to_pred, to_target = run(*x, form="bernoulli", target="logits", reduction="none")
+        assert (got >= 0).all() and not np.isnan(to_pred).any() and not np.isnan(to_target).any()
+        if value is not None:
+            np.testing.assert_allclose(got, np.full((1, 40), value), rtol=1e-6, atol=1e-44)
+    for label in (0.0, 1.0):
+        x = [np.full((1, 40), v, "float32") for v in (0.25, label)]
+        got, to_pred, _ = run(*x, form="bernoulli", pred="probs", reduction="none")
+        np.testing.assert_allclose(got, -np.log(0.25 if label else 0.75), rtol=1e-6)
+        np.testing.assert_allclose(to_pred, -4.0 if label else 1 / 0.75, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["epsilon", "scale", "beta"])
+def test_numbers_are_read_alike_everywhere(name):
+    """The smallest numbers too; under a locale with a decimal comma where the system has one."""
+    in_process(f"""
+        import locale, mxnet as mx, numpy as np
+        from gluon_kl import native
+        x = [mx.nd.array([[0.5, 0.25]], dtype="float64"), mx.nd.array([[0.25, 0.75]], dtype="float64")]
+        value = lambda text: native.fused(mx.nd, dict(zip(("pred", "target"), x)), [], form="js", pred="probs", **{{{name!r}: text}})
+        assert np.isfinite(value(1e-310).asnumpy()).all()
+        before = value(0.3).asscalar()
+        for name in ("de_DE.UTF-8", "de_DE", "fr_FR.UTF-8"):
+            try:
+                locale.setlocale(locale.LC_ALL, name)
+            except locale.Error:
+                continue
+            assert value("0.3").asscalar() == value(0.3).asscalar() == before
+            native.fused(mx.nd, dict(zip(("pred", "target"), x)), [], scale=0.3000000001)
+    """)
+
+
+def test_shapes_are_inferred_both_ways():
+    """One at a time: two unknown inputs of one operator overrun a buffer of MXNet 1.9's before the operator is asked."""
+    pred, target, hard = mx.sym.var("pred"), mx.sym.var("target"), mx.sym.var("hard")
+    graph = native.fused(mx.sym, {"pred": pred, "target": target}, ["pred"], pred="logits")
+    for known in ({"pred": (4, 5)}, {"target": (4, 5)}, {"pred": (4, 0), "target": (0, 5)}):
+        shapes, results, _ = graph.infer_shape(**known)
+        assert dict(zip(graph.list_arguments(), shapes)) == {"pred": (4, 5), "target": (4, 5)}
+        assert results[0] == (4,)
+    graph.simple_bind(mx.cpu(), pred=(4, 5)).forward()
+    graph = native.fused(mx.sym, {"pred": pred, "target": target, "hard": hard}, ["pred"], pred="logits")
+    shapes, _, _ = graph.infer_shape(pred=(4, 5), target=(4, 5))
+    assert shapes == [(4, 5), (4, 5), (4,)]
+
+
+def test_no_further_thread():
+    """Where the system allows none, the calls go on with the threads that there are."""
+    in_process("""
+        import resource, mxnet as mx
+        from gluon_kl import native
+        x = mx.nd.random.normal(shape=(500, 1000))
+        x.wait_to_read()
+        resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
+        value = native.fused(mx.nd, {"pred": x, "target": x}, [], pred="logits", target="logits")
+        assert not value.asnumpy().any()
+    """, GLUON_KL_NUM_THREADS="4")
+
+
 # ---- resources ---------------------------------------------------------------------------------------------------
 
 

@@ -100,18 +100,18 @@ inline std::vector<Walk> walks(const Shape& shape, const Shape& over) {
 }
 
 // f(s) = -M log M - w s e^-s with M = 1 - w + w e^-s, as out[0] s^2 + out[1] s^3 + ...: power series M of M, K of log M
-// from M K' = M', and -w s e^-s = s M'.
+// from M K' = M', and -w s e^-s = s M'. In long double, since the coefficients cancel where w is near 1.
 inline void series_near_equality(double w, double* out) {
   constexpr int terms = kSeriesTerms + 2;
-  double m[terms] = {1}, k[terms] = {}, power = w;
+  long double m[terms] = {1}, k[terms] = {}, power = w;
   for (int i = 1; i < terms; ++i) {
-    m[i] = power *= -1.0 / i;
+    m[i] = power *= -1.0L / i;
     k[i] = m[i];
     for (int j = 1; j < i; ++j) k[i] -= j * k[j] * m[i - j] / i;
     if (i < 2) continue;
-    double f = i * m[i];
+    long double f = i * m[i];
     for (int j = 0; j < i; ++j) f -= m[j] * k[i - j];
-    out[i - 2] = f;
+    out[i - 2] = static_cast<double>(f);
   }
 }
 
@@ -343,7 +343,11 @@ class Divergence {
     job_.beta = call_.beta;
     job_.spread_is_std = call_.spread_is_std;
     job_.whole_rows = call_.reduction != kNone && !g_.sample_per_category() && (!weighted_ || weight_per_row_);
-    if (job_.form == kJS) series_near_equality(1 - call_.beta, job_.series);
+    if (job_.form == kJS) {
+      static thread_local double known = 0, series[kSeriesTerms];  // programs have one beta or few
+      if (known != call_.beta) series_near_equality(1 - (known = call_.beta), series);
+      memcpy(job_.series, series, sizeof series);
+    }
     job_.in[kPred] = view(kPred);
     if (call_.gaussian()) return fill_gaussian();
     if (soft) job_.in[kTarget] = arrays_[kTarget].data ? view(kTarget) : constant(kTarget, call_.target_value);
