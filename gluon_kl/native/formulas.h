@@ -324,8 +324,9 @@ template <class T, bool kPrior, bool kStd> struct Gaussian {
   template <int i> KL_INLINE V gradient(const R&, const Values<T>& x, V g, T) const {
     const Point p = point(x);
     V by;
-    if (i == kMean) by = p.distance * p.narrow * p.narrow_again;
-    if (i == kPriorMean) by = -(p.distance * p.narrow * p.narrow_again);
+    const V by_mean = p.distance == T(0) ? V{} : p.distance * p.narrow * p.narrow_again;
+    if (i == kMean) by = by_mean;
+    if (i == kPriorMean) by = -by_mean;
     if (i == kLogVariance) by = half_expm1(p.half);
     if (i == kPriorLogVariance) by = -(p.distance * (T(0.5) * p.distance) + half_expm1(p.half));
     if (kStd && (i == kLogVariance || i == kPriorLogVariance)) by *= T(2) / x.x[i];

@@ -33,7 +33,9 @@ def build(folder, flags, compiler=None, machine=None):
     for source, extra in jobs:
         objects.append(os.path.join(folder, os.path.basename(source) + ".o"))
         running.append(subprocess.Popen([*common, *extra, "-c", source, "-o", objects[-1]]))
-    if any([process.wait() for process in running]):
+    for process in running:
+        process.wait()
+    if any(process.returncode for process in running):
         sys.exit("the driver does not compile")
     program = os.path.join(folder, "driver")
     subprocess.run([*common, *objects, "-o", program], check=True)
@@ -42,7 +44,7 @@ def build(folder, flags, compiler=None, machine=None):
 
 def run(command, **environment):
     print("$", " ".join(os.path.basename(c) if os.sep in c else c for c in command), environment or "", flush=True)
-    subprocess.run(command, env=dict(os.environ, **environment), check=True)
+    subprocess.run(command, env={**os.environ, **environment}, check=True)
 
 
 def accuracy(folder):
