@@ -578,14 +578,22 @@ class Divergence {
       use_terms_without_weight();
       if (weight_view_.whole) write_terms({out.data, out.type, nullptr, 0, nullptr}, false);
       else total = add_up_terms(weight.shape, false);
-      for (int64_t i = 0; i < size; ++i) {  // what is not finite under a weight of 0 is left out
-        const double x = total.empty() ? number(out.data, out.type, i) : total[i], none = 0;
-        if (std::isfinite(x) || number(weight.data, weight.type, i) != 0) continue;
-        if (total.empty()) convert_out(out.data, out.type, i, &none, 1);
-        else total[i] = 0;
-      }
+      leave_out(total.empty() ? out : Output{total.data(), kFloat64}, weight);
     }
     for (size_t i = 0; i < total.size(); ++i) convert_out(out.data, out.type, static_cast<int64_t>(i), &total[i], 1);
+  }
+  // What is not finite under a weight of 0 becomes 0.
+  static void leave_out(const Output& x, const Array& weight) {
+    constexpr int64_t kRun = 256;
+    const int64_t size = size_of(weight.shape);
+    double run[kRun];
+    const double none = 0;
+    for (int64_t i = 0; i < size; i += kRun) {
+      const int64_t m = std::min(kRun, size - i);
+      convert_in(run, x.data, x.type, i, m);
+      for (int64_t j = 0; j < m; ++j)
+        if (!std::isfinite(run[j]) && number(weight.data, weight.type, i + j) == 0) convert_out(x.data, x.type, i + j, &none, 1);
+    }
   }
   void use_terms_without_weight() {
     job_.weight = View{};

@@ -76,7 +76,7 @@ def main():
         if shutil.which("valgrind"):
             # valgrind knows no AVX-512, and says so to programs that ask.
             for isa in ("baseline", "avx2"):
-                # The threads stay until the process ends, their stacks with them: only what nothing points to is a leak.
+                # Threads stay until the process ends, their stacks with them: only what nothing points to is a leak.
                 run(["valgrind", "-q", "--error-exitcode=1", "--leak-check=full", "--show-leak-kinds=definite",
                      "--errors-for-leak-kinds=definite", program, "check", "80"],
                     GLUON_KL_ISA=isa, GLUON_KL_NUM_THREADS="2")
