@@ -1,8 +1,8 @@
 """The divergence of Bernoulli distributions: independent yes-or-no probabilities, one per element."""
 
-from typing import Any, Optional, Tuple
+from typing import Any, Dict, Optional, Tuple
 
-from gluon_kl import divergence
+from gluon_kl import divergence, native
 from gluon_kl.inputs import (
     REDUCTIONS,
     CheckedLoss,
@@ -135,6 +135,7 @@ class BernoulliKLLoss(CheckedLoss):
         check_choice("label_space", label_space, SPACES)
         self._reduction = reduction
         self._label_space = label_space
+        self._pred_space = "probs" if from_sigmoid else "logits"
 
     def _describe(self) -> str:
         return (f"from_sigmoid={self._from_sigmoid}, weight={self._weight}, batch_axis={self._batch_axis}, "
@@ -153,11 +154,20 @@ class BernoulliKLLoss(CheckedLoss):
         frame = Frame(shape, normal_axis("batch_axis", self._batch_axis, shape, "pred"), None)
         return (pred, label, None if weight is None else fit_sample_weight(weight, frame)), frame
 
+    def _fused(self, F: Any, facts: Optional[Facts], pred: Any, label: Any, weight: Any) -> Any:
+        number: Dict[str, Any] = {"target_value": float(label)} if is_number(label) else {}
+        return self._call_fused(
+            F, facts, ("pred", "target", "weight"), (pred, None if number else label, weight), form="bernoulli",
+            batch_axis=self._batch_axis, reduction=self._reduction, pred=self._pred_space, target=self._label_space,
+            scale=1.0 if self._weight is None else float(self._weight), **number)
+
     def _compute(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
+        if self._weight != 0 and native.reaches(facts):
+            return self._fused(F, facts, *inputs)
         pred, label, weight = self._lifted(F, facts, inputs)
         if is_number(label):
             label = F.ones_like(pred) * label
-        spaces = "probs" if self._from_sigmoid else "logits", self._label_space
+        spaces = self._pred_space, self._label_space
         if self._weight == 0:  # all ones by now, which are finite as scores
             spaces = "logits", "logits"
 

@@ -341,7 +341,7 @@ def bernoulli_terms(
         ratios = [F.minimum(x * (y != 0) / (y + (y == 0)), _HUGE) for x, y in ((not_p, not_q), (p, q))]
         to_pred = ratios[0] - ratios[1]
     surprise = F.where(absent, zero + math.log(epsilon), s) - z
-    to_label = F.where(is_finite(surprise), surprise, zero)
+    to_label = F.where(is_finite(surprise) + (surprise != surprise), surprise, zero)
     if label_space == "logits":
         to_label = p * not_p * to_label
     return _with_gradients(F, value, (pred, sign * to_pred), (label, sign * to_label))

@@ -1,8 +1,12 @@
 """The divergence of diagonal Gaussians, as variational autoencoders use it."""
 
-from typing import Any, Optional, Tuple
+import math
+from typing import Any, Dict, Optional, Tuple
 
-from gluon_kl import divergence
+import mxnet as mx
+from mxnet.symbol import Symbol
+
+from gluon_kl import divergence, native
 from gluon_kl.inputs import (
     REDUCTIONS,
     CheckedLoss,
@@ -164,12 +168,27 @@ class GaussianKLLoss(CheckedLoss):
         weight = None if weight is None else fit_sample_weight(weight, frame, "mean")
         return (mean, log_variance, *prior, weight), frame
 
+    def _fused(self, F: Any, facts: Optional[Facts], mean: Any, log_variance: Any, *others: Any) -> Any:
+        *prior, weight = others
+        if facts is None:
+            prior = [spread_out(x, mean) if isinstance(x, Symbol) else x for x in prior]
+        numbers: Dict[str, Any] = {name: float(x) for name, x in zip(self._numeric, prior) if is_number(x)}
+        if self._spread == "std" and "prior_log_variance" in numbers:
+            numbers["prior_log_variance"] = 2 * math.log(numbers["prior_log_variance"])
+        prior = [None if is_number(x) else x for x in prior]
+        return self._call_fused(
+            F, facts, (*self._names[:-1], "weight"), (mean, log_variance, *prior, weight), form="gaussian",
+            batch_axis=self._batch_axis, reduction=self._reduction, free_nats=float(self._free_nats),
+            spread=self._spread, scale=1.0 if self._weight is None else float(self._weight), **numbers)
+
     def _compute(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
+        if self._weight != 0 and native.reaches(facts):
+            return self._fused(F, facts, *inputs)
         *parameters, weight = self._lifted(F, facts, inputs)
         mean, log_variance = parameters[:2]
         # A number that is not the standard prior's counts as any array.
         prior = [x if x is None else None if is_number(x) and x == standard else
-                 F.ones_like(mean) * x if is_number(x) else F.broadcast_like(x, mean)
+                 F.ones_like(mean) * x if is_number(x) else x if facts is not None else F.broadcast_like(x, mean)
                  for x, standard in zip(parameters[2:], (0, 1 if self._spread == "std" else 0))]
         present = [x is not None for x in prior]
         single = facts is not None and "float64" not in facts.dtypes
@@ -189,11 +208,18 @@ class GaussianKLLoss(CheckedLoss):
 
 
 def fit_prior(name: str, prior: Any, shape: Tuple[int, ...]) -> Any:
-    """A prior with as many axes as `shape`, to which it must broadcast; a number or None as it is."""
+    """A prior broadcast to `shape`; a number or None as it is."""
     if prior is None or is_number(prior):
         return prior
     size = (1,) * (len(shape) - len(prior.shape)) + prior.shape
     if len(size) != len(shape) or any(have not in (1, want) for have, want in zip(size, shape)):
         raise ValueError(f"{name} of shape {prior.shape} does not broadcast to mean of shape {shape}: pass a number, "
                          f"or an array whose axes, counted from the last, are each 1 or that of mean")
-    return prior if size == prior.shape else prior.reshape(size)
+    if size != prior.shape:
+        prior = prior.reshape(size)
+    return prior if size == shape or 0 in shape else prior.broadcast_to(shape)
+
+
+def spread_out(prior: Any, mean: Any) -> Any:
+    """A prior broadcast to `mean`, where neither shapes nor dtypes are known: by NumPy's addition of nothing."""
+    return (prior.as_np_ndarray() + mx.sym.zeros_like(mean).as_np_ndarray()).as_nd_ndarray()
