@@ -293,10 +293,10 @@ def _half_expm1_excess(F: Any, d: Any, single: bool) -> Tuple[Any, Any, Any]:
     """
     s = F.minimum(F.maximum(F.BlockGrad(d), _LOW), _HIGH)
     p = F.square(s) * (_excess_in_single(F, s) if single else _excess(s))
-    h = p + 0.5 * s
+    minus_h = s * -0.5 - p
     o = d - s
     # Not h * o: the gradients to one o would add up in an order that loses digits. At +inf, inf - inf is avoided.
-    return (h + 0.5) * (F.exp(o) - F.minimum(o, _HUGE) - 1), (s - d) * -h, p
+    return (0.5 - minus_h) * (F.exp(o) - F.minimum(o, _HUGE) - 1), (s - d) * minus_h, p
 
 
 def _excess(s: Any) -> Any:
