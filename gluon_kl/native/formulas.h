@@ -308,7 +308,8 @@ template <class T, bool kPrior, bool kStd> struct Gaussian {
   static KL_INLINE auto is_near(V half) { return (half < T(0.5)) & (half > T(-0.5)); }
   KL_INLINE V value(const Point& p) const {
     const V near = T(0.5) * gap<T>(p.half * T(-2)), root = exp<T>(p.half);  // e^d may overflow where its half fits
-    const V far = root * (T(0.5) * root) + (T(-0.5) - p.half);
+    const V off = p.half < T(1e38) ? p.half : splat(T(1e38));  // lest inf - inf
+    const V far = root * (T(0.5) * root) + (T(-0.5) - off);
     return p.distance * (T(0.5) * p.distance) + (is_near(p.half) ? near : far);
   }
   KL_INLINE V half_expm1(V half) const {
@@ -325,8 +326,9 @@ template <class T, bool kPrior, bool kStd> struct Gaussian {
   template <int i> KL_INLINE V gradient(const R&, const Values<T>& x, V g, T) const {
     const Point p = point(x);
     V by;
-    if (i == kMean) by = p.distance * p.narrow * p.narrow_again;
-    if (i == kPriorMean) by = -(p.distance * p.narrow * p.narrow_again);
+    const V pull = p.distance == T(0) ? V{} : p.distance * p.narrow * p.narrow_again;  // narrow may be inf
+    if (i == kMean) by = pull;
+    if (i == kPriorMean) by = -pull;
     if (i == kLogVariance) by = half_expm1(p.half);
     if (i == kPriorLogVariance) by = -(p.distance * (T(0.5) * p.distance) + half_expm1(p.half));
     if (kStd && (i == kLogVariance || i == kPriorLogVariance)) by *= T(2) / x.x[i];
