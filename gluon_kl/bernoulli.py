@@ -2,7 +2,7 @@
 
 from typing import Any, Dict, Optional, Tuple
 
-from gluon_kl import divergence, native
+from gluon_kl import divergence
 from gluon_kl.inputs import (
     REDUCTIONS,
     CheckedLoss,
@@ -154,16 +154,16 @@ class BernoulliKLLoss(CheckedLoss):
         frame = Frame(shape, normal_axis("batch_axis", self._batch_axis, shape, "pred"), None)
         return (pred, label, None if weight is None else fit_sample_weight(weight, frame)), frame
 
-    def _fused(self, F: Any, facts: Optional[Facts], pred: Any, label: Any, weight: Any) -> Any:
-        number: Dict[str, Any] = {"target_value": float(label)} if is_number(label) else {}
+    def _fused(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
+        pred, label, weight = inputs
+        value: Dict[str, Any] = {}
+        if is_number(label):
+            label, value = None, {"target_value": label}
         return self._call_fused(
-            F, facts, ("pred", "target", "weight"), (pred, None if number else label, weight), form="bernoulli",
-            batch_axis=self._batch_axis, reduction=self._reduction, pred=self._pred_space, target=self._label_space,
-            scale=1.0 if self._weight is None else float(self._weight), **number)
+            F, facts, {"pred": pred, "target": label, "weight": weight}, form="bernoulli",
+            pred=self._pred_space, target=self._label_space, **value)
 
-    def _compute(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
-        if self._weight != 0 and native.reaches(facts):
-            return self._fused(F, facts, *inputs)
+    def _over_operators(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
         pred, label, weight = self._lifted(F, facts, inputs)
         if is_number(label):
             label = F.ones_like(pred) * label

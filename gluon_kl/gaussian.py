@@ -1,12 +1,10 @@
 """The divergence of diagonal Gaussians, as variational autoencoders use it."""
 
-import math
 from typing import Any, Dict, Optional, Tuple
 
 import mxnet as mx
-from mxnet.symbol import Symbol
 
-from gluon_kl import divergence, native
+from gluon_kl import divergence
 from gluon_kl.inputs import (
     REDUCTIONS,
     CheckedLoss,
@@ -168,22 +166,18 @@ class GaussianKLLoss(CheckedLoss):
         weight = None if weight is None else fit_sample_weight(weight, frame, "mean")
         return (mean, log_variance, *prior, weight), frame
 
-    def _fused(self, F: Any, facts: Optional[Facts], mean: Any, log_variance: Any, *others: Any) -> Any:
-        *prior, weight = others
-        if facts is None:
-            prior = [spread_out(x, mean) if isinstance(x, Symbol) else x for x in prior]
-        numbers: Dict[str, Any] = {name: float(x) for name, x in zip(self._numeric, prior) if is_number(x)}
-        if self._spread == "std" and "prior_log_variance" in numbers:
-            numbers["prior_log_variance"] = 2 * math.log(numbers["prior_log_variance"])
-        prior = [None if is_number(x) else x for x in prior]
-        return self._call_fused(
-            F, facts, (*self._names[:-1], "weight"), (mean, log_variance, *prior, weight), form="gaussian",
-            batch_axis=self._batch_axis, reduction=self._reduction, free_nats=float(self._free_nats),
-            spread=self._spread, scale=1.0 if self._weight is None else float(self._weight), **numbers)
+    def _fused(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
+        named = dict(zip(("mean", "log_variance", "prior_mean", "prior_log_variance", "weight"), inputs))
+        numbers: Dict[str, Any] = {}
+        for name in self._numeric:
+            if is_number(named[name]):
+                numbers[name], named[name] = named[name], None
+            elif facts is None and named[name] is not None:
+                named[name] = spread_out(named[name], named["mean"])
+        return self._call_fused(F, facts, named, form="gaussian", spread=self._spread,
+                                free_nats=float(self._free_nats), **numbers)
 
-    def _compute(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
-        if self._weight != 0 and native.reaches(facts):
-            return self._fused(F, facts, *inputs)
+    def _over_operators(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
         *parameters, weight = self._lifted(F, facts, inputs)
         mean, log_variance = parameters[:2]
         # A number that is not the standard prior's counts as any array.
