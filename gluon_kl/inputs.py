@@ -379,6 +379,9 @@ class CheckedLoss(Loss):
         grad = [name for name, asked in zip(inputs, facts.recorded) if asked and name not in fixed]
         taken = {name: F.cast(x, dtype=_CARRIED[dtype]) if dtype in _CARRIED else x
                  for (name, x), dtype in zip(inputs.items(), facts.dtypes)}
+        for name, asked in zip(inputs, facts.recorded):
+            if asked and name in fixed:  # a gradient that the operator leaves unwritten must not be asked of it
+                taken[name] = F.BlockGrad(taken[name])
         return fused(F, taken, grad, **options)
 
     def _reduced(
