@@ -135,6 +135,7 @@ class BernoulliKLLoss(CheckedLoss):
         check_choice("label_space", label_space, SPACES)
         self._reduction = reduction
         self._label_space = label_space
+        self._pred_space = "probs" if from_sigmoid else "logits"
 
     def _describe(self) -> str:
         return (f"from_sigmoid={self._from_sigmoid}, weight={self._weight}, batch_axis={self._batch_axis}, "
@@ -160,13 +161,13 @@ class BernoulliKLLoss(CheckedLoss):
             label, value = None, {"target_value": label}
         return self._call_fused(
             F, facts, {"pred": pred, "target": label, "weight": weight}, form="bernoulli",
-            pred="probs" if self._from_sigmoid else "logits", target=self._label_space, **value)
+            pred=self._pred_space, target=self._label_space, **value)
 
     def _over_operators(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
         pred, label, weight = self._lifted(F, facts, inputs)
         if is_number(label):
             label = F.ones_like(pred) * label
-        spaces = "probs" if self._from_sigmoid else "logits", self._label_space
+        spaces = self._pred_space, self._label_space
         if self._weight == 0:  # all ones by now, which are finite as scores
             spaces = "logits", "logits"
 

@@ -1,6 +1,6 @@
 """Knowledge distillation: a student learns from a teacher's softened predictions, and from labels."""
 
-from typing import Any, Callable, Dict, Optional, Tuple
+from typing import Any, Dict, Optional, Tuple
 
 from gluon_kl import diagnostics, divergence
 from gluon_kl.inputs import (
@@ -233,6 +233,12 @@ class DistillationLoss(CheckedLoss):
         axis = normal_axis("axis", self._axis, pred.shape, "pred")
         diagnostics.check_distillation(pred, label, teacher_pred, self._sparse_label, self._teacher_space, axis)
 
+    def _compute(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
+        # To a label of probabilities the operator has no gradient.
+        if not self._sparse_label and self._unused != "label" and (facts is None or facts.recorded[1]):
+            return self._over_operators(F, facts, *inputs)
+        return super()._compute(F, facts, *inputs)
+
     def _fused(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
         pred, label, teacher_pred, weight = self._used(*inputs)
         soft: Dict[str, Any] = {}
@@ -247,46 +253,35 @@ class DistillationLoss(CheckedLoss):
         used = list(self._used(*inputs))
         indices, used[1] = used[1], None if self._sparse_label else used[1]
         pred, label, teacher_pred, weight = self._lifted(F, facts, used)
-        if self._sparse_label and indices is not None:
-            one = F.reshape(divergence.unit(F, pred), shape=(-1,)).as_np_ndarray()
-            label = (indices.as_np_ndarray() * one).as_nd_ndarray()
-        parts = []
-        if label is not None:
-            parts.append(self._hard_weight * self._hard(F, facts, pred, label, weight))
-        if teacher_pred is not None:
-            parts.append((1 - self._hard_weight) * self._temperature**2
-                         * self._soft(F, facts, pred, F.BlockGrad(teacher_pred), weight))
-        return parts[0] if len(parts) == 1 else parts[0] + parts[1]
-
-    def _hard(self, F: Any, facts: Optional[Facts], pred: Any, label: Any, weight: Any) -> Any:
-        """Cross-entropy with the label."""
-        if self._sparse_label:
+        if indices is not None and self._sparse_label:
+            # As they come, while a graph knows their shapes.
+            indices = F.reshape_like(indices, divergence.first_along(F, inputs[0], self._axis))
+            label = (indices.as_np_ndarray() * divergence.unit(F, pred).as_np_ndarray()).as_nd_ndarray()
             if self._weight == 0:
                 label = F.zeros_like(label)  # the class that there always is
             label = divergence.one_hot(F, label, pred, self._axis, self._batch_axis)
-
-        def terms(pred: Any, label: Any) -> Any:
-            return divergence.cross_entropy(F, divergence.log_softmax(F, pred, self._axis), label)
-
-        return self._per_row(F, facts, terms, pred, label, weight)
-
-    def _soft(self, F: Any, facts: Optional[Facts], pred: Any, teacher_pred: Any, weight: Any) -> Any:
-        """The divergence from the teacher."""
         whole_rows = weight is None if facts is None else facts.row_weight
 
-        def terms(pred: Any, teacher_pred: Any) -> Any:
-            pred = pred / self._temperature
-            if self._teacher_space == "logits":
-                teacher_pred = teacher_pred / self._temperature
-            return divergence.pair_terms(
-                F, pred, teacher_pred, pred_space="logits", label_space=self._teacher_space, axis=self._axis,
-                whole_rows=whole_rows, label_grad=False, **self._form())
+        def terms(pred: Any, *targets: Any) -> Any:
+            given = iter(targets)
+            out = None if label is None else self._hard_terms(F, pred, next(given))
+            if teacher_pred is None:
+                return out
+            soft = self._soft_terms(F, pred, F.BlockGrad(next(given)), whole_rows)
+            return soft if out is None else out + soft
 
-        return self._per_row(F, facts, terms, pred, teacher_pred, weight)
-
-    def _per_row(
-        self, F: Any, facts: Optional[Facts], terms: Callable[..., Any], pred: Any, target: Any, weight: Any,
-    ) -> Any:
-        weight_grad = facts is None or facts.recorded[-1]
-        out = weigh(F, terms, (pred, target), weight, self._axis, weight_grad)
+        given = (pred, *(x for x in (label, teacher_pred) if x is not None))
+        out = weigh(F, terms, given, weight, self._axis, facts is None or facts.recorded[-1])
         return self._reduced(F, facts, out, "row_mean", pred, weight, self._axis)
+
+    def _hard_terms(self, F: Any, pred: Any, label: Any) -> Any:
+        """Of the cross-entropy with the label, weighted."""
+        return self._hard_weight * divergence.cross_entropy(F, divergence.log_softmax(F, pred, self._axis), label)
+
+    def _soft_terms(self, F: Any, pred: Any, teacher_pred: Any, whole_rows: Any) -> Any:
+        """Of the divergence from the teacher, weighted."""
+        if self._teacher_space == "logits":
+            teacher_pred = teacher_pred / self._temperature
+        return (1 - self._hard_weight) * self._temperature**2 * divergence.pair_terms(
+            F, pred / self._temperature, teacher_pred, pred_space="logits", label_space=self._teacher_space,
+            axis=self._axis, whole_rows=whole_rows, label_grad=False, **self._form())

@@ -57,36 +57,44 @@ def to_log(F: Any, x: Any, space: str, axis: int) -> Any:
     return log_of_probs(F, x) if space == "probs" else x
 
 
-def sum_per_sample(F: Any, terms: Any, batch_axis: int, mean: bool, long: bool = False, scale: float = 1.0) -> Any:
+def sum_per_sample(
+    F: Any, terms: Any, batch_axis: int, mean: bool, long: bool = False, scale: float = 1.0, rows: Any = None,
+) -> Any:
     """Reduce every axis but `batch_axis`, by sum or mean, times `scale`: shape (batch,).
 
-    `long` asks for sums in float64: the fast one adds up in the dtype of the terms.
+    `long` asks for sums in float64: the fast one adds up in the dtype of the terms. `rows`, from `heard_rows`,
+    asks for the mean over those that count; a sample without one has 0.
     """
+    sums, ones = _sums(F, terms, batch_axis, long)
+    if mean:
+        sums = F.broadcast_div(sums, F.sum(ones, axis=1, keepdims=True))
+    if rows is not None:
+        number, _ = _sums(F, rows, batch_axis, long)
+        sums = F.broadcast_mul(sums, (number > 0) / F.maximum(number, 1))
+    return F.reshape(sums if scale == 1 else sums * scale, shape=(-1,))
+
+
+def _sums(F: Any, terms: Any, batch_axis: int, long: bool) -> Tuple[Any, Any]:
+    """The sums of the samples, (batch, 1), and a row of ones, as many as a sample has terms."""
     if batch_axis != 0:
         terms = F.swapaxes(terms, dim1=0, dim2=batch_axis)
     rows = F.Flatten(terms)
     ones = F.ones_like(F.slice(rows, begin=(0,), end=(1,)))
     wide = [F.cast(x, dtype="float64") if long else x for x in (rows, ones)]
-    sums = _dot(wide[0], F.transpose(wide[1]))
-    if mean:
-        sums = F.broadcast_div(sums, F.sum(wide[1], axis=1, keepdims=True))
-    return F.reshape(sums if scale == 1 else sums * scale, shape=(-1,))
+    return _dot(wide[0], F.transpose(wide[1])), wide[1]
 
 
 def first_along(F: Any, x: Any, axis: int) -> Any:
     """The first slice of `x` along `axis`, which stays, with length 1."""
-    if axis < 0:
-        return F.slice_axis(x, axis=axis, begin=0, end=1)
-    return F.slice(x, begin=(None,) * axis + (0,), end=(None,) * axis + (1,))
+    turned = x if axis == 0 else F.swapaxes(x, dim1=0, dim2=axis)
+    first = F.slice(turned, begin=(0,), end=(1,))
+    return first if axis == 0 else F.swapaxes(first, dim1=0, dim2=axis)
 
 
-def share_of_a_row(F: Any, x: Any, weight: Any, axis: int, batch_axis: int) -> Any:
-    """1 / the number of rows along `axis` whose weight is not 0, per sample of `x`; 0 for none: (batch,) or (1,)."""
+def heard_rows(F: Any, x: Any, weight: Any, axis: int) -> Any:
+    """1 for each row of `x` along `axis` that has a weight other than 0, else 0; x's shape, but 1 along `axis`."""
     rows = F.ones_like(first_along(F, x, axis))
-    if weight is not None:
-        rows = F.broadcast_like(F.max(weight != 0, axis=axis, keepdims=True), rows)
-    number = sum_per_sample(F, rows, batch_axis, False)
-    return (number > 0) / F.maximum(number, 1)
+    return rows if weight is None else F.broadcast_like(F.max(weight != 0, axis=axis, keepdims=True), rows)
 
 
 def relative_entropy(F: Any, log_pred: Any, label: Any, epsilon: float, label_grad: bool = True) -> Any:
@@ -230,11 +238,7 @@ def _dot(x: Any, y: Any) -> Any:
 
 
 def one_hot(F: Any, index: Any, pred: Any, axis: int, batch_axis: int) -> Any:
-    """Class indices, one for each row along `axis`, as rows of the shape of pred; NaN for what is no class of it.
-
-    `index` may lack `axis` or have 1 there.
-    """
-    index = F.reshape_like(index, first_along(F, pred, axis))
+    """Class indices, with 1 along `axis`, as rows of the shape of pred; NaN for what is no class of it."""
     ones = F.ones_like(first_along(F, pred, batch_axis))
     # cumsum counts axes from the front alone.
     first = F.swapaxes(ones, dim1=0, dim2=axis)
@@ -293,10 +297,10 @@ def _half_expm1_excess(F: Any, d: Any, single: bool) -> Tuple[Any, Any, Any]:
     """
     s = F.minimum(F.maximum(F.BlockGrad(d), _LOW), _HIGH)
     p = F.square(s) * (_excess_in_single(F, s) if single else _excess(s))
-    h = p + 0.5 * s
+    minus_h = s * -0.5 - p
     o = d - s
     # Not h * o: the gradients to one o would add up in an order that loses digits. At +inf, inf - inf is avoided.
-    return (h + 0.5) * (F.exp(o) - F.minimum(o, _HUGE) - 1), (s - d) * -h, p
+    return (0.5 - minus_h) * (F.exp(o) - F.minimum(o, _HUGE) - 1), (s - d) * minus_h, p
 
 
 def _excess(s: Any) -> Any:
@@ -341,7 +345,7 @@ def bernoulli_terms(
         ratios = [F.minimum(x * (y != 0) / (y + (y == 0)), _HUGE) for x, y in ((not_p, not_q), (p, q))]
         to_pred = ratios[0] - ratios[1]
     surprise = F.where(absent, zero + math.log(epsilon), s) - z
-    to_label = F.where(is_finite(surprise), surprise, zero)
+    to_label = F.where(is_finite(surprise) + (surprise != surprise), surprise, zero)
     if label_space == "logits":
         to_label = p * not_p * to_label
     return _with_gradients(F, value, (pred, sign * to_pred), (label, sign * to_label))

@@ -2,6 +2,8 @@
 
 from typing import Any, Dict, Optional, Tuple
 
+import mxnet as mx
+
 from gluon_kl import divergence
 from gluon_kl.inputs import (
     REDUCTIONS,
@@ -170,8 +172,8 @@ class GaussianKLLoss(CheckedLoss):
         for name in self._numeric:
             if is_number(named[name]):
                 numbers[name], named[name] = named[name], None
-            elif named[name] is not None:
-                named[name] = F.broadcast_like(named[name], named["mean"])
+            elif facts is None and named[name] is not None:
+                named[name] = spread_out(named[name], named["mean"])
         return self._call_fused(F, facts, named, form="gaussian", spread=self._spread,
                                 free_nats=float(self._free_nats), **numbers)
 
@@ -180,7 +182,7 @@ class GaussianKLLoss(CheckedLoss):
         mean, log_variance = parameters[:2]
         # A number that is not the standard prior's counts as any array.
         prior = [x if x is None else None if is_number(x) and x == standard else
-                 F.ones_like(mean) * x if is_number(x) else F.broadcast_like(x, mean)
+                 F.ones_like(mean) * x if is_number(x) else x if facts is not None else F.broadcast_like(x, mean)
                  for x, standard in zip(parameters[2:], (0, 1 if self._spread == "std" else 0))]
         present = [x is not None for x in prior]
         single = facts is not None and "float64" not in facts.dtypes
@@ -200,11 +202,18 @@ class GaussianKLLoss(CheckedLoss):
 
 
 def fit_prior(name: str, prior: Any, shape: Tuple[int, ...]) -> Any:
-    """A prior with as many axes as `shape`, to which it must broadcast; a number or None as it is."""
+    """A prior broadcast to `shape`; a number or None as it is."""
     if prior is None or is_number(prior):
         return prior
     size = (1,) * (len(shape) - len(prior.shape)) + prior.shape
     if len(size) != len(shape) or any(have not in (1, want) for have, want in zip(size, shape)):
         raise ValueError(f"{name} of shape {prior.shape} does not broadcast to mean of shape {shape}: pass a number, "
                          f"or an array whose axes, counted from the last, are each 1 or that of mean")
-    return prior if size == prior.shape else prior.reshape(size)
+    if size != prior.shape:
+        prior = prior.reshape(size)
+    return prior if size == shape or 0 in shape else prior.broadcast_to(shape)
+
+
+def spread_out(prior: Any, mean: Any) -> Any:
+    """A prior broadcast to `mean`, where neither shapes nor dtypes are known: by NumPy's addition of nothing."""
+    return (prior.as_np_ndarray() + mx.sym.zeros_like(mean).as_np_ndarray()).as_nd_ndarray()

@@ -21,7 +21,7 @@ from mxnet.ndarray import NDArray
 from mxnet.ndarray.sparse import BaseSparseNDArray
 from mxnet.symbol import Symbol
 
-from gluon_kl.divergence import is_finite, share_of_a_row, sum_per_sample, unit
+from gluon_kl.divergence import heard_rows, is_finite, sum_per_sample, unit
 from gluon_kl.native import SMALL, carry, fused, fused_in_graph, reaches
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -379,6 +379,9 @@ class CheckedLoss(Loss):
         grad = [name for name, asked in zip(inputs, facts.recorded) if asked and name not in fixed]
         taken = {name: F.cast(x, dtype=_CARRIED[dtype]) if dtype in _CARRIED else x
                  for (name, x), dtype in zip(inputs.items(), facts.dtypes)}
+        for name, asked in zip(inputs, facts.recorded):
+            if asked and name in fixed:  # a gradient that the operator leaves unwritten must not be asked of it
+                taken[name] = F.BlockGrad(taken[name])
         return fused(F, taken, grad, **options)
 
     def _reduced(
@@ -390,14 +393,10 @@ class CheckedLoss(Loss):
             return terms if self._weight is None else terms * self._weight
         batch_axis = self._batch_axis if facts is None else self._batch_axis % facts.ndim
         long = facts is not None and facts.long
+        rows = None if axis is None or reduction != "row_mean" else heard_rows(F, x, weight, axis)
         out = sum_per_sample(F, terms, batch_axis, reduction == "mean", long,
-                             1.0 if self._weight is None else self._weight)
-        if long and facts is not None and "float64" not in facts.dtypes:
-            out = F.cast(out, dtype="float32")
-        if axis is None or reduction != "row_mean":
-            return out
-        axis = axis if facts is None else axis % facts.ndim
-        return F.broadcast_mul(out, share_of_a_row(F, x, weight, axis, batch_axis))
+                             1.0 if self._weight is None else self._weight, rows)
+        return F.cast(out, dtype="float32") if long and facts is not None and "float64" not in facts.dtypes else out
 
     def forward(self, *inputs: Any) -> Any:
         symbolic = check_kinds(self._names, inputs, self._optional, self._numeric)

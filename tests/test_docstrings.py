@@ -22,7 +22,8 @@ def test_examples_are_true(name):
     assert doctest.testmod(module).failed == 0
 
 
-@pytest.mark.parametrize("public", [*LOSSES, metric.KLDivergence], ids=lambda public: public.__name__)
+@pytest.mark.parametrize("public", [*LOSSES, metric.KLDivergence, metric.JSDivergence],
+                         ids=lambda public: public.__name__)
 def test_a_class_tells_what_its_user_needs(public):
     text = inspect.getdoc(public)
     for section in ("Parameters", "References", "Examples", "Raises", "nats", ":math:" if public in LOSSES else "nats"):

@@ -97,20 +97,22 @@ def calls(draw):
     shape = draw(st.lists(st.integers(1, 6), min_size=1, max_size=4).map(tuple))
     rng = np.random.RandomState(draw(st.integers(0, 2**31 - 1)))
     axis, batch_axis = (draw(st.integers(-len(shape), len(shape) - 1)) for _ in range(2))
-    from_logits, space = draw(st.booleans()), draw(st.sampled_from(["probs", "log_probs", "logits"]))
+    pred_space, space = (draw(st.sampled_from(["probs", "log_probs", "logits"])) for _ in range(2))
     dtype = draw(st.sampled_from(["float16", "float32", "float64"]))
     pred, label = (np.moveaxis(3 * rng.normal(size=shape), axis, -1) for _ in range(2))
     if draw(st.booleans()):
         label[..., 0], pred[..., 0] = -np.inf if shape[axis] > 1 else 0, -np.inf if shape[axis] > 1 else 0
-    pred = log_softmax(pred) if from_logits else pred
-    label = {"probs": lambda x: np.exp(log_softmax(x)), "log_probs": log_softmax, "logits": np.array}[space](label)
+    convert = {"probs": lambda x: np.exp(log_softmax(x)), "log_probs": log_softmax, "logits": np.array}
+    pred, label = convert[pred_space](pred), convert[space](label)
     inputs = [np.moveaxis(x, -1, axis).astype(dtype) for x in (pred, label)]
     if draw(st.booleans()):
-        weight = rng.uniform(size=shape[batch_axis])
-        weight[0] = 0
+        rows = shape[:axis % len(shape)] + shape[axis % len(shape) + 1:]
+        weight = rng.uniform(size=draw(st.sampled_from([shape[batch_axis:][:1], rows or (1,), shape])))
+        weight.flat[0] = 0
         inputs.append(weight.astype(dtype))
-    options = dict(from_logits=from_logits, axis=axis, batch_axis=batch_axis, label_space=space,
-                   reduction=draw(st.sampled_from(["mean", "sum"])), weight=draw(st.sampled_from([None, 0.5])))
+    options = dict(pred_space=pred_space, axis=axis, batch_axis=batch_axis, label_space=space,
+                   reduction=draw(st.sampled_from(["mean", "sum", "none", "row_mean"])),
+                   weight=draw(st.sampled_from([None, 0.5])))
     loss = draw(st.sampled_from([KLDivLoss, ReverseKLDivLoss, JSDivLoss]))
     if loss is JSDivLoss:
         options["beta"] = draw(st.sampled_from([0.01, 0.3, 0.5, 0.99]))

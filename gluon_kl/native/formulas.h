@@ -88,7 +88,8 @@ template <class T> struct KL {
   KL_INLINE V whole_term(const P& x) const { return excess<T>(x.p, x.q, x.u); }
   KL_INLINE V q_slope(const P& x, T) const { return -x.p; }
   KL_INLINE V p_slope(const P& x, T full) const { return x.p == T(0) ? V{} : x.p * (x.u + full); }
-  KL_INLINE V by_q(const P& x) const { return x.p == T(0) ? V{} : -x.p / x.q; }
+  // At a probability of 0 that the other side does not share the slope is infinite, and 0 serves.
+  KL_INLINE V by_q(const P& x) const { return (x.p == T(0)) | (x.q == T(0)) ? V{} : -x.p / x.q; }
   KL_INLINE V by_p(const P& x) const {
     const V at_zero = x.log_q > -inf<T>() ? log_epsilon - x.log_q : V{};
     return x.p == T(0) ? at_zero : x.u + T(1);
@@ -307,7 +308,8 @@ template <class T, bool kPrior, bool kStd> struct Gaussian {
   static KL_INLINE auto is_near(V half) { return (half < T(0.5)) & (half > T(-0.5)); }
   KL_INLINE V value(const Point& p) const {
     const V near = T(0.5) * gap<T>(p.half * T(-2)), root = exp<T>(p.half);  // e^d may overflow where its half fits
-    const V far = root * (T(0.5) * root) + (T(-0.5) - p.half);
+    const V off = p.half < T(1e38) ? p.half : splat(T(1e38));  // lest inf - inf
+    const V far = root * (T(0.5) * root) + (T(-0.5) - off);
     return p.distance * (T(0.5) * p.distance) + (is_near(p.half) ? near : far);
   }
   KL_INLINE V half_expm1(V half) const {
@@ -324,9 +326,9 @@ template <class T, bool kPrior, bool kStd> struct Gaussian {
   template <int i> KL_INLINE V gradient(const R&, const Values<T>& x, V g, T) const {
     const Point p = point(x);
     V by;
-    const V by_mean = p.distance == T(0) ? V{} : p.distance * p.narrow * p.narrow_again;
-    if (i == kMean) by = by_mean;
-    if (i == kPriorMean) by = -by_mean;
+    const V pull = p.distance == T(0) ? V{} : p.distance * p.narrow * p.narrow_again;  // narrow may be inf
+    if (i == kMean) by = pull;
+    if (i == kPriorMean) by = -pull;
     if (i == kLogVariance) by = half_expm1(p.half);
     if (i == kPriorLogVariance) by = -(p.distance * (T(0.5) * p.distance) + half_expm1(p.half));
     if (kStd && (i == kLogVariance || i == kPriorLogVariance)) by *= T(2) / x.x[i];
@@ -390,19 +392,23 @@ template <class T, bool kPredScore, bool kTargetScore> struct Bernoulli {
   KL_INLINE V at_zero(V p, V log_q, V difference) const {
     return p == T(0) ? (log_q > -inf<T>() ? log_epsilon - log_q : V{}) : difference;
   }
+  // Of -p log q by q; as of KL, 0 at a q of 0.
+  static KL_INLINE V slope(V p, V q) { return (p == T(0)) | (q == T(0)) ? V{} : p / q; }
   template <int i> KL_INLINE V gradient(const R&, const Values<T>& x, V g, T) const {
     const Point r = point(x);
     V by;
     if (i == kPred && kPredScore) {
       by = r.p.yes > T(0.5) ? r.p.no - r.q.no : r.q.yes - r.p.yes;
     } else if (i == kPred) {
-      by = (r.p.no == T(0) ? V{} : r.p.no / r.q.no) - (r.p.yes == T(0) ? V{} : r.p.yes / r.q.yes);
+      by = slope(r.p.no, r.q.no) - slope(r.p.yes, r.q.yes);
     } else if (kTargetScore) {
       const V spread = r.p.yes * r.p.no;
       by = spread == T(0) ? V{} : spread * (kPredScore ? x.x[kTarget] - x.x[kPred] : r.yes - r.no);
     } else {
       by = at_zero(r.p.yes, r.q.log_yes, r.yes) - at_zero(r.p.no, r.q.log_no, r.no);
     }
+    // Where pred excludes what the label allows, the loss is infinite, and so would be the gradient to the label.
+    if (i == kTarget) by = (by == inf<T>()) | (by == -inf<T>()) ? V{} : by;
     return g == T(0) ? V{} : g * by;
   }
 };
