@@ -218,7 +218,7 @@ def fused_in_graph(inputs: Mapping[str, Any], fixed: Sequence[str] = (), **optio
     seen = {name: x if name == first else mx.sym.BlockGrad(x) for name, x in given.items()}
     if learned:
         silent = {name: x if name in learned else mx.sym.BlockGrad(x) for name, x in given.items()}
-        seen["anchor"] = fused(mx.sym, silent, learned, value=0, keep=0, **options)
+        seen["anchor"] = fused(mx.sym, silent, learned, **{**options, "value": 0, "keep": 0})
     return fused(mx.sym, seen, [first], **options)
 
 
