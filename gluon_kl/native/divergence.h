@@ -100,18 +100,18 @@ inline std::vector<Walk> walks(const Shape& shape, const Shape& over) {
 }
 
 // f(s) = -M log M - w s e^-s with M = 1 - w + w e^-s, as out[0] s^2 + out[1] s^3 + ...: power series M of M, K of log M
-// from M K' = M', and -w s e^-s = s M'.
+// from M K' = M', and -w s e^-s = s M'. In long double, since the coefficients cancel where w is near 1.
 inline void series_near_equality(double w, double* out) {
   constexpr int terms = kSeriesTerms + 2;
-  double m[terms] = {1}, k[terms] = {}, power = w;
+  long double m[terms] = {1}, k[terms] = {}, power = w;
   for (int i = 1; i < terms; ++i) {
-    m[i] = power *= -1.0 / i;
+    m[i] = power *= -1.0L / i;
     k[i] = m[i];
     for (int j = 1; j < i; ++j) k[i] -= j * k[j] * m[i - j] / i;
     if (i < 2) continue;
-    double f = i * m[i];
+    long double f = i * m[i];
     for (int j = 0; j < i; ++j) f -= m[j] * k[i - j];
-    out[i - 2] = f;
+    out[i - 2] = static_cast<double>(f);
   }
 }
 
@@ -347,7 +347,11 @@ class Divergence {
     job_.beta = call_.beta;
     job_.spread_is_std = call_.spread_is_std;
     job_.whole_rows = call_.reduction != kNone && !g_.sample_per_category() && (!weighted_ || weight_per_row_);
-    if (job_.form == kJS) series_near_equality(1 - call_.beta, job_.series);
+    if (job_.form == kJS) {
+      static thread_local double known = 0, series[kSeriesTerms];  // programs have one beta or few
+      if (known != call_.beta) series_near_equality(1 - (known = call_.beta), series);
+      memcpy(job_.series, series, sizeof series);
+    }
     job_.in[kPred] = view(kPred);
     if (call_.gaussian()) return fill_gaussian();
     if (soft) job_.in[kTarget] = arrays_[kTarget].data ? view(kTarget) : constant(kTarget, call_.target_value);
@@ -578,14 +582,22 @@ class Divergence {
       use_terms_without_weight();
       if (weight_view_.whole) write_terms({out.data, out.type, nullptr, 0, nullptr}, false);
       else total = add_up_terms(weight.shape, false);
-      for (int64_t i = 0; i < size; ++i) {  // what is not finite under a weight of 0 is left out
-        const double x = total.empty() ? number(out.data, out.type, i) : total[i], none = 0;
-        if (std::isfinite(x) || number(weight.data, weight.type, i) != 0) continue;
-        if (total.empty()) convert_out(out.data, out.type, i, &none, 1);
-        else total[i] = 0;
-      }
+      leave_out(total.empty() ? out : Output{total.data(), kFloat64}, weight);
     }
     for (size_t i = 0; i < total.size(); ++i) convert_out(out.data, out.type, static_cast<int64_t>(i), &total[i], 1);
+  }
+  // What is not finite under a weight of 0 becomes 0.
+  static void leave_out(const Output& x, const Array& weight) {
+    constexpr int64_t kRun = 256;
+    const int64_t size = size_of(weight.shape);
+    double run[kRun];
+    const double none = 0;
+    for (int64_t i = 0; i < size; i += kRun) {
+      const int64_t m = std::min(kRun, size - i);
+      convert_in(run, x.data, x.type, i, m);
+      for (int64_t j = 0; j < m; ++j)
+        if (!std::isfinite(run[j]) && number(weight.data, weight.type, i + j) == 0) convert_out(x.data, x.type, i + j, &none, 1);
+    }
   }
   void use_terms_without_weight() {
     job_.weight = View{};

@@ -324,8 +324,9 @@ template <class T, bool kPrior, bool kStd> struct Gaussian {
   template <int i> KL_INLINE V gradient(const R&, const Values<T>& x, V g, T) const {
     const Point p = point(x);
     V by;
-    if (i == kMean) by = p.distance * p.narrow * p.narrow_again;
-    if (i == kPriorMean) by = -(p.distance * p.narrow * p.narrow_again);
+    const V by_mean = p.distance == T(0) ? V{} : p.distance * p.narrow * p.narrow_again;
+    if (i == kMean) by = by_mean;
+    if (i == kPriorMean) by = -by_mean;
     if (i == kLogVariance) by = half_expm1(p.half);
     if (i == kPriorLogVariance) by = -(p.distance * (T(0.5) * p.distance) + half_expm1(p.half));
     if (kStd && (i == kLogVariance || i == kPriorLogVariance)) by *= T(2) / x.x[i];
@@ -366,14 +367,12 @@ template <class T, bool kPredScore, bool kTargetScore> struct Bernoulli {
     Point r = {side<kTargetScore>(a), side<kPredScore>(b), {}, {}};
     r.yes = r.p.log_yes - r.q.log_yes, r.no = r.p.log_no - r.q.log_no;
     if (kPredScore && kTargetScore) {
-      // log(p / q) = log1p((1 - p) expm1(a - b)), of the rarer side first: yes - no = a - b keeps the digits of the other.
+      // log(p / q) = log1p((1 - p) expm1(a - b)), and the same of the other category with b - a.
       const V d = a == b ? V{} : a - b;
-      const auto rare = r.p.yes < T(0.5);
-      const V first = log1p<T>((rare ? r.p.no : r.p.yes) * exp_pair<T>(rare ? d : -d).minus_one);
-      const V second = first - (rare ? d : -d);
+      const ExpPair<T> e = exp_pair<T>(d);
       const auto near = (d < T(1)) & (d > T(-1));
-      r.yes = near ? (rare ? first : second) : r.yes;
-      r.no = near ? (rare ? second : first) : r.no;
+      r.yes = near ? log1p<T>(r.p.no * e.minus_one) : r.yes;
+      r.no = near ? log1p<T>(r.p.yes * (-e.minus_one / e.e)) : r.no;
     } else if (!kPredScore && !kTargetScore) {
       r.yes = ratio(r.p.yes, r.q.yes, r.p.log_yes, r.q.log_yes);
       r.no = ratio(r.p.no, r.q.no, r.p.log_no, r.q.log_no);

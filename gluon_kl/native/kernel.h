@@ -33,11 +33,14 @@ template <class T> struct Blocks {
   Write gradient[kInputs];
 };
 
-template <class T, class F> void add_block(const Constants<T>& c, const RowState<T>& state, const Part<T>& part, bool whole,
+// Blocks work on copies of what is constant: a vector may be stored anywhere, so that the rest would be loaded anew each time.
+template <class T, class F> void add_block(const Constants<T>& c, const RowState<T>& state, const Part<T>& block, bool whole,
                                            bool with_sums, Added<T>* out) {
   using V = Vec<T>;
-  const F form(c);
+  const Constants<T> constants = c;
+  const F form(constants);
   const RowState<T> r = state;
+  const Part<T> part = block;
   const bool elements = part.at[kFactor];
   const T full = elements ? T(1) : T(0);
   V total = {}, alive = {}, sum[2] = {};
@@ -69,10 +72,12 @@ template <class T> KL_INLINE void put_vector(T* out, int64_t m, Vec<T> v, bool p
   else if (past_cache) stream(out, v);
   else store<T>(out, v);
 }
-template <class T, class F> void terms_block(const Constants<T>& c, const RowState<T>& state, const Part<T>& part, Vec<T> g,
+template <class T, class F> void terms_block(const Constants<T>& c, const RowState<T>& state, const Part<T>& block, Vec<T> g,
                                              T* out, int64_t step, bool past_cache) {
-  const F form(c);
+  const Constants<T> constants = c;
+  const F form(constants);
   const RowState<T> r = state;
+  const Part<T> part = block;
   for (int64_t i = 0; i < part.count; ++i) {
     const int64_t m = part.lanes(i);
     const Values<T> x = part.template values<F::kReads>(i, m);
@@ -81,12 +86,21 @@ template <class T, class F> void terms_block(const Constants<T>& c, const RowSta
     put_vector(out + i * step, m, w == T(0) ? Vec<T>{} : w * form.term(r, x), past_cache);
   }
 }
-template <class T, class F, int i> void gradient_block(const Constants<T>& c, const RowState<T>& state, const Part<T>& part,
+template <class T, class F, int i> void gradient_block(const Constants<T>& c, const RowState<T>& state, const Part<T>& block,
                                                        Vec<T> g, T* out, int64_t step, bool past_cache) {
-  const F form(c);
+  const Constants<T> constants = c;
+  const F form(constants);
   const RowState<T> r = state;
+  const Part<T> part = block;
   const bool elements = part.at[kFactor];
   const T full = elements ? T(1) : T(0);
+  if (!elements && part.last == kLanes<T>) {  // the same without anything to ask on the way: few categories gain by it
+    for (int64_t k = 0; k < part.count; ++k, out += step) {
+      const Vec<T> v = form.template gradient<i>(r, part.template whole_values<F::kReads>(k), g, T(0));
+      past_cache ? stream(out, v) : store<T>(out, v);
+    }
+    return;
+  }
   for (int64_t k = 0; k < part.count; ++k) {
     const int64_t m = part.lanes(k);
     const Values<T> x = part.template values<F::kReads>(k, m);
@@ -120,7 +134,7 @@ template <class T, class L> struct Work {
 
   Work(const L& l, const Constants<T>& constants, const Blocks<T>& blocks) : rows(l), job(l.job), c(constants), form(blocks) {
     for (int side = 0; side < 2; ++side)
-      for (int j = 0; !c.softmax[side] && j < rows.vectors(); ++j) state[j].side[side] = {V{}, V{}, splat(T(1))};
+      for (int j = 0; job.space[side] == kLogProbs && j < rows.vectors(); ++j) state[j].side[side] = {V{}, V{}, splat(T(1))};
   }
 
   bool per_element() const { return present(job, kFactor); }

@@ -141,6 +141,16 @@ template <class T> struct Part {
     if (at[kFactor]) v.x[kFactor] = load_at(kFactor, i, m, T(0));
     return v;
   }
+  template <int kReads> KL_INLINE Values<T> whole_values(int64_t i) const {
+    Values<T> v;
+    for (int s = 0; s < kInputs; ++s)
+      if (kReads & 1 << s) {
+        const T* const x = at[s] + i * step[s];
+        __builtin_prefetch(x + ahead);
+        v.x[s] = load(x);
+      }
+    return v;
+  }
   // f(number) for every whole vector.
   template <class F> KL_INLINE void each_whole(F f) const {
     const int64_t n = last == kLanes<T> ? count : count - 1;

@@ -1,7 +1,8 @@
 // The kernels without MXNet, for sanitizers, valgrind and stopwatches (run.py builds and runs it).
 //
-//   driver check [rounds]   random calls against plain loops in double; every array ends at the end of its allocation
-//   driver bench [shape]            best ns per element of forward and backward on the shapes of the benchmark
+//   driver check [rounds]   random calls of every form in every type against the same numbers in double, whose formulas
+//                           tests/test_native.py checks; every array ends at the end of its allocation
+//   driver bench [name]     best ns per element of forward and backward of each form
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
@@ -20,224 +21,209 @@ std::mt19937 engine(11);
 int64_t pick(int64_t low, int64_t high) { return std::uniform_int_distribution<int64_t>(low, high)(engine); }
 double uniform() { return std::uniform_real_distribution<double>(0, 1)(engine); }
 
-// An array whose last byte is the last of its allocation, starting `skew` bytes in.
+// An array whose last byte is the last of its allocation, starting some elements in; or, as MXNet's, at a multiple of 64.
+bool aligned = false;
 struct Buffer {
+  Type type;
+  int64_t count;
   std::unique_ptr<char[]> bytes;
   char* data;
-  Buffer(int64_t count, Type type, int64_t skew) : bytes(new char[count * size_of(type) + skew]), data(bytes.get() + skew) {
-    memset(bytes.get(), 0x7b, count * size_of(type) + skew);
+  Buffer(int64_t n, Type t) : type(t), count(n) {
+    int64_t skew = aligned ? 64 : pick(0, 16) * size_of(t);
+    const int64_t size = n * size_of(t) + skew;
+    bytes.reset(new char[size]);
+    if (aligned) skew -= reinterpret_cast<uintptr_t>(bytes.get()) % 64;
+    data = bytes.get() + skew;
+    memset(bytes.get(), 0x7b, size);
   }
+  double get(int64_t i) const { return number(data, type, i); }
+  void set(int64_t i, double x) { convert_out(data, type, i, &x, 1); }
 };
 
 int failures = 0;
-void compare(const char* what, double got, double expected, double tolerance, const std::string& where) {
+void expect(const char* what, double got, double expected, double tolerance, const std::string& where) {
   const bool same = (got != got && expected != expected) || got == expected ||
                     std::fabs(got - expected) <= tolerance * (1 + std::fabs(expected));
   if (!same && ++failures < 20) printf("%s: %.9g, expected %.9g (%s)\n", what, got, expected, where.c_str());
 }
 
-struct Case {
-  std::vector<int64_t> shape, weight_shape;
-  Options options;
-  Type pred_type, label_type;
-  bool weighted, keep;
-};
-
-// Values and gradients by the definitions, for axis != batch_axis.
-struct Plain {
-  std::vector<double> out, pred_grad, label_grad, weight_grad;
-  std::vector<double> weight_size;  // of what is added up in weight_grad, which may cancel
-};
-
-void log_and_prob(Space space, double t, std::vector<double> x, std::vector<double>* log, std::vector<double>* prob) {
-  if (space == kLogits) {
-    double best = -INFINITY, sum = 0;
-    for (double v : x) best = std::max(best, v);
-    if (best == -INFINITY) best = 0;
-    for (double& v : x) sum += std::exp(v = (v - best) * t);
-    for (double& v : x) v -= std::log(sum);
+// A call with its arrays; results and gradients after `run`.
+struct Made {
+  const Call& call;
+  std::vector<std::unique_ptr<Buffer>> in, grad;
+  std::vector<Array> arrays;
+  std::unique_ptr<Buffer> out;
+  explicit Made(const Call& c) : call(c), in(kSlots), grad(kSlots), arrays(kSlots, Array{}) {}
+  void add(int slot, const Shape& shape, Type type) {
+    in[slot].reset(new Buffer(gluon_kl::size_of(shape), type));
+    grad[slot].reset(new Buffer(gluon_kl::size_of(shape), type));
+    arrays[slot] = {in[slot]->data, type, shape};
   }
-  *log = *prob = x;
-  for (size_t k = 0; k < x.size(); ++k) {
-    if (space == kProbs) (*log)[k] = std::log(x[k]);
-    else (*prob)[k] = std::exp(x[k]);
-  }
-}
-
-Plain plain(const Case& c, const char* pred, const char* label, const char* weight, const std::vector<double>& head) {
-  const int rank = static_cast<int>(c.shape.size());
-  const int axis = normal_axis(c.options.axis, rank, "axis"), batch_axis = normal_axis(c.options.batch_axis, rank, "batch_axis");
-  int64_t size = 1, outer = 1, inner = 1, weights = 1;
-  double count = 1;
-  for (int d = 0; d < rank; ++d) {
-    size *= c.shape[d];
-    if (d < axis) outer *= c.shape[d];
-    if (d > axis) inner *= c.shape[d];
-    if (d != batch_axis) count *= c.shape[d];
-    weights *= c.weight_shape[d];
-  }
-  const int64_t n = c.shape[axis];
-  Plain r{std::vector<double>(c.shape[batch_axis]), std::vector<double>(size), std::vector<double>(size), std::vector<double>(weights),
-          std::vector<double>(weights)};
-  if (size == 0) return r;
-  const double factor = c.options.scale / (c.options.mean ? count : 1), t = c.options.inv_temperature;
-  for (int64_t o = 0; o < outer; ++o)
-    for (int64_t i = 0; i < inner; ++i) {
-      std::vector<double> b(n), a(n), log_q, q, log_p, p;
-      const auto at = [&](int64_t k) { return (o * n + k) * inner + i; };
-      for (int64_t k = 0; k < n; ++k) b[k] = number(pred, c.pred_type, at(k)), a[k] = number(label, c.label_type, at(k));
-      log_and_prob(c.options.pred_space, t, b, &log_q, &q);
-      log_and_prob(c.options.label_space, t, a, &log_p, &p);
-      int64_t rest = at(0), batch = 0, place = 0, step = 1;
-      for (int d = rank - 1; d >= 0; --d) {
-        const int64_t index = rest % c.shape[d];
-        rest /= c.shape[d];
-        if (d == batch_axis) batch = index;
-        if (c.weight_shape[d] > 1) place += index * step;
-        step *= c.weight_shape[d];
-      }
-      const double w = c.weighted ? number(weight, kFloat32, place) : 1;
-      double value = 0, mass = 0;
-      for (int64_t k = 0; k < n; ++k)
-        if (p[k] != 0) value += p[k] * (log_p[k] - log_q[k]), mass += p[k];
-      if (c.options.label_space == kLogits) mass = 1;
-      const double beta = c.options.beta;
-      std::vector<double> by_p(n), by_q(n);
-      double mean_p = 0, mean_q = 0;
-      if (beta > 0) {
-        value = 0;
-        for (int64_t k = 0; k < n; ++k) {
-          const double log_m = std::log(beta * p[k] + (1 - beta) * q[k]);
-          by_p[k] = beta * (p[k] == 0 ? (q[k] == 0 ? 0 : -80 - std::log(1 - beta)) : log_p[k] - log_m);
-          by_q[k] = q[k] == 0 ? 0 : (1 - beta) * (log_q[k] - log_m);
-          mean_p += p[k] == 0 ? 0 : p[k] * by_p[k];
-          mean_q += q[k] * by_q[k];
-        }
-        value = mean_p + mean_q;
-      }
-      const double g = head[batch] * factor;
-      if (w != 0) r.out[batch] += w * value * factor;
-      if (w != 0 || std::isfinite(value)) {
-        r.weight_grad[place] += g * value;
-        r.weight_size[place] += std::fabs(g * value);
-      }
-      for (int64_t k = 0; k < n; ++k) {
-        const double u = log_p[k] - log_q[k];
-        double x = c.options.pred_space == kLogits     ? t * (q[k] * mass - p[k])
-                   : c.options.pred_space == kLogProbs ? -p[k]
-                   : p[k] == 0                         ? 0
-                                                       : -p[k] / q[k];
-        double y = c.options.label_space == kProbs     ? (p[k] != 0 ? u + 1 : std::log(c.options.epsilon) - log_q[k])
-                   : p[k] == 0                         ? 0
-                   : c.options.label_space == kLogProbs ? p[k] * (u + 1)
-                                                        : t * p[k] * (u - value);
-        if (beta > 0) {
-          x = c.options.pred_space == kLogits ? t * q[k] * (by_q[k] - mean_q) : q[k] * by_q[k];
-          y = c.options.label_space == kProbs      ? by_p[k]
-              : c.options.label_space == kLogProbs ? p[k] * by_p[k]
-                                                   : t * p[k] * (by_p[k] - mean_p);
-        }
-        r.pred_grad[at(k)] = w * g == 0 ? 0 : w * g * x;
-        r.label_grad[at(k)] = w * g == 0 ? 0 : w * g * y;
-      }
+  Made in_double() const {
+    Made twin(call);
+    for (int s = 0; s < kSlots; ++s) {
+      if (!in[s]) continue;
+      twin.add(s, arrays[s].shape, kFloat64);
+      for (int64_t i = 0; i < in[s]->count; ++i) twin.in[s]->set(i, in[s]->get(i));
     }
-  return r;
+    return twin;
+  }
+  void run(const std::vector<double>& head) {
+    Divergence forward(call, arrays);
+    const Type type = forward.in_double() ? kFloat64 : kFloat32;
+    out.reset(new Buffer(static_cast<int64_t>(head.size()), type));
+    Buffer ograd(out->count, type), kept(Divergence::kept(call) * forward.rows(), type);
+    for (int64_t i = 0; i < ograd.count; ++i) ograd.set(i, head[i]);
+    forward.keep_in(kept.data);
+    forward.forward(out->data);
+    Divergence backward(call, arrays);
+    backward.keep_in(kept.data);
+    std::vector<Output> grads(kSlots, Output{});
+    for (int s = 0; s < kSlots; ++s)
+      if (grad[s]) grads[s] = {grad[s]->data, grad[s]->type};
+    backward.backward(ograd.data, grads);
+  }
+};
+
+double value_in(const Call& c, int slot, Type type, int64_t categories) {
+  const bool whole = type >= kUint8;
+  if (slot == kWeight) return uniform() < 0.2 ? 0 : whole ? 1 : uniform() + 0.25;
+  if (c.gaussian()) return slot % 2 == 1 && c.spread_is_std ? uniform() * 2 + 0.5 : uniform() * 4 - 2;
+  if (slot == kHard) return c.dense ? (uniform() < 0.3 ? 0 : uniform()) : static_cast<double>(pick(0, std::min<int64_t>(categories, 127) - 1));
+  const Space space = c.space[slot];
+  if (c.form == kBernoulli && space == kProbs) return whole ? pick(0, 1) * (slot == kTarget) : 0.05 + 0.9 * uniform();
+  if (space == kProbs) return slot == kTarget && uniform() < 0.2 && c.form == kKL ? 0 : uniform() * 3 + 0.1;
+  return space == kLogProbs ? -3 * uniform() - 0.1 : uniform() * 6 - 3;
 }
 
-void check_one(const Case& c) {
-  const int rank = static_cast<int>(c.shape.size());
-  int64_t size = 1, weights = 1;
-  for (int64_t d : c.shape) size *= d;
-  for (int64_t d : c.weight_shape) weights *= d;
-  const auto skew = [](Type type) { return pick(0, 16) * size_of(type); };
-  Buffer pred(size, c.pred_type, skew(c.pred_type)), label(size, c.label_type, skew(c.label_type));
-  Buffer pred_grad(size, c.pred_type, skew(c.pred_type)), label_grad(size, c.label_type, skew(c.label_type));
-  Buffer weight(weights, kFloat32, skew(kFloat32)), weight_grad(weights, kFloat32, skew(kFloat32));
-  for (int64_t i = 0; i < size; ++i) {
-    const double x = uniform() * 3 + 0.1, y = uniform() * 3 + 0.1;
-    put(pred.data, c.pred_type, i, c.options.pred_space == kProbs ? x : 2 * x - 3);
-    put(label.data, c.label_type, i, c.options.label_space == kProbs ? (uniform() < 0.2 ? 0 : y) : 2 * y - 3);
+void check_one(Call c, const Shape& shape, bool weighted) {
+  const Type types[] = {kFloat32, kFloat32, kFloat32, kFloat64, kFloat16, kFloat16, kInt32, kUint8, kInt8, kInt64};
+  const bool mixed = pick(0, 2) == 0;
+  if (weighted) c.inputs.push_back(kWeight);
+  c.grad = 0;
+  for (int s : c.inputs)
+    if (!(c.pair() && c.has(kHard) && (s == kTarget || s == kHard))) c.grad |= 1 << s;
+  const Geometry g(c, shape);
+  Made made(c);
+  for (int s : c.inputs) {
+    Shape own = shape;
+    if (s == kWeight)
+      for (int64_t& d : own) d = pick(0, 2) ? d : 1;
+    if (s == kWeight && pick(0, 1))
+      for (int d = g.first_inner; d < g.last_inner; ++d) own[d] = 1;
+    if (s == kHard && c.pair() && !c.dense) own.erase(own.begin() + g.axis);
+    Type type = mixed ? types[pick(0, 9)] : kFloat32;
+    if (type >= kUint8 && !(s == kTarget && c.space[1] == kProbs && c.pair() && c.form == kKL) && s != kHard) type = kFloat16;
+    made.add(s, own, type);
+    for (int64_t i = 0; i < made.in[s]->count; ++i) made.in[s]->set(i, value_in(c, s, type, g.n));
   }
-  for (int64_t i = 0; i < weights; ++i) put(weight.data, kFloat32, i, uniform() < 0.2 ? 0 : uniform());
-  Divergence forward(c.options, {pred.data, c.pred_type, c.shape}, {label.data, c.label_type, c.shape},
-                     c.weighted ? Array{weight.data, kFloat32, c.weight_shape} : Array{});
-  const Type type = forward.in_double() ? kFloat64 : kFloat32;
-  const int64_t batch = c.shape[normal_axis(c.options.batch_axis, rank, "batch_axis")];
-  Buffer out(batch, type, 0), ograd(batch, type, 0), kept(Divergence::kept(c.options, c.weighted) * forward.rows(), type, 0);
-  std::vector<double> head(batch);
-  for (int64_t i = 0; i < batch; ++i) put(ograd.data, type, i, head[i] = static_cast<float>(uniform() * 2 - 1));
-  const bool keep = c.keep || c.weighted;
-  if (keep) forward.keep_in(kept.data);
-  forward.forward(out.data);
-  Divergence backward(c.options, {pred.data, c.pred_type, c.shape}, {label.data, c.label_type, c.shape},
-                      c.weighted ? Array{weight.data, kFloat32, c.weight_shape} : Array{});
-  if (keep) backward.keep_in(kept.data);
-  backward.backward(ograd.data, pred_grad.data, label_grad.data, c.weighted ? weight_grad.data : nullptr);
+  std::vector<double> head(c.reduction == kNone ? gluon_kl::size_of(shape) : g.batch);
+  for (double& h : head) h = static_cast<float>(uniform() * 2 - 1);
+  made.run(head);
+  Made twin = made.in_double();
+  twin.run(head);
+  const std::string where = "form " + std::to_string(c.form) + " shape " + text(shape) + " axis " + std::to_string(c.axis) + " batch " +
+                            std::to_string(c.batch_axis) + " spaces " + std::to_string(c.space[0]) + std::to_string(c.space[1]) +
+                            " reduction " + std::to_string(c.reduction) + (c.has(kHard) ? " hard" : "") +
+                            (weighted ? " weight " + text(made.arrays[kWeight].shape) : "");
+  for (int64_t i = 0; i < made.out->count; ++i)
+    expect("value", made.out->get(i), twin.out->get(i), made.out->type == kFloat64 ? 1e-12 : 3e-6, where);
+  const char* const names[] = {"gradient 0", "gradient 1", "gradient 2", "gradient 3", "weight's gradient"};
+  for (int s = 0; s < kSlots; ++s) {
+    if (!(c.grad & 1 << s) || made.grad[s]->type >= kUint8) continue;
+    double size = 0;  // sums may cancel
+    for (int64_t i = 0; i < twin.grad[s]->count; ++i) size = std::max(size, std::fabs(twin.grad[s]->get(i)));
+    const double tolerance = made.grad[s]->type == kFloat16 ? 2e-3 : made.out->type == kFloat64 && made.grad[s]->type == kFloat64 ? 1e-11 : 8e-6;
+    for (int64_t i = 0; i < made.grad[s]->count; ++i) {
+      double expected = twin.grad[s]->get(i);
+      if (made.grad[s]->type == kFloat16 && std::fabs(expected) >= 65520) expected = expected < 0 ? -INFINITY : INFINITY;
+      expect(names[s], made.grad[s]->get(i), expected, tolerance * (1 + size), where);
+    }
+  }
+}
 
-  std::string where = "shape " + text(c.shape) + " axis " + std::to_string(c.options.axis) + " batch " + std::to_string(c.options.batch_axis) +
-                      " spaces " + std::to_string(c.options.pred_space) + std::to_string(c.options.label_space) + " types " +
-                      std::to_string(c.pred_type) + std::to_string(c.label_type) + (c.weighted ? " weighted " + text(c.weight_shape) : "");
-  const Plain expected = plain(c, pred.data, label.data, weight.data, head);
-  const auto tolerance = [&](Type t) { return t == kFloat16 ? 2e-3 : type == kFloat64 && t != kFloat32 ? 1e-11 : 4e-6; };
-  for (int64_t i = 0; i < batch; ++i) compare("value", number(out.data, type, i), expected.out[i], tolerance(type), where);
-  for (int64_t i = 0; i < size; ++i) {
-    if (c.pred_type < kUint8)
-      compare("pred gradient", number(pred_grad.data, c.pred_type, i), expected.pred_grad[i], tolerance(c.pred_type), where);
-    if (c.label_type < kUint8)
-      compare("label gradient", number(label_grad.data, c.label_type, i), expected.label_grad[i], tolerance(c.label_type), where);
+Call random_call(int round) {
+  Call c;
+  const Form forms[] = {kKL, kKL, kReverseKL, kJS, kGaussian, kBernoulli, kCrossEntropy, kKL};
+  c.form = forms[round % 8];
+  const Reduction reductions[] = {kSum, kMeanOver, kNone, kRowMean};
+  c.reduction = reductions[pick(0, c.pair() ? 3 : 2)];
+  c.scale = 0.75;
+  c.keep = pick(0, 3) > 0;
+  c.space[0] = static_cast<Space>(pick(0, 2)), c.space[1] = static_cast<Space>(pick(0, 2));
+  c.temperature = pick(0, 1) ? 1 : 2;
+  c.beta = pick(0, 1) ? 0.5 : 0.05 + 0.9 * uniform();
+  if (c.form == kGaussian) {
+    c.inputs = {kMean, kLogVariance};
+    if (pick(0, 1)) c.inputs.push_back(kPriorMean);
+    if (pick(0, 1)) c.inputs.push_back(kPriorLogVariance);
+    c.spread_is_std = pick(0, 1), c.free_nats = pick(0, 1) ? 0 : 0.1;
+  } else if (c.form == kBernoulli) {
+    for (Space& s : c.space) s = pick(0, 1) ? kProbs : kLogits;
+  } else if (c.form == kCrossEntropy || round % 16 == 7) {
+    c.inputs = c.form == kCrossEntropy ? std::vector<int>{kPred, kHard} : std::vector<int>{kPred, kTarget, kHard};
+    c.hard_weight = c.form == kCrossEntropy ? 1 : 0.25;
+    c.space[0] = kLogits;
+    c.dense = pick(0, 1);
+    if (c.reduction == kNone) c.reduction = kRowMean;
   }
-  for (int64_t i = 0; c.weighted && i < weights; ++i)
-    compare("weight gradient", number(weight_grad.data, kFloat32, i), expected.weight_grad[i],
-            1e-6 * (1 + expected.weight_size[i]), where);
+  return c;
 }
 
 void check(int rounds) {
   for (int round = 0; round < rounds; ++round) {
-    Case c;
-    const int rank = static_cast<int>(pick(2, 4));
-    c.options.axis = static_cast<int>(pick(0, rank - 1));
-    do c.options.batch_axis = static_cast<int>(pick(0, rank - 1)); while (c.options.batch_axis == c.options.axis);
-    for (int d = 0; d < rank; ++d) c.shape.push_back(pick(0, 40) == 0 ? 0 : pick(1, rank == 2 ? 40 : 9));
-    if (round % 3 == 0) c.shape[c.options.axis] = pick(40, 1500);
-    if (round % 41 == 0) c.shape[c.options.axis] = 5000;
-    if (rank < 4 && c.options.axis < rank - 1 && c.shape[c.options.axis] <= 40)
-      c.shape[rank - 1] = pick(60, 700);  // rows read where they lie
-    if (round == 50) {  // gradients past the cache
-      c.options.axis = 1;
-      c.options.batch_axis = 0;
-      c.shape = {3, 9, 80000 + pick(0, 1) * 8};
-    }
-    for (int d = 0; d < static_cast<int>(c.shape.size()); ++d) c.weight_shape.push_back(d == c.options.axis || pick(0, 2) == 0 ? 1 : c.shape[d]);
-    c.options.pred_space = static_cast<Space>(pick(0, 2));
-    c.options.label_space = static_cast<Space>(pick(0, 2));
-    c.options.mean = pick(0, 1);
-    c.options.scale = 0.75;
-    c.options.inv_temperature = pick(0, 1) ? 1 : 0.5;
-    const Type types[] = {kFloat32, kFloat32, kFloat64, kFloat16, kInt32, kUint8, kInt8, kInt64};
-    c.pred_type = types[pick(0, 3)];
-    c.label_type = types[pick(0, 7)];
-    if (pick(0, 1)) c.pred_type = c.label_type = kFloat32;
-    if (c.options.pred_space != kProbs && pick(0, 2) == 0) c.options.beta = 0.05 + 0.9 * uniform();
-    c.weighted = pick(0, 1);
-    c.keep = pick(0, 1);
-    check_one(c);
-    if (round % 7 == 0) {  // each category its own sample: for the sanitizers
-      Case e = c;
-      e.options.batch_axis = e.options.axis;
-      int64_t size = 1;
-      for (int64_t d : e.shape) size *= d;
-      std::vector<double> x(size, 0.5), g(size), h(size), out(e.shape[e.options.axis]), head(out.size(), 1.0);
-      Divergence call(e.options, {x.data(), kFloat64, e.shape}, {x.data(), kFloat64, e.shape}, Array{});
-      call.forward(out.data());
-      call.backward(head.data(), g.data(), h.data(), nullptr);
-      if (e.options.pred_space == e.options.label_space)
-        for (double v : out) compare("elementwise", v, 0, 1e-12, "axis == batch_axis");
-    }
+    Call c = random_call(round);
+    const int rank = static_cast<int>(pick(1, 4));
+    c.axis = static_cast<int>(pick(0, rank - 1)), c.batch_axis = static_cast<int>(pick(0, rank - 1));
+    Shape shape;
+    for (int d = 0; d < rank; ++d) shape.push_back(pick(0, 40) == 0 ? 0 : pick(1, rank <= 2 ? 40 : 9));
+    if (round % 3 == 0) shape[c.axis] = pick(40, 1500);
+    if (round % 41 == 0) shape[c.axis] = 5000;
+    if (rank < 4 && c.axis < rank - 1 && shape[c.axis] <= 40) shape[rank - 1] = pick(60, 700);  // rows read where they lie
+    if (c.has(kHard) && !c.dense && shape[c.axis] == 0) shape[c.axis] = 3;
+    check_one(c, shape, pick(0, 1));
   }
-  printf("%d calls on %s with %d threads: %d failures\n", rounds, kernels(kSingle).isa, Threads::get().count(), failures);
 }
 
-const char* only = nullptr;  // this shape
+// Gradients of 8 MiB and more, which are written past the cache, with rows that are no multiple of a vector.
+void check_large() {
+  for (int i = 0; i < 3; ++i) {
+    Call c;
+    c.space[0] = kLogits;
+    c.form = i == 1 ? kJS : kKL;
+    if (i == 2) c.axis = 1;
+    check_one(c, i == 2 ? Shape{3, 9, 80000 + 8 * pick(0, 1) + pick(0, 1)} : Shape{501, 5001}, i == 1);
+  }
+}
+
+// Halves between two neighbours go to the even one, from float and double, in vectors and in what is left over.
+void check_conversions() {
+  const double ties[] = {1 + 0x1p-11, 1 + 3 * 0x1p-11, 65519.99, 65520, 0x1p-25, 3 * 0x1p-25, 0x1p-14 - 0x1p-25, -1 - 0x1p-11,
+                         1 + 0x1p-11 + 0x1p-40, 1 + 3 * 0x1p-11 - 0x1p-40, 1 + 0x1p-11 - 0x1p-40};
+  const double from_double[] = {1, 1 + 0x1p-9, 65504, INFINITY, 0, 0x1p-23, 0x1p-14, -1, 1 + 0x1p-10, 1 + 0x1p-10, 1};
+  const double from_float[] = {1, 1 + 0x1p-9, 65504, INFINITY, 0, 0x1p-23, 0x1p-14, -1, 1, 1 + 0x1p-9, 1};
+  for (int i = 0; i < 11; ++i) {
+    double twelve[12];
+    float narrow[12];
+    for (int j = 0; j < 12; ++j) narrow[j] = static_cast<float>(twelve[j] = ties[i]);
+    Buffer half(12, kFloat16);
+    convert_out(half.data, kFloat16, 0, twelve, 12);
+    for (int j = 0; j < 12; ++j) expect("half of a double", half.get(j), from_double[i], 0, std::to_string(i));
+    convert_out(half.data, kFloat16, 0, narrow, 12);
+    for (int j = 0; j < 12; ++j) expect("half of a float", half.get(j), from_float[i], 0, std::to_string(i));
+  }
+  const double numbers[] = {NAN, INFINITY, -INFINITY, 1e30, -1e30, -1.9, 1.9};
+  const Type types[] = {kInt8, kUint8, kInt32, kInt64};
+  const double low[] = {-128, 0, -2147483648.0, -9223372036854775808.0}, high[] = {127, 255, 2147483647.0, 9223372036854775807.0};
+  for (int t = 0; t < 4; ++t) {
+    Buffer whole(7, types[t]);
+    convert_out(whole.data, types[t], 0, numbers, 7);
+    const double expected[] = {0, high[t], low[t], high[t], low[t], t == 1 ? 0.0 : -1.0, 1};
+    for (int i = 0; i < 7; ++i) expect("integer", whole.get(i), expected[i], 0, std::to_string(t) + std::to_string(i));
+  }
+}
+
+const char* only = nullptr;  // this name
 
 // With one thread its own processor time, which other work on the machine lengthens least; else the wall's.
 double now() {
@@ -248,63 +234,87 @@ double now() {
   return 1e9 * t.tv_sec + t.tv_nsec;
 }
 
-void bench_one(const char* name, std::vector<int64_t> shape, int axis, Space label_space) {
-  if (only && strcmp(only, name)) return;
-  int64_t size = 1;
-  for (int64_t d : shape) size *= d;
-  const auto array = [&](double low, double high) {
-    void* p = nullptr;
-    if (posix_memalign(&p, 64, size * 4)) abort();
-    for (int64_t i = 0; i < size; ++i) static_cast<float*>(p)[i] = static_cast<float>(low + (high - low) * uniform());
-    return static_cast<float*>(p);
-  };
-  Options o;
-  o.axis = axis;
-  o.pred_space = kLogits;
-  o.label_space = label_space;
-  float *pred = array(-3, 3), *label = array(0, 2.0 / shape[axis < 0 ? axis + shape.size() : axis]), *grad = array(0, 0);
-  std::vector<float> out(shape[0]), head(shape[0], 1), kept(6 * (size / shape[axis < 0 ? axis + shape.size() : axis]));
-  const int repeats = size < 100000 ? 200 : size < 4000000 ? 15 : 5;
-  std::vector<double> there, back;
-  for (int i = 0; i < repeats + 1; ++i) {
-    const double start = now();
-    Divergence f(o, {pred, kFloat32, shape}, {label, kFloat32, shape}, Array{});
-    if (size >= 32768) f.keep_in(kept.data());
-    f.forward(out.data());
-    const double middle = now();
-    Divergence b(o, {pred, kFloat32, shape}, {label, kFloat32, shape}, Array{});
-    if (size >= 32768) b.keep_in(kept.data());
-    b.backward(head.data(), grad, nullptr, nullptr);
-    const double end = now();
-    if (!i) continue;
-    there.push_back(middle - start);
-    back.push_back(end - middle);
+void bench_one(const char* name, const char* words, const Shape& shape, const Shape& weight = {}) {
+  if (only && strcmp(name, only)) return;
+  const Call& c = call_of(words);
+  const Geometry g(c, shape);
+  Made made(c);
+  for (int s : c.inputs) {
+    Shape own = s == kWeight ? weight : shape;
+    if (s == kHard && c.pair() && !c.dense) own.erase(own.begin() + g.axis);
+    made.add(s, own, kFloat32);
+    const double low = c.pair() && s == kTarget && c.space[1] == kProbs ? 0 : s == kWeight ? 0.5 : s == kHard ? 0 : -3;
+    const double high = s == kTarget && low == 0 ? 2.0 / static_cast<double>(g.n) : s == kWeight ? 1 : s == kHard && !c.dense ? 9 : 3;
+    for (int64_t i = 0; i < made.in[s]->count; ++i) {
+      const double x = low + (high - low) * uniform();
+      made.in[s]->set(i, s == kHard && !c.dense ? std::floor(x) : x);
+    }
   }
-  std::sort(there.begin(), there.end());
-  std::sort(back.begin(), back.end());
-  const double f = there[0], b = back[0];
-  printf("%-14s %-7s forward %8.1f us (%.3f ns/element)  backward %8.1f us (%.3f)\n", name, label_space == kLogits ? "logits" : "probs",
-         f / 1e3, f / size, b / 1e3, b / size);
-  free(pred), free(label), free(grad);
+  const int64_t size = gluon_kl::size_of(shape);
+  Buffer out(size, kFloat32), head(size, kFloat32), kept(kStats * g.rows, kFloat32);
+  for (int64_t i = 0; i < size; ++i) head.set(i, 1);
+  std::vector<Output> grads(kSlots, Output{});
+  for (int s = 0; s < kSlots; ++s)
+    if (made.grad[s]) grads[s] = {made.grad[s]->data, kFloat32};
+  double there = INFINITY, back = INFINITY;
+  for (int i = 0; i < (size < 100000 ? 200 : size < 4000000 ? 15 : 5) + 1; ++i) {
+    const double start = now();
+    Divergence f(c, made.arrays);
+    f.keep_in(kept.data);
+    f.forward(out.data);
+    const double middle = now();
+    Divergence b(c, made.arrays);
+    b.keep_in(kept.data);
+    b.backward(head.data, grads);
+    const double end = now();
+    if (i) there = std::min(there, middle - start), back = std::min(back, end - middle);
+  }
+  printf("%-34s %-14s forward %8.1f us (%.3f ns/element)  backward %8.1f us (%.3f)\n", name, text(shape).c_str(), there / 1e3,
+         there / size, back / 1e3, back / size);
+  fflush(stdout);
 }
 
 void bench() {
   printf("%s, %d threads\n", kernels(kSingle).isa, Threads::get().count());
-  for (Space space : {kProbs, kLogits}) {
-    bench_one("128x10", {128, 10}, -1, space);
-    bench_one("4096x10", {4096, 10}, -1, space);
-    bench_one("1024x1000", {1024, 1000}, -1, space);
-    bench_one("256x32000", {256, 32000}, -1, space);
-    bench_one("64x128256", {64, 128256}, -1, space);
-    bench_one("8192x1000", {8192, 1000}, -1, space);
-    bench_one("8x21x256x256", {8, 21, 256, 256}, 1, space);
+  for (const Shape& shape : {Shape{128, 10}, Shape{4096, 10}, Shape{1024, 1000}, Shape{256, 32000}, Shape{8192, 1000}}) {
+    bench_one("kl", shape[0] == 128 ? "pred=logits keep=0" : "pred=logits", shape);
+    bench_one("kl of logits", shape[0] == 128 ? "pred=logits target=logits keep=0" : "pred=logits target=logits", shape);
   }
+  bench_one("kl", "pred=logits axis=1", {8, 21, 256, 256});
+  bench_one("kl of logits", "pred=logits target=logits axis=1", {8, 21, 256, 256});
+  const Shape middle = {256, 1000};
+  bench_one("kl from log-probabilities", "", middle);
+  bench_one("reverse kl", "form=reverse_kl", middle);
+  bench_one("reverse kl of logits", "form=reverse_kl pred=logits target=logits", middle);
+  bench_one("js", "form=js", middle);
+  bench_one("js of logits", "form=js pred=logits target=logits", middle);
+  bench_one("js of logits and probs", "form=js pred=logits", middle);
+  bench_one("none", "pred=logits reduction=none", middle);
+  bench_one("row weights", "pred=logits inputs=pred,target,weight", middle, {256, 1});
+  bench_one("element weights", "pred=logits inputs=pred,target,weight", middle, middle);
+  bench_one("element weights' gradient", "pred=logits inputs=pred,target,weight grad=pred,weight", middle, middle);
+  bench_one("hard labels", "pred=logits inputs=pred,hard", middle);
+  for (const Shape& shape : {middle, Shape{64, 50257}}) {
+    bench_one("distillation, index", "pred=logits target=logits inputs=pred,target,hard hard_weight=0.5 temperature=4 reduction=row_mean", shape);
+    bench_one("distillation, dense", "pred=logits target=logits inputs=pred,target,hard hard=dense hard_weight=0.5 temperature=4", shape);
+  }
+  bench_one("distillation, js", "form=js pred=logits target=logits inputs=pred,target,hard hard_weight=0.5 temperature=4", middle);
+  for (const Shape& shape : {Shape{256, 64}, Shape{256, 4096}}) {
+    bench_one("gaussian", "form=gaussian inputs=mean,log_variance grad=mean,log_variance", shape);
+    bench_one("gaussian, prior", "form=gaussian inputs=mean,log_variance,prior_mean,prior_log_variance grad=mean,log_variance", shape);
+  }
+  bench_one("bernoulli", "form=bernoulli", middle);
+  bench_one("bernoulli of scores", "form=bernoulli target=logits", middle);
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc > 1 && !strcmp(argv[1], "bench")) return only = argc > 2 ? argv[2] : nullptr, bench(), 0;
-  check(argc > 2 ? atoi(argv[2]) : 2000);
+  if (argc > 1 && !strcmp(argv[1], "bench")) return aligned = true, only = argc > 2 ? argv[2] : nullptr, bench(), 0;
+  const int rounds = argc > 2 ? atoi(argv[2]) : 2000;
+  check_conversions();
+  check(rounds);
+  if (rounds >= 400) check_large();
+  printf("%d calls on %s with %d threads: %d failures\n", rounds, kernels(kSingle).isa, Threads::get().count(), failures);
   return failures != 0;
 }
