@@ -152,6 +152,7 @@ class DistillationLoss(CheckedLoss):
     ) -> None:
         super().__init__(weight, batch_axis, prefix=prefix, params=params)
         check_positive("temperature", temperature)
+        check_between("temperature", temperature, 1e-150, 1e150)  # its square is a factor
         check_between("hard_weight", hard_weight, 0, 1)
         self._temperature = temperature
         self._hard_weight = hard_weight
@@ -232,6 +233,12 @@ class DistillationLoss(CheckedLoss):
         (pred, label, teacher_pred, _), _ = self._check(*self._real(pred, label, teacher_pred), None)
         axis = normal_axis("axis", self._axis, pred.shape, "pred")
         diagnostics.check_distillation(pred, label, teacher_pred, self._sparse_label, self._teacher_space, axis)
+
+    def _compute(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
+        # The operator has no gradient to a label per category.
+        if not self._sparse_label and self._unused != "label" and (facts is None or facts.recorded[1]):
+            return self._over_operators(F, facts, *inputs)
+        return super()._compute(F, facts, *inputs)
 
     def _fused(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
         pred, label, teacher_pred, weight = self._used(*inputs)

@@ -26,9 +26,11 @@ import oracle
 from gluon_kl import (
     BernoulliKLLoss, DistillationLoss, GaussianKLLoss, JSDivLoss, KLDivLoss, ReverseKLDivLoss, metric, native,
 )
+from conftest import Run
 from test_family import FEW, MEMBERS, NESTED, Distillation, Model, Pair, close
 
 pytestmark = pytest.mark.usefixtures("path")
+BFLOAT16 = np.dtype([("bfloat16", np.uint16)])  # as MXNet spells it
 STATIC = dict(static_alloc=True, static_shape=True)
 MEMBERS = {"kl log_probs probs": Pair(KLDivLoss, oracle.kl_terms), "kl logits probs": Pair(
     KLDivLoss, oracle.kl_terms, False), "kl logits logits": Pair(KLDivLoss, oracle.kl_terms, False, "logits"), **MEMBERS}
@@ -110,10 +112,10 @@ def test_mixed_precision_stays_on(in_subprocess, first):
 @program
 def test_bfloat16():
     """What AMP hands over is computed in float32, and its gradient is bfloat16."""
-    amp.init(target_dtype="bfloat16")
+    amp.init(target_dtype=BFLOAT16)
     for what, member, block, inputs in every_way():
         given = arrays_of(inputs, isinstance(block, Model))
-        given[0] = nd.amp_cast(given[0], dtype="bfloat16")
+        given[0] = nd.amp_cast(given[0], dtype=BFLOAT16)
         given[0].attach_grad()
         inputs[0] = nd.amp_cast(given[0], dtype="float32").asnumpy().astype("float64")
         with autograd.record():
@@ -146,7 +148,7 @@ class Net(gluon.HybridBlock):
 @program
 def test_bfloat16_in_a_net():
     """With parameters of known and of deferred shapes."""
-    amp.init(target_dtype="bfloat16")
+    amp.init(target_dtype=BFLOAT16)
     for name, in_units, options in itertools.product(("kl logits probs", "reverse logits probs", "js logits probs",
                                                       "both", "bernoulli logits probs"), (0, 5), (None, {}, STATIC)):
         member, rng = MEMBERS[name], np.random.RandomState(1)
@@ -166,10 +168,10 @@ def test_bfloat16_in_a_net():
 
 @program
 def test_bfloat16_in_metrics():
-    amp.init(target_dtype="bfloat16")
+    amp.init(target_dtype=BFLOAT16)
     for made in (metric.KLDivergence(False), metric.JSDivergence(False)):
         scores = nd.array([[0.5, 1.0, -2.0]])
-        made.update(nd.array([[0.25, 0.5, 0.25]]), nd.amp_cast(scores, dtype="bfloat16"))
+        made.update(nd.array([[0.25, 0.5, 0.25]]), nd.amp_cast(scores, dtype=BFLOAT16))
         value = made.get()[1]
         made.reset()
         made.update(nd.array([[0.25, 0.5, 0.25]]), scores)
@@ -223,10 +225,10 @@ def overflow():
 
 
 @program
-def test_an_earlier_overflow(tmp_path="/tmp"):
+def test_an_earlier_overflow():
     for what, member, block, inputs in every_way():
         for weight in (None, np.array([[1.0], [0], [2]])):
-            if weight is not None and isinstance(block, Model) and None in inputs:
+            if weight is not None and isinstance(block, Model) and any(x is None for x in inputs):
                 continue
             block.hybridize(*[False] if "eager" in what else [], **STATIC)  # a graph's first call is another's
             more = [] if weight is None else [*[None] * (len(member.make()._names) - 1 - len(inputs)), weight]
@@ -403,7 +405,7 @@ def test_no_rows_in_a_users_graph():
     mx.npx.set_np()
     for what, member, block, inputs in every_way(ways=("nested", "nested static"), shape=(0, 4)):
         for weight in (None, np.zeros((0, 1)), np.zeros((0, 4))):
-            if weight is not None and (None in inputs or len(inputs) != len(member.make()._names) - 1):
+            if weight is not None and (any(x is None for x in inputs) or len(inputs) != len(member.make()._names) - 1):
                 continue
             model = Model(member.make())
             model.hybridize(**(STATIC if "static" in what else {}))
@@ -535,7 +537,9 @@ def graph_of(name):
 def test_shapes_are_inferred_from_the_first_input(name):
     loss, graph, present = graph_of(name)
     first = loss._names[0]
-    left_open = {key: x.shape for key, x in present.items() if key not in loss._alike}
+    # One at a time: MXNet counts an unknown rank as -1 in the buffer of shapes that it fills for an extension.
+    alike = [key for key in present if key in loss._alike][-1:]
+    left_open = {key: x.shape for key, x in present.items() if key not in alike}
     shapes, outs, _ = graph.infer_shape(**{**left_open, first: (4, 5)})
     assert dict(zip(graph.list_arguments(), shapes)) == {key: x.shape for key, x in present.items()}
     assert outs == [(4,)]
@@ -546,7 +550,7 @@ def test_shapes_are_inferred_from_the_first_input(name):
         [present.get(key) for key in loss._names[:len(MEMBERS[name].inputs(np.random.RandomState(0), (4, 5)))]]),
         rtol=1e-4, atol=1e-4)
     kinds, outs, _ = graph.infer_type(**{key: "float16" for key in present})
-    assert outs == [np.float32] or loss is None
+    assert outs == [np.float32]
     kinds, outs, _ = graph.infer_type(**{key: "float64" for key in present})
     assert outs == [np.float64]
 
@@ -587,8 +591,9 @@ def test_what_gluon_asks_a_block(name):
 
 # In the place of MXNet's own
 
-def test_in_the_place_of_mxnets_own(run):
-    """SDMLLoss lets its divergence be replaced by one of its kind."""
+def test_in_the_place_of_mxnets_own():
+    """SDMLLoss, which asks its inputs for their shapes and so runs eager alone, takes a divergence of the same kind."""
+    run = Run("eager")
     x, y = np.random.RandomState(0).uniform(size=(2, 4, 5)).astype("float32")
     own, ours = gluon.loss.SDMLLoss(), gluon.loss.SDMLLoss()
     ours.kl_loss = KLDivLoss(from_logits=True, reduction="sum")
