@@ -115,21 +115,23 @@ def test_bfloat16():
     amp.init(target_dtype=BFLOAT16)
     for what, member, block, inputs in every_way():
         given = arrays_of(inputs, isinstance(block, Model))
-        given[0] = nd.amp_cast(given[0], dtype=BFLOAT16)
-        given[0].attach_grad()
-        inputs[0] = nd.amp_cast(given[0], dtype="float32").asnumpy().astype("float64")
+        source = given[0]
+        source.attach_grad()
         with autograd.record():
+            given[0] = nd.amp_cast(source, dtype=BFLOAT16)
             out = block(*given)
         out.backward()
-        assert out.dtype == np.float32, what
+        inputs[0] = nd.amp_cast(given[0], dtype="float32").asnumpy().astype("float64")
+        assert out.dtype == np.float32 and given[0].dtype == BFLOAT16, what
         np.testing.assert_allclose(out.asnumpy(), member.expect(inputs), rtol=1e-5, atol=1e-5, err_msg=what)
-        assert "bfloat16" in str(given[0].grad.dtype), what
         exact = [x if x is None else mx.nd.array(x, dtype="float64") for x in inputs]
         exact[0].attach_grad()
         with autograd.record():
             member.make()(*exact).backward()
-        np.testing.assert_allclose(nd.amp_cast(given[0].grad, dtype="float32").asnumpy(), exact[0].grad.asnumpy(),
-                                   rtol=1e-2, atol=1e-2 * abs(exact[0].grad.asnumpy()).max(), err_msg=what)
+        got, want = source.grad.asnumpy(), exact[0].grad.asnumpy()
+        np.testing.assert_allclose(got, want, rtol=1e-2, atol=1e-2 * abs(want).max(), err_msg=what)
+        rounded = nd.amp_cast(nd.amp_cast(source.grad, dtype=BFLOAT16), dtype="float32").asnumpy()
+        np.testing.assert_array_equal(got, rounded, err_msg=what)  # it came through bfloat16
 
 
 class Net(gluon.HybridBlock):
@@ -398,9 +400,10 @@ def test_no_rows():
 
 @program
 def test_no_rows_in_a_users_graph():
-    """Forward; and backward where the operator is one node.
+    """Forward and backward where the operator is one node; over MXNet's operators the shape is all there is.
 
-    MXNet's own operators (Flatten, reshape, sums that keep an axis) cannot go backward without rows.
+    In a hybridized graph, Flatten, reshape and sums of MXNet's fail without rows, whoever calls them; the failure
+    shows when somebody waits for the values. A label per category goes over them on both paths.
     """
     mx.npx.set_np()
     for what, member, block, inputs in every_way(ways=("nested", "nested static"), shape=(0, 4)):
@@ -412,11 +415,13 @@ def test_no_rows_in_a_users_graph():
             arrays = arrays_of([*inputs, weight], True, mx.np.array)
             for x in arrays:
                 x.attach_grad()
-            with autograd.record(native.is_available()):
+            fused = native.is_available() and member.options.get("sparse_label", True)
+            if not fused:
+                continue
+            with autograd.record():
                 out = model(*arrays)
             assert out.shape == (0,) and out.dtype == np.float32, what
-            if native.is_available():
-                out.backward()
+            out.backward()
             mx.nd.waitall()
             assert all(x.grad.shape == x.shape for x in arrays)
             out.asnumpy()
