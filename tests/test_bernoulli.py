@@ -41,7 +41,7 @@ def test_against_the_closed_form(run, from_sigmoid, label_space, dtype):
     assert (value >= 0).all()
     # A label's probability that is below the dtype is 0: it costs nothing where the prediction has none either.
     lost = (value == 0) & np.isinf(expected[:, 0])
-    assert (np.abs(label[lost]) > 100).all() and label_space == "logits" or not lost.any()
+    assert ((np.abs(label[lost]) > 100).all() and label_space == "logits") or not lost.any()
     close(value[~lost], expected[~lost, 0], dtype)
     assert all(np.isfinite(gradient).all() for gradient in run.gradients(loss, pred, label))
 

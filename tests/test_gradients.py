@@ -1,14 +1,13 @@
 """Which gradients are asked for, alone and together, and the ends of their number formats."""
 
-import itertools
 
 import mxnet as mx
 import numpy as np
 import pytest
+from test_family import FEW, MEMBERS, NESTED, Model, Pair, differentiable
 
 import oracle
 from gluon_kl import JSDivLoss, KLDivLoss, native
-from test_family import FEW, MEMBERS, NESTED, Model, Pair, differentiable
 
 MEMBERS = {"kl log_probs probs": Pair(KLDivLoss, oracle.kl_terms), "kl logits probs": Pair(
     KLDivLoss, oracle.kl_terms, False), "kl logits logits": Pair(KLDivLoss, oracle.kl_terms, False, "logits"),
@@ -238,5 +237,5 @@ def check_large_gradients(member, shape):
         for got, want in zip(whole, gradients_of(slice(first, first + 7))):
             np.testing.assert_allclose(got[first:first + 7], want, rtol=1e-5, atol=1e-9 * abs(want).max())
     # What no row showed: nothing was left out.
-    if all(name in ("kl",) for name in [getattr(member, "loss", None) is KLDivLoss and "kl" or "other"]):
+    if all(name in ("kl",) for name in [(getattr(member, "loss", None) is KLDivLoss and "kl") or "other"]):
         assert np.isfinite(whole[0]).all() and (whole[0] != 0).mean() > 0.999

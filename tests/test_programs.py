@@ -18,16 +18,22 @@ import threading
 import mxnet as mx
 import numpy as np
 import pytest
+from conftest import Run
 from mxnet import autograd, gluon, nd
 from mxnet.contrib import amp
+from test_family import FEW, MEMBERS, NESTED, Distillation, Model, Pair, close
 
-import gluon_kl
 import oracle
 from gluon_kl import (
-    BernoulliKLLoss, DistillationLoss, GaussianKLLoss, JSDivLoss, KLDivLoss, ReverseKLDivLoss, metric, native,
+    BernoulliKLLoss,
+    DistillationLoss,
+    GaussianKLLoss,
+    JSDivLoss,
+    KLDivLoss,
+    ReverseKLDivLoss,
+    metric,
+    native,
 )
-from conftest import Run
-from test_family import FEW, MEMBERS, NESTED, Distillation, Model, Pair, close
 
 pytestmark = pytest.mark.usefixtures("path")
 BFLOAT16 = np.dtype([("bfloat16", np.uint16)])  # as MXNet spells it
@@ -403,7 +409,7 @@ def test_no_rows_in_a_users_graph():
     """Forward and backward where the operator is one node; over MXNet's operators the shape is all there is.
 
     In a hybridized graph, Flatten, reshape and sums of MXNet's fail without rows, whoever calls them; the failure
-    shows when somebody waits for the values. A label per category goes over them on both paths.
+    shows when somebody waits for the values.
     """
     mx.npx.set_np()
     for what, member, block, inputs in every_way(ways=("nested", "nested static"), shape=(0, 4)):
@@ -415,7 +421,9 @@ def test_no_rows_in_a_users_graph():
             arrays = arrays_of([*inputs, weight], True, mx.np.array)
             for x in arrays:
                 x.attach_grad()
-            fused = native.is_available() and member.options.get("sparse_label", True)
+            # A dense label and an array as prior go over MXNet's operators on both paths.
+            fused = native.is_available() and member.options.get("sparse_label", True) and not getattr(
+                member, "prior", ())
             if not fused:
                 continue
             with autograd.record():
@@ -554,9 +562,9 @@ def test_shapes_are_inferred_from_the_first_input(name):
     np.testing.assert_allclose(bound.forward()[0].asnumpy(), MEMBERS[name].expect(
         [present.get(key) for key in loss._names[:len(MEMBERS[name].inputs(np.random.RandomState(0), (4, 5)))]]),
         rtol=1e-4, atol=1e-4)
-    kinds, outs, _ = graph.infer_type(**{key: "float16" for key in present})
+    kinds, outs, _ = graph.infer_type(**dict.fromkeys(present, "float16"))
     assert outs == [np.float32]
-    kinds, outs, _ = graph.infer_type(**{key: "float64" for key in present})
+    kinds, outs, _ = graph.infer_type(**dict.fromkeys(present, "float64"))
     assert outs == [np.float64]
 
 
@@ -650,10 +658,13 @@ def check_with_a_decimal_comma():
         np.testing.assert_allclose(label.grad.asnumpy()[0, 1], to_label, rtol=1e-6)
 
 
+def kl_of(pred, label):
+    return oracle.kl_terms(pred, label, "logits", "probs", -1)
+
+
 @pytest.mark.parametrize("make, value, factor", [
-    (lambda: KLDivLoss(False, reduction="sum", epsilon=1e-310), lambda x, y: oracle.kl_terms(x, y, "logits", "probs", -1), 1),
-    (lambda: KLDivLoss(False, reduction="sum", weight=1e-310), lambda x, y: oracle.kl_terms(x, y, "logits", "probs", -1),
-     1e-310),
+    (lambda: KLDivLoss(False, reduction="sum", epsilon=1e-310), kl_of, 1),
+    (lambda: KLDivLoss(False, reduction="sum", weight=1e-310), kl_of, 1e-310),
     (lambda: JSDivLoss(False, reduction="sum", beta=1e-310), lambda x, y: 0 * x, 1),
     (lambda: JSDivLoss(False, reduction="sum", beta=1 - 2**-53), lambda x, y: 0 * x, 1),
     (lambda: DistillationLoss(temperature=1e308, hard_weight=0), None, 1),
@@ -742,8 +753,8 @@ def test_sums_over_long_samples(loss, rtol):
            BernoulliKLLoss: (0.4, 0.3)}[type(loss)]
     x, y = (np.float64(np.float32(number)) for number in one)
     term = {KLDivLoss: lambda: y * (np.log(y) - x), ReverseKLDivLoss: lambda: np.exp(x) * (x - np.log(y)),
-            JSDivLoss: lambda: float(oracle.js_terms(x, y, "log_probs", "probs", 0) if False else 0.5 * (
-                y * np.log(y / (0.5 * (y + np.exp(x)))) + np.exp(x) * np.log(np.exp(x) / (0.5 * (y + np.exp(x)))))),
+            JSDivLoss: lambda: 0.5 * (
+                y * np.log(y / (0.5 * (y + np.exp(x)))) + np.exp(x) * np.log(np.exp(x) / (0.5 * (y + np.exp(x))))),
             GaussianKLLoss: lambda: 0.5 * (x * x + np.exp(y) - 1 - y),
             BernoulliKLLoss: lambda: y * np.log(y / (1 / (1 + np.exp(-x)))) + (1 - y) * np.log(
                 (1 - y) / (1 - 1 / (1 + np.exp(-x))))}[type(loss)]()
