@@ -4,7 +4,8 @@
     python tests/mutations.py epsilon    # those whose description holds the word
 
 Each mutation is applied to a copy of the package, on which the suite then runs on both paths until the first
-failure; where it is in C++, the copy's operator is built first. The table below names the file, what is broken, and by what.
+failure; where it is in C++, the copy's operator is built first. The table below names the file, what is broken,
+and by what.
 """
 
 import os
@@ -22,7 +23,8 @@ SUITE = ["test_loss.py", "test_modes.py", "test_distillation.py", "test_gaussian
 COMPILED = ["test_native.py", "test_gradients.py", "test_programs.py", "test_family.py"]
 MUTATIONS = [  # what breaks, file, the source, what it becomes
     ("mean instead of sum", "divergence.py", "if mean:", "if not mean:"),
-    ("the label's logarithm is dropped", "divergence.py", "log_label = F.log(label + 0.5 * absent)", "log_label = 0 * label"),
+    ("the label's logarithm is dropped", "divergence.py", "log_label = F.log(label + 0.5 * absent)",
+     "log_label = 0 * label"),
     ("0 * inf at a masked score", "divergence.py", "return F.where(label + is_finite(log_pred), log_pred, label)",
      "return log_pred"),
     ("epsilon is ignored", "divergence.py", "math.log(epsilon) * is_finite", "math.log(1e-12) * is_finite"),
@@ -34,7 +36,8 @@ MUTATIONS = [  # what breaks, file, the source, what it becomes
      "logits"),
     ("small divergences lose their digits", "divergence.py",
      "if whole_rows is not False and pred_space", "if False and pred_space"),
-    ("a 1-D pred in a graph as a whole row", "divergence.py", "axis=axis, keepdims=True) > 1", "axis=axis, keepdims=True) > 0"),
+    ("a 1-D pred in a graph as a whole row", "divergence.py", "axis=axis, keepdims=True) > 1",
+     "axis=axis, keepdims=True) > 0"),
     ("difference form over parts of rows", "loss.py", 'if self._reduction == "none":\n            return False',
      "if False:\n            return False"),
     ("far terms without q - p", "divergence.py", "p * u + excess", "p * u"),
@@ -46,7 +49,8 @@ MUTATIONS = [  # what breaks, file, the source, what it becomes
     ("no gradient to a weight of 0", "inputs.py", "if not weight_grad:", "if True:"),
     ("a weight per sample runs along columns", "inputs.py", "if i == batch_axis else 1 for",
      "if i == len(shape) - 1 else 1 for"),
-    ("float16 is not lifted", "inputs.py", 'target = "float64" if "float64" in facts.dtypes else "float32"', 'target = facts.dtypes[0]'),
+    ("float16 is not lifted", "inputs.py", 'target = "float64" if "float64" in facts.dtypes else "float32"',
+     'target = facts.dtypes[0]'),
     ("nested graphs do not lift", "inputs.py", "return _lift_unknown(F, inputs, alike)", "return list(inputs)"),
     ("shapes broadcast", "inputs.py", "if shape != other:", "if False:"),
     ("one graph for all calls", "inputs.py", "self._graphs.get(facts)", "next(iter(self._graphs.values()), None)"),
@@ -56,21 +60,24 @@ MUTATIONS = [  # what breaks, file, the source, what it becomes
      "recorded = (True,) + (False,) * (len(inputs) - 1)"),
     ("the mixture's sides are swapped", "divergence.py", "m = beta * p + (1 - beta) * q",
      "m = beta * q + (1 - beta) * p"),
-    ("gradients shrink with the temperature", "distillation.py", "parts.append((1 - self._hard_weight) * self._temperature**2", "parts.append((1 - self._hard_weight)"),
+    ("gradients shrink with the temperature", "distillation.py",
+     "parts.append((1 - self._hard_weight) * self._temperature**2", "parts.append((1 - self._hard_weight)"),
     ("the teacher learns", "distillation.py", "F.BlockGrad(teacher_pred)", "teacher_pred"),
     ("near Gaussians lose a term", "divergence.py", "F.square(s) * (", "0 * s * ("),
     ("free nats are a ceiling", "gaussian.py", "F.where(out < self._free_nats", "F.where(out > self._free_nats"),
     # Faults that programs met once.
-    ("an infinite scalar", "divergence.py", "return x - x == 0", "return F.abs(x) < math.inf"),
+    ("an infinite scalar", "divergence.py", "return x - x == 0", "return x.abs() < math.inf"),
     ("arrays that add up reach the operator bare", "inputs.py", "return True, x.reshape(x.shape)", "return True, x"),
     ("a teacher's gradient is memory as found", "inputs.py", "taken[name] = F.BlockGrad(x)", "pass"),
     ("float16 alone is not lifted in a graph", "inputs.py", "if not any(alike):", "if False:"),
     ("memory of loaders is another place", "inputs.py", '_LENT = ("cpu_shared", "cpu_pinned")', "_LENT = ()"),
     ("bfloat16 is unknown", "inputs.py", '"bfloat16": "float32"}', "}"),
     ("subnormal scalars", "inputs.py", "if 0 < abs(value) < sys.float_info.min:", "if False:"),
-    ("an axis may be a bool", "inputs.py", "if isinstance(value, (bool, np.bool_)):\n            raise", "if False:\n            raise"),
+    ("an axis may be a bool", "inputs.py", "if isinstance(value, (bool, np.bool_)):\n            raise",
+     "if False:\n            raise"),
     ("no rows reach MXNet", "inputs.py", "if 0 in frame.shape:", "if False:"),
-    ("the sides of the reverse are not swapped", "divergence.py", "return kl_terms(F, label, pred, pred_space=label_space, "
+    ("the sides of the reverse are not swapped", "divergence.py",
+     "return kl_terms(F, label, pred, pred_space=label_space, "
      "label_space=pred_space", "return kl_terms(F, pred, label, pred_space=pred_space, label_space=label_space"),
     ("the reverse gives pred no gradient", "native/__init__.py", 'words["grad"] = ",".join(grad) or "-"',
      'words["grad"] = "target" if ("form", "reverse_kl") in options else ",".join(grad) or "-"'),

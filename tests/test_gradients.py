@@ -117,7 +117,8 @@ def test_gradient_to_the_weight_of_a_bad_row(run, rng, name, bad):
 
 # Digits near equality
 
-@pytest.mark.parametrize("dtype, noise, rtol", [("float32", 1e-2, 2e-3), ("float64", 1e-3, 1e-9), ("float64", 1e-6, 1e-6)])
+@pytest.mark.parametrize("dtype, noise, rtol", [("float32", 1e-2, 2e-3), ("float64", 1e-3, 1e-9), ("float64", 1e-6,
+    1e-6)])
 @pytest.mark.parametrize("beta", [0.1, 0.5, 0.9])
 @pytest.mark.parametrize("space", ["log_probs", "logits"])
 def test_js_terms_near_equality(run, rng, dtype, noise, rtol, beta, space):

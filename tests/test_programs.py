@@ -3,6 +3,7 @@
 Each program runs in a process of its own, on both paths, and mostly with every member of the family.
 """
 
+import contextlib
 import ctypes
 import inspect
 import itertools
@@ -39,7 +40,8 @@ pytestmark = pytest.mark.usefixtures("path")
 BFLOAT16 = np.dtype([("bfloat16", np.uint16)])  # as MXNet spells it
 STATIC = dict(static_alloc=True, static_shape=True)
 MEMBERS = {"kl log_probs probs": Pair(KLDivLoss, oracle.kl_terms), "kl logits probs": Pair(
-    KLDivLoss, oracle.kl_terms, False), "kl logits logits": Pair(KLDivLoss, oracle.kl_terms, False, "logits"), **MEMBERS}
+    KLDivLoss, oracle.kl_terms, False), "kl logits logits": Pair(KLDivLoss, oracle.kl_terms, False, "logits"),
+        **MEMBERS}
 NESTED = [*list(MEMBERS)[:3], *NESTED]
 FEW = [*list(MEMBERS)[:3], *FEW]
 
@@ -50,7 +52,8 @@ def known_to_fail(request, reason, condition=True):
         request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
 
 
-DISTILLED_OVER_OPERATORS = ("hard", "both", "both, dense", "both, probs", "both, log_probs", "both, reverse", "both, js")
+DISTILLED_OVER_OPERATORS = ("hard", "both", "both, dense", "both, probs", "both, log_probs", "both, reverse",
+    "both, js")
 
 
 def program(function):
@@ -234,10 +237,8 @@ def overflow():
     float("1e400")
     math.exp(-800)
     np.logaddexp(1e308, 1e308)
-    try:
+    with contextlib.suppress(OverflowError):
         math.exp(1000)
-    except OverflowError:
-        pass
     ctypes.set_errno(34)
 
 
@@ -421,7 +422,7 @@ def test_no_rows_in_a_users_graph():
     shows when somebody waits for the values.
     """
     mx.npx.set_np()
-    for what, member, block, inputs in every_way(ways=("nested", "nested static"), shape=(0, 4)):
+    for what, member, _, inputs in every_way(ways=("nested", "nested static"), shape=(0, 4)):
         for weight in (None, np.zeros((0, 1)), np.zeros((0, 4))):
             if weight is not None and (any(x is None for x in inputs) or len(inputs) != len(member.make()._names) - 1):
                 continue
@@ -449,7 +450,7 @@ def test_no_rows_in_a_legacy_array():
     """Refused before MXNet takes the 0 for unknown and allocates for four thousand million elements."""
     with mx.util.np_shape(True):
         nothing = nd.zeros((0, 4))
-    for _, member, block, inputs in every_way(ways=("eager", "static")):
+    for _, _, block, inputs in every_way(ways=("eager", "static")):
         arrays = arrays_of(inputs)
         arrays[0] = nothing
         for i, x in enumerate(arrays):
@@ -559,7 +560,8 @@ def graph_of(name):
 
 @pytest.mark.parametrize("name", MEMBERS)
 def test_shapes_are_inferred_from_the_first_input(request, path, name):
-    known_to_fail(request, "reshape_like of a class index wants the teacher's shape", path == "operators" and isinstance(
+    known_to_fail(request,
+        "reshape_like of a class index wants the teacher's shape", path == "operators" and isinstance(
         MEMBERS[name], Distillation) and name.startswith("both") and MEMBERS[name].options.get("sparse_label", True))
     loss, graph, present = graph_of(name)
     first = loss._names[0]
@@ -594,7 +596,8 @@ def test_module_without_labels():
 
 @pytest.mark.parametrize("name", MEMBERS)
 def test_summaries(request, capsys, path, name):
-    known_to_fail(request, "print_summary wants no operator behind results with one axis, of which a mean over rows and "
+    known_to_fail(request,
+        "print_summary wants no operator behind results with one axis, of which a mean over rows and "
                   "the sum of two parts are made", isinstance(MEMBERS[name], Distillation) and (
                       path == "operators" or name in DISTILLED_OVER_OPERATORS))
     loss, graph, present = graph_of(name)
