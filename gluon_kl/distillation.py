@@ -152,6 +152,7 @@ class DistillationLoss(CheckedLoss):
     ) -> None:
         super().__init__(weight, batch_axis, prefix=prefix, params=params)
         check_positive("temperature", temperature)
+        check_between("temperature", temperature, 1e-150, 1e150)  # its square is a factor
         check_between("hard_weight", hard_weight, 0, 1)
         self._temperature = temperature
         self._hard_weight = hard_weight

@@ -9,6 +9,7 @@ import functools
 import math
 import numbers
 import operator
+import sys
 import threading
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -65,6 +66,8 @@ def is_number(value: Any) -> bool:
 def check_number(name: str, value: Any) -> None:
     if not is_number(value):
         raise TypeError(f"{name} must be a number, not {value!r}")
+    if 0 < abs(value) < sys.float_info.min:  # MXNet cannot read such a scalar
+        raise ValueError(f"{name} must be 0 or at least {sys.float_info.min:.3g} in magnitude, not {value!r}")
 
 
 def check_between(name: str, value: Any, low: float, high: float) -> None:
@@ -127,6 +130,7 @@ def check_kinds(
         if name in numeric and is_number(x):
             if not math.isfinite(x):
                 raise ValueError(f"{name} must be finite, not {x!r}")
+            check_number(name, x)
             continue
         if not isinstance(x, (NDArray, Symbol)):
             raise TypeError(
@@ -226,6 +230,8 @@ def _lift_unknown(F: Any, inputs: Sequence[Any], alike: Sequence[bool]) -> List[
         signs = [(side.as_np_ndarray() != 0).as_nd_ndarray() for side in (x, carried[0])]
         tied = F.slice(F._internal._identity_with_attr_like_rhs(*signs), begin=(0,), end=(1,))
         units.append(unit(F, F.cast(tied, dtype="float32")))
+    if not any(alike):  # float16 alone is lifted all the same
+        units.append(unit(F, F.cast(F.slice(carried[0], begin=(0,), end=(1,)), dtype="float32")))
     one = functools.reduce(operator.mul, [x.as_np_ndarray() for x in units])
     return [(x.as_np_ndarray() * one).as_nd_ndarray() if isinstance(x, Symbol) else x for x in carried]
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import textwrap
 import warnings
 
 import mxnet as mx
@@ -71,13 +72,16 @@ def rng():
 
 @pytest.fixture
 def in_subprocess(request):
-    """Run Python source in a process of its own, for what MXNet's memory of a failure would spoil; its output."""
+    """Run Python source in a process of its own, on the path of the test: for what ends a process or stays in it."""
+    chosen = getattr(request.node, "callspec", None)
+    tests = os.path.dirname(os.path.abspath(__file__))
+    base = {**os.environ, "PYTHONPATH": os.pathsep.join([tests, os.path.dirname(tests)])}
+    if chosen is not None and chosen.params.get("path") == "operators":
+        base["GLUON_KL_NATIVE"] = "0"
 
-    environment = {**os.environ, "GLUON_KL_NATIVE": "0"} if "operators" in request.node.name else None
-
-    def call(source, timeout=120):
-        done = subprocess.run([sys.executable, "-W", "ignore", "-c", source], timeout=timeout, text=True,
-                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment)
+    def call(source, timeout=600, **environment):
+        done = subprocess.run([sys.executable, "-W", "ignore", "-c", textwrap.dedent(source)], timeout=timeout,
+                              text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**base, **environment})
         assert done.returncode == 0, done.stdout
         return done.stdout
 
