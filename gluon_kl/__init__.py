@@ -1,9 +1,10 @@
 """Kullback-Leibler divergence losses for Apache MXNet Gluon."""
 
+from gluon_kl import _mxnet  # noqa: F401  isort: skip  (first of all: that MXNet can be imported here)
 from gluon_kl import metric
 from gluon_kl.distillation import DistillationLoss
 from gluon_kl.gaussian import GaussianKLLoss
 from gluon_kl.loss import JSDivLoss, KLDivLoss, ReverseKLDivLoss
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["DistillationLoss", "GaussianKLLoss", "JSDivLoss", "KLDivLoss", "ReverseKLDivLoss", "metric"]
