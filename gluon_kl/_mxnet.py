@@ -178,6 +178,8 @@ def _refuse_versions():
 
 
 def _refuse_absence():
+    if "mxnet" in sys.modules:
+        return
     spec = importlib.util.find_spec("mxnet")
     if spec is None or spec.origin is None:  # the second: a folder of that name, without a package in it
         alone = sys.version_info < (3, 13)  # no NumPy that MXNet's metadata allow has a wheel for later ones

@@ -4,7 +4,9 @@ import os
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
+import gluon_kl  # noqa: F401  isort: skip  (before mxnet)
 import mxnet as mx
 import numpy as np
 import pytest
@@ -78,6 +80,22 @@ def in_subprocess(request):
     def call(source, timeout=120):
         done = subprocess.run([sys.executable, "-W", "ignore", "-c", source], timeout=timeout, text=True,
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment)
+        assert done.returncode == 0, done.stdout
+        return done.stdout
+
+    return call
+
+
+@pytest.fixture
+def script(tmp_path):
+    """Run Python source as a script of its own, as a process that is spawned wants it; its output."""
+
+    def call(source, *arguments, timeout=120):
+        file = tmp_path / "script.py"
+        file.write_text(source, encoding="utf-8")
+        done = subprocess.run([sys.executable, "-W", "ignore", str(file), *arguments], timeout=timeout, text=True,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                              env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)})
         assert done.returncode == 0, done.stdout
         return done.stdout
 
