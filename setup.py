@@ -2,21 +2,31 @@
 
 import sys
 
-if not (3, 8) <= sys.version_info[:2] <= (3, 11):
+if not (3, 8) <= sys.version_info[:2] <= (3, 13):
     # No f-string: whoever gets here may have a Python that cannot even read one.
     sys.exit(
-        "gluon_kl needs Python 3.8 to 3.11, where Apache MXNet 1.9.1 runs, and this is Python {}.{}: "
+        "gluon_kl needs Python 3.8 to 3.13, where Apache MXNet has been tried, and this is Python {}.{}: "
         "make a virtual environment with one of those and install again.".format(*sys.version_info[:2])
     )
 
 import importlib.util
 import os
 import platform
+import re
+import subprocess
+import sysconfig
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
-from distutils.errors import CompileError
+from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
+
+try:
+    from setuptools.command.bdist_wheel import bdist_wheel
+except ImportError:  # before setuptools 70
+    from wheel.bdist_wheel import bdist_wheel
 
 NATIVE = "gluon_kl/native/"
 FLAGS = ["-std=c++17", "-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-fvisibility-inlines-hidden"]
@@ -25,6 +35,9 @@ ISA_FLAGS = {
     "kernel_avx2.cc": ["-mavx2", "-mfma", "-mf16c"],
     "kernel_avx512.cc": ["-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mfma", "-mf16c"],
 }
+# A wheel for others (`python3 tasks.py wheel`): no operator, or one that wants a newer glibc, is an error.
+RELEASE = os.environ.get("GLUON_KL_RELEASE") == "1"
+GLIBC = (2, 17)
 
 
 def sources():
@@ -34,16 +47,31 @@ def sources():
     return [NATIVE + name for name in names]
 
 
-def mxnet_headers():
+def mxnet_headers(scratch):
+    """Folders to include from: the MXNet of this process, of the environment that is installed into, or a fetched one."""
     spec = importlib.util.find_spec("mxnet")  # found, not imported: that takes seconds
-    if spec is None:
-        raise FileNotFoundError("MXNet is not installed where gluon_kl is built")
-    home = os.path.dirname(spec.origin)
-    found = [os.path.join(home, *parts) for parts in (("include", "mxnet"), ("include",), ("src",))]
-    for path in (os.path.join(found[0], "lib_api.h"), os.path.join(found[2], "lib_api.cc")):
-        if not os.path.exists(path):
-            raise FileNotFoundError("this MXNet carries no " + os.path.basename(path))
-    return found
+    homes = [Path(spec.origin).parent] if spec is not None and spec.origin else []
+    homes.append(Path(sysconfig.get_path("purelib"), "mxnet"))  # which a build in isolation does not see as its own
+    for home in homes:
+        if (home / "include" / "mxnet" / "lib_api.h").exists() and (home / "src" / "lib_api.cc").exists():
+            break
+    else:
+        home = fetch_mxnet(scratch)
+    return [str(home / folder) for folder in ("include/mxnet", "include", "src")]
+
+
+def fetch_mxnet(scratch):
+    # Not as a build requirement: with what that requires in turn, no Python from 3.13 on can install MXNet's wheel.
+    print("fetching MXNet's wheel for the headers of its operator interface", flush=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--platform=manylinux2014_x86_64",
+         "--dest", str(scratch), "mxnet==1.9.1"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode:
+        raise FileNotFoundError("MXNet, whose headers the operator needs, is neither installed here nor to be had: "
+                                + done.stdout.strip().split("\n")[-1])
+    with zipfile.ZipFile(next(scratch.glob("mxnet-*.whl"))) as wheel:
+        wheel.extractall(scratch, [name for name in wheel.namelist() if name.startswith(("mxnet/include", "mxnet/src"))])
+    return scratch / "mxnet"
 
 
 class BuildOperator(build_ext):
@@ -51,22 +79,28 @@ class BuildOperator(build_ext):
 
     def run(self):
         in_tree = self.inplace or getattr(self, "editable_mode", False)
-        self.note = os.path.join("" if in_tree else self.build_lib, NATIVE, "build_failed.txt")
+        self.note = Path("" if in_tree else self.build_lib, NATIVE, "build_failed.txt")
         super().run()
 
+    def get_ext_filename(self, name):
+        return os.path.join(*name.split(".")) + ".so"  # there is no Python in it: it fits every version
+
     def build_extension(self, ext):
-        if os.path.exists(self.note):
-            os.remove(self.note)
+        target = Path(self.get_ext_fullpath(ext.name))
+        for stale in [self.note, *target.parent.glob("_kernels*.so")]:
+            if stale.exists():
+                stale.unlink()
         try:
-            self.headers = mxnet_headers()
+            os.makedirs(self.build_temp, exist_ok=True)
+            self.headers = mxnet_headers(Path(self.build_temp))
             with ThreadPoolExecutor(os.cpu_count()) as pool:
                 objects = [item for made in pool.map(self.compile_one, ext.sources) for item in made]
-            target = self.get_ext_fullpath(ext.name)
-            self.compiler.link_shared_object(objects, target, target_lang="c++", extra_postargs=["-pthread"])
+            self.compiler.link_shared_object(objects, str(target), target_lang="c++", extra_postargs=["-pthread", "-s"])
+            if RELEASE:
+                check_glibc(target)
         except Exception as error:
-            os.makedirs(os.path.dirname(self.note), exist_ok=True)
-            with open(self.note, "w", encoding="utf-8") as file:
-                file.write(f"{type(error).__name__}: {error}\n")
+            self.note.parent.mkdir(parents=True, exist_ok=True)
+            self.note.write_text(f"{type(error).__name__}: {error}\n", encoding="utf-8")
             raise CompileError(str(error)) from error  # what `optional` forgives
 
     def compile_one(self, source):
@@ -78,7 +112,25 @@ class BuildOperator(build_ext):
         )
 
 
+def check_glibc(library):
+    wanted = {tuple(map(int, found)) for found in re.findall(rb"GLIBC_(\d+)\.(\d+)", library.read_bytes())}
+    if not wanted or max(wanted) > GLIBC:
+        raise RuntimeError(f"a release wants glibc {GLIBC} at most, and this library {max(wanted, default='none')}")
+
+
+class Wheel(bdist_wheel):
+    """One for every Python: the library has none in it."""
+
+    def finalize_options(self):
+        super().finalize_options()
+        self.root_is_pure = False
+
+    def get_tag(self):
+        python, abi, system = super().get_tag()
+        return "py3", "none", "manylinux_{}_{}_x86_64".format(*GLIBC) if RELEASE else system
+
+
 setup(
-    ext_modules=[Extension("gluon_kl.native._kernels", sources(), optional=True, language="c++")],
-    cmdclass={"build_ext": BuildOperator},
+    ext_modules=[Extension("gluon_kl.native._kernels", sources(), optional=not RELEASE, language="c++")],
+    cmdclass={"build_ext": BuildOperator, "bdist_wheel": Wheel},
 )

@@ -28,7 +28,8 @@ def imported(tmp_path):
         if mxnet is not None:
             (tmp_path / "mxnet").mkdir()
             (tmp_path / "mxnet" / "__init__.py").write_text(mxnet)
-        source = f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]; import numpy\n{before}\nimport gluon_kl"
+        paths = [str(tmp_path), str(ROOT)]
+        source = f"import sys; sys.path[:0] = {paths}; import numpy\n{before}\nimport gluon_kl"
         done = subprocess.run([sys.executable, "-I", "-S", "-c", source], stdout=subprocess.PIPE,
                               stderr=subprocess.STDOUT, text=True, timeout=120)
         assert done.returncode != 0
