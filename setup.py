@@ -48,7 +48,7 @@ def sources():
 
 
 def mxnet_headers(scratch):
-    """Folders to include from: the MXNet of this process, of the environment that is installed into, or a fetched one."""
+    """Folders to include from, of this process's MXNet, of the one where the package goes, or of one fetched."""
     spec = importlib.util.find_spec("mxnet")  # found, not imported: that takes seconds
     homes = [Path(spec.origin).parent] if spec is not None and spec.origin else []
     homes.append(Path(sysconfig.get_path("purelib"), "mxnet"))  # which a build in isolation does not see as its own
@@ -70,7 +70,8 @@ def fetch_mxnet(scratch):
         raise FileNotFoundError("MXNet, whose headers the operator needs, is neither installed here nor to be had: "
                                 + done.stdout.strip().split("\n")[-1])
     with zipfile.ZipFile(next(scratch.glob("mxnet-*.whl"))) as wheel:
-        wheel.extractall(scratch, [name for name in wheel.namelist() if name.startswith(("mxnet/include", "mxnet/src"))])
+        wanted = [name for name in wheel.namelist() if name.startswith(("mxnet/include", "mxnet/src"))]
+        wheel.extractall(scratch, wanted)
     return scratch / "mxnet"
 
 
@@ -126,8 +127,8 @@ class Wheel(bdist_wheel):
         self.root_is_pure = False
 
     def get_tag(self):
-        python, abi, system = super().get_tag()
-        return "py3", "none", "manylinux_{}_{}_x86_64".format(*GLIBC) if RELEASE else system
+        system = "manylinux_{}_{}_x86_64".format(*GLIBC) if RELEASE else super().get_tag()[2]
+        return "py3", "none", system
 
 
 setup(
