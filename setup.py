@@ -26,7 +26,10 @@ from setuptools.errors import CompileError
 try:
     from setuptools.command.bdist_wheel import bdist_wheel
 except ImportError:  # before setuptools 70
-    from wheel.bdist_wheel import bdist_wheel
+    try:
+        from wheel.bdist_wheel import bdist_wheel
+    except ImportError:  # nor can a wheel be asked for
+        bdist_wheel = object
 
 NATIVE = "gluon_kl/native/"
 FLAGS = ["-std=c++17", "-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-fvisibility-inlines-hidden"]
@@ -88,6 +91,10 @@ class BuildOperator(build_ext):
 
     def build_extension(self, ext):
         target = Path(self.get_ext_fullpath(ext.name))
+        made_from = [Path("setup.py"), *Path(NATIVE).glob("*.h"), *Path(NATIVE).glob("*.cc")]
+        newest = max(source.stat().st_mtime for source in made_from)
+        if target.exists() and target.stat().st_mtime > newest and not (self.force or RELEASE):
+            return  # another environment of this checkout has made it
         for stale in [self.note, *target.parent.glob("_kernels*.so")]:
             if stale.exists():
                 stale.unlink()
