@@ -43,6 +43,10 @@ RELEASE = os.environ.get("GLUON_KL_RELEASE") == "1"
 GLIBC = (2, 17)
 
 
+class NoHeaders(Exception):
+    """No MXNet with the interface for operators."""
+
+
 def sources():
     names = ["op.cc", "kernel_baseline.cc"]
     if platform.machine() in ("x86_64", "AMD64"):
@@ -70,8 +74,8 @@ def fetch_mxnet(scratch):
         [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--platform=manylinux2014_x86_64",
          "--dest", str(scratch), "mxnet==1.9.1"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:
-        raise FileNotFoundError("MXNet, whose headers the operator needs, is neither installed here nor to be had: "
-                                + done.stdout.strip().split("\n")[-1])
+        raise NoHeaders("MXNet, whose headers the operator needs, is neither installed here nor to be had (`pip install "
+                        "--no-deps mxnet==1.9.1`): " + done.stdout.strip().split("\n")[-1])
     with zipfile.ZipFile(next(scratch.glob("mxnet-*.whl"))) as wheel:
         wanted = [name for name in wheel.namelist() if name.startswith(("mxnet/include", "mxnet/src"))]
         wheel.extractall(scratch, wanted)
@@ -108,7 +112,9 @@ class BuildOperator(build_ext):
                 check_glibc(target)
         except Exception as error:
             self.note.parent.mkdir(parents=True, exist_ok=True)
-            self.note.write_text(f"{type(error).__name__}: {error}\n", encoding="utf-8")
+            remedy = "" if isinstance(error, NoHeaders) else (
+                " (a compiler for C++17: `apt-get install g++` on Debian and Ubuntu, then install gluon_kl again)")
+            self.note.write_text(f"{type(error).__name__}: {error}{remedy}\n", encoding="utf-8")
             raise CompileError(str(error)) from error  # what `optional` forgives
 
     def compile_one(self, source):

@@ -70,6 +70,7 @@ def test_an_install_without_a_compiler_says_why_it_has_no_operator(tmp_path):
     assert not list(native.glob("*.so"))
     said = in_a_copy(tmp_path, "-c", "from gluon_kl import native; print(native.is_available(), native.why_not())")
     assert said.startswith("False it could not be built when gluon_kl was installed: CompileError: ")
+    assert "`apt-get install g++`" in said
 
 
 @needs_setuptools
