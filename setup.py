@@ -74,7 +74,7 @@ def fetch_mxnet(scratch):
         [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--platform=manylinux2014_x86_64",
          "--dest", str(scratch), "mxnet==1.9.1"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:
-        raise NoHeaders("MXNet, whose headers the operator needs, is neither installed here nor to be had (`pip install "
+        raise NoHeaders("MXNet, whose headers the operator needs, is neither here nor to be had (`pip install "
                         "--no-deps mxnet==1.9.1`): " + done.stdout.strip().split("\n")[-1])
     with zipfile.ZipFile(next(scratch.glob("mxnet-*.whl"))) as wheel:
         wanted = [name for name in wheel.namelist() if name.startswith(("mxnet/include", "mxnet/src"))]
