@@ -13,6 +13,7 @@ import importlib.util
 import os
 import platform
 import re
+import runpy
 import subprocess
 import sysconfig
 import zipfile
@@ -32,12 +33,9 @@ except ImportError:  # before setuptools 70
         bdist_wheel = object
 
 NATIVE = "gluon_kl/native/"
-FLAGS = ["-std=c++17", "-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-fvisibility-inlines-hidden"]
-# One source per instruction set; which one runs is decided on the machine that runs it.
-ISA_FLAGS = {
-    "kernel_avx2.cc": ["-mavx2", "-mfma", "-mf16c"],
-    "kernel_avx512.cc": ["-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mfma", "-mf16c"],
-}
+# Read as a file: importing the package would import MXNet.
+BUILD = runpy.run_path(os.path.join(os.path.dirname(os.path.abspath(__file__)), NATIVE, "build_flags.py"))
+FLAGS, ISA_FLAGS = BUILD["FLAGS"], BUILD["ISA_FLAGS"]
 # A wheel for others (`python3 tasks.py wheel`): no operator, or one that wants a newer glibc, is an error.
 RELEASE = os.environ.get("GLUON_KL_RELEASE") == "1"
 GLIBC = (2, 17)
@@ -48,10 +46,7 @@ class NoHeaders(Exception):
 
 
 def sources():
-    names = ["op.cc", "kernel_baseline.cc"]
-    if platform.machine() in ("x86_64", "AMD64"):
-        names += sorted(ISA_FLAGS)
-    return [NATIVE + name for name in names]
+    return [NATIVE + name for name in ["op.cc", *BUILD["kernel_sources"](platform.machine())]]
 
 
 def mxnet_headers(scratch):
@@ -95,8 +90,8 @@ class BuildOperator(build_ext):
 
     def build_extension(self, ext):
         target = Path(self.get_ext_fullpath(ext.name))
-        made_from = [Path("setup.py"), *Path(NATIVE).glob("*.h"), *Path(NATIVE).glob("*.cc")]
-        newest = max(source.stat().st_mtime for source in made_from)
+        made_from = [file for pattern in ("*.h", "*.cc", "build_flags.py") for file in Path(NATIVE).glob(pattern)]
+        newest = max(file.stat().st_mtime for file in [Path("setup.py"), *made_from])
         if target.exists() and target.stat().st_mtime > newest and not (self.force or RELEASE):
             return  # another environment of this checkout has made it
         for stale in [self.note, *target.parent.glob("_kernels*.so")]:

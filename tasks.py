@@ -163,7 +163,8 @@ def set_up(python, folder, command, mxnet=MXNET, numpy=None):
     stamp, inside = folder / "stamp", folder / "bin" / "python"
     identity = f"{python['executable']} {python['version']} {exactly('mxnet', mxnet)} {exactly('numpy', numpy)}"
     sources = [ROOT / name for name in ("setup.cfg", "setup.py", "pyproject.toml")]
-    sources += [file for file in sorted((ROOT / "gluon_kl" / "native").glob("*")) if file.suffix in (".h", ".cc")]
+    sources += [file for pattern in ("*.h", "*.cc", "build_flags.py")
+                for file in sorted((ROOT / "gluon_kl" / "native").glob(pattern))]
     content = digest(*sources)
     known = stamp.read_text().split("\n") if stamp.exists() and inside.exists() else [""]
     if known[:2] == [identity, content] and command in known[2:]:

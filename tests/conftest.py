@@ -11,7 +11,7 @@ import mxnet as mx
 import numpy as np
 import pytest
 
-from gluon_kl import native
+from gluon_kl import _mxnet, native
 
 warnings.filterwarnings("ignore", message=".*np_shape.*")
 
@@ -78,6 +78,8 @@ def in_subprocess(request):
     environment = {**os.environ, "GLUON_KL_NATIVE": "0"} if "operators" in request.node.name else None
 
     def call(source, timeout=120):
+        if _mxnet.NEEDED:
+            source = "import gluon_kl\n" + source  # before MXNet
         done = subprocess.run([sys.executable, "-W", "ignore", "-c", source], timeout=timeout, text=True,
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment)
         assert done.returncode == 0, done.stdout
@@ -93,9 +95,9 @@ def script(tmp_path):
     def call(source, *arguments, timeout=120):
         file = tmp_path / "script.py"
         file.write_text(source, encoding="utf-8")
+        path = os.pathsep.join([str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")])
         done = subprocess.run([sys.executable, "-W", "ignore", str(file), *arguments], timeout=timeout, text=True,
-                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                              env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)})
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, "PYTHONPATH": path})
         assert done.returncode == 0, done.stdout
         return done.stdout
 

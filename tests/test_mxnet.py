@@ -110,8 +110,8 @@ def test_mxnet_first(imported, left):
 
 
 @pytest.mark.skipif(not _mxnet.NEEDED, reason="MXNet runs here by itself")
-def test_mxnet_first_in_earnest(in_subprocess):
-    said = in_subprocess("try:\n    import mxnet\nexcept Exception: pass\nelse: raise SystemExit('it runs')\n"
+def test_mxnet_first_in_earnest(script):
+    said = script("try:\n    import mxnet\nexcept Exception: pass\nelse: raise SystemExit('it runs')\n"
                          "try:\n    import gluon_kl\nexcept ImportError as error: print(error)")
     assert "must come before `import mxnet`" in said
 
@@ -167,9 +167,9 @@ def test_versions(text, version):
     assert _mxnet.Version(text) == version
 
 
-def test_nothing_is_touched(in_subprocess):
+def test_nothing_is_touched(script):
     """No name of NumPy, no builtin and no module comes or goes, but where MXNet looks."""
-    said = in_subprocess("""
+    said = script("""
 import builtins, sys, numpy
 before, names = dict(builtins.__dict__), dict(numpy.__dict__)
 had_distutils = "distutils" in sys.modules
