@@ -81,20 +81,26 @@ class BuildOperator(build_ext):
     """Compiles each source with its own flags, side by side. A failure is noted for `native.why_not`, not raised."""
 
     def run(self):
-        in_tree = self.inplace or getattr(self, "editable_mode", False)
-        self.note = Path("" if in_tree else self.build_lib, NATIVE, "build_failed.txt")
+        self.in_tree = self.inplace or getattr(self, "editable_mode", False)
+        self.home = Path("" if self.in_tree else self.build_lib, NATIVE)
+        self.note = self.home / "build_failed.txt"
         super().run()
 
     def get_ext_filename(self, name):
         return os.path.join(*name.split(".")) + ".so"  # there is no Python in it: it fits every version
 
-    def build_extension(self, ext):
-        target = Path(self.get_ext_fullpath(ext.name))
+    def fresh(self):
+        """Tell whether another environment of this checkout has made it."""
         made_from = [file for pattern in ("*.h", "*.cc", "build_flags.py") for file in Path(NATIVE).glob(pattern)]
         newest = max(file.stat().st_mtime for file in [Path("setup.py"), *made_from])
-        if target.exists() and target.stat().st_mtime > newest and not (self.force or RELEASE):
-            return  # another environment of this checkout has made it
-        for stale in [self.note, *target.parent.glob("_kernels*.so")]:
+        target = self.home / "_kernels.so"
+        return self.in_tree and not self.force and target.exists() and target.stat().st_mtime > newest
+
+    def build_extension(self, ext):
+        if self.fresh():
+            return
+        target = Path(self.get_ext_fullpath(ext.name))
+        for stale in [self.note, *self.home.glob("_kernels*.so")]:
             if stale.exists():
                 stale.unlink()
         try:
