@@ -3,6 +3,7 @@
 import ast
 import functools
 import importlib.util
+import runpy
 import subprocess
 import sys
 import warnings
@@ -189,3 +190,14 @@ if added:
     assert gluon_kl.loss.__dict__["__builtins__"] in (builtins, builtins.__dict__)
 """)
     assert said == ""
+
+
+def test_the_table_of_versions():
+    """The row of the MXNet at hand, and that every promised version has one."""
+    versions = runpy.run_path(str(ROOT / "docs" / "versions.py"))
+    page = (ROOT / "docs" / "versions.rst").read_text(encoding="utf-8")
+    row = versions["row"](MXNET.parent)
+    expected = versions["table"]([row])[len(versions["table"]([])) + 1:]
+    assert expected.rsplit("\n", 1)[0] in page  # all but whether the operator was built
+    for version in versions["VERSIONS"]:
+        assert f"   * - {version.split('.post')[0]}\n" in page
