@@ -218,10 +218,14 @@ def _import_mxnet():
         raise ImportError(
             f"gluon_kl works on MXNet {_spelled(MXNETS[0])} to {_spelled(MXNETS[1])}, and this is {mxnet.__version__}: "
             f"`pip install 'mxnet>={_spelled(MXNETS[0])},<2'`, or the like for your build of it.")
+    return Version(mxnet.__version__)
 
 
 _refuse_versions()
 _refuse_absence()
 if NEEDED:
     _lend()
-_import_mxnet()
+MXNET = _import_mxnet()
+
+# Where MXNet's versions differ
+LIKE_WANTS_EQUAL_DTYPES = MXNET < (1, 8)  # both sides of `broadcast_like`

@@ -177,7 +177,7 @@ def test_export_and_import(tmp_path, rng, path, nested, weighted):
     expected = block(*inputs).asnumpy()
     block.export(str(tmp_path / "loss"))
     # Without the fused operator, MXNet alone can read what was exported.
-    fused = path == "native" and not (nested and weighted)
+    fused = path == "native"
     assert ("_gluon_kl" in (tmp_path / "loss-symbol.json").read_text()) == fused
     names = ["data0", "data1", "data2"][:len(inputs)]
     back = mx.gluon.SymbolBlock.imports(str(tmp_path / "loss-symbol.json"), names)
@@ -272,6 +272,8 @@ def test_two_devices_and_trainer(run, rng, kvstore):
 @pytest.mark.parametrize("leaf", [True, False])
 @pytest.mark.parametrize("grad_req", ["write", "add"])
 def test_one_array_in_many_losses(rng, uses, options, leaf, grad_req):
+    if mx.__version__.startswith("1.7.") and grad_req == "add" and uses == 7:
+        pytest.skip("MXNet 1.7 adds 6 or 7 uses of an array wrong, those of its own losses too")
     class Many(mx.gluon.HybridBlock):
         def __init__(self):
             super().__init__()
