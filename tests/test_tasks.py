@@ -425,6 +425,7 @@ def test_the_whole_site_serves_the_tutorial_but_not_the_other_way_round(builds):
     tasks.tutorial(sys.executable, [])
     assert len(builds) == 1
     assert "sphinx_gallery_conf.filename_pattern=kl_divergence" in builds[0]
+    assert any("img:not([src*=kl_divergence])" in option for option in builds[0])  # no placeholders
     tasks.docs(sys.executable, [])
     assert len(builds) == 2
     tasks.tutorial(sys.executable, [])
