@@ -129,6 +129,16 @@ def check_machine(python):
                         "missing on Debian and Ubuntu.")
 
 
+def check_room(megabytes):
+    """Tell whether a set-up of that size can be written beside this file."""
+    if not os.access(str(ROOT), os.W_OK):
+        raise CannotRun(f"{ROOT} can only be read, and the environment and the pages are made there: copy the checkout "
+                        "to where you may write.")
+    free = shutil.disk_usage(str(ROOT)).free >> 20
+    if free < megabytes:
+        raise CannotRun(f"The disk is full: {free} MB are left where {ROOT} is, and the set-up may take {megabytes}.")
+
+
 def digest(*paths):
     """Condense the contents of files, and of all files in folders, into one line; what was generated does not count."""
     total = hashlib.sha256()
@@ -173,6 +183,7 @@ def set_up(python, folder, command, mxnet=MXNET, numpy=None):
         return inside
     check_machine(python)
     fetched, disk, minutes = COSTS[command]
+    check_room(disk)
     print(f"Setting up {folder.name}: up to {fetched} MB to fetch, {disk} MB on disk, and about {minutes} minute"
           f"{'s' if minutes > 1 else ''}; later runs start at once.", flush=True)
     if known[0] != identity:

@@ -131,6 +131,18 @@ def test_missing_packages_are_named_with_their_command(monkeypatch, lacking, pac
     assert f"`{sudo}apt-get update && {sudo}apt-get install -y {packages}`" in str(caught.value)
 
 
+@pytest.mark.parametrize("free, writable, said", [
+    (1000, True, ""), (899, True, r"899 MB are left where .* and the set-up may take 900"),
+    (1000, False, "can only be read, .*: copy the checkout")])
+def test_room(monkeypatch, free, writable, said):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": free << 20}))
+    monkeypatch.setattr(os, "access", lambda path, mode: writable)
+    if not said:
+        return tasks.check_room(900)
+    with pytest.raises(tasks.CannotRun, match=said):
+        tasks.check_room(900)
+
+
 def test_nothing_missing():
     tasks.check_machine(python())
 
