@@ -12,6 +12,10 @@ import operator
 import threading
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
+from gluon_kl import _mxnet
+from gluon_kl.divergence import is_finite, share_of_a_row, sum_per_sample, unit
+from gluon_kl.native import SMALL, carry, fused, fused_in_graph, reaches
+
 import mxnet as mx
 import numpy as np
 from mxnet import autograd
@@ -20,10 +24,6 @@ from mxnet.gluon.loss import Loss
 from mxnet.ndarray import NDArray
 from mxnet.ndarray.sparse import BaseSparseNDArray
 from mxnet.symbol import Symbol
-
-from gluon_kl import _mxnet
-from gluon_kl.divergence import is_finite, share_of_a_row, sum_per_sample, unit
-from gluon_kl.native import SMALL, carry, fused, fused_in_graph, reaches
 
 REDUCTIONS = ("mean", "sum", "none")
 

@@ -6,12 +6,11 @@ import sys
 import warnings
 from pathlib import Path
 
-import gluon_kl  # noqa: F401  isort: skip  (before mxnet)
+from gluon_kl import _mxnet, native
+
 import mxnet as mx
 import numpy as np
 import pytest
-
-from gluon_kl import _mxnet, native
 
 warnings.filterwarnings("ignore", message=".*np_shape.*")
 

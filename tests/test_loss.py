@@ -3,12 +3,13 @@
 import itertools
 import math
 
+from gluon_kl import KLDivLoss
+
 import mxnet as mx
 import numpy as np
 import pytest
 
 import oracle
-from gluon_kl import KLDivLoss
 
 DIST_1 = [0.2, 0.5, 0.2, 0.1]
 DIST_2 = [0.3, 0.4, 0.1, 0.2]

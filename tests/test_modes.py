@@ -3,12 +3,13 @@
 import copy
 import pickle
 
+from gluon_kl import KLDivLoss
+
 import mxnet as mx
 import numpy as np
 import pytest
 
 import oracle
-from gluon_kl import KLDivLoss
 
 pytestmark = pytest.mark.usefixtures("path")
 FLOATS = ("float16", "float32", "float64")

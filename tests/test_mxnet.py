@@ -9,10 +9,10 @@ import sys
 import warnings
 from pathlib import Path
 
+from gluon_kl import _mxnet
+
 import numpy as np
 import pytest
-
-from gluon_kl import _mxnet
 
 ROOT = Path(__file__).resolve().parent.parent
 MXNET = Path(importlib.util.find_spec("mxnet").origin).parent

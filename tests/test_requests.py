@@ -1,12 +1,13 @@
 """What autograd wants of an array: found in MXNet, and right where it cannot be found."""
 
+from gluon_kl import KLDivLoss
+from gluon_kl.native import requests
+
 import mxnet as mx
 import numpy as np
 import pytest
 
 import oracle
-from gluon_kl import KLDivLoss
-from gluon_kl.native import requests
 
 
 def test_recorded_arrays_are_told_from_others():

@@ -7,10 +7,11 @@ import subprocess
 import sys
 import zipfile
 
+from gluon_kl import native
+
 import pytest
 
 import tasks
-from gluon_kl import native
 
 ROOT = tasks.ROOT
 LOOP = '''

@@ -26,6 +26,8 @@ import sys
 import threading
 from pathlib import Path
 
+from gluon_kl import KLDivLoss
+
 import mxnet as mx
 import numpy as np
 from mxnet import autograd, gluon, nd
@@ -33,7 +35,6 @@ from sklearn.datasets import load_digits
 from tqdm import tqdm
 
 import plots
-from gluon_kl import KLDivLoss
 
 # There is no __file__ where sphinx-gallery runs this.
 SCRIPT = Path(plots.__file__).with_name("distributed_training.py")
