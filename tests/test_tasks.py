@@ -524,3 +524,32 @@ def test_the_matrix_is_what_ci_runs():
                       re.MULTILINE)
     cells = re.findall(r"^cell (\S+) (\S+) (\S+) (\S+)", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
     assert len(cells) >= 7 and rows == cells
+
+
+@pytest.mark.parametrize("failing, code, words", [
+    ("nothing", 0, "newest: passed"),
+    ("--mxnet 1.8.0 .*test_loss", 1, "mxnet-1.8: FAILED with exit code 3"),
+    ("--python 3.13 .* --version", 1, "newest: FAILED with exit code 1"),  # its set-up
+    ("tests/native/run.py", 1, "kernels: FAILED with exit code 3"),
+    ("tasks.py wheel", 1, "wheel: FAILED with exit code 3"),
+    ("tasks.py lint", 1, "lint: FAILED with exit code 3"),
+])
+def test_ci_fails_where_a_part_fails(tmp_path, failing, code, words):
+    """The script itself, over commands that only pretend."""
+    (tmp_path / "project" / ".ci").mkdir(parents=True)
+    shutil.copy(str(ROOT / ".ci" / "run"), str(tmp_path / "project" / ".ci"))
+    for name in ("chromium", "g++", "valgrind", "qemu-aarch64", "aarch64-linux-gnu-g++", "locale-gen"):
+        script(tmp_path / "bin" / name, "exit 0")
+    script(tmp_path / "bin" / "ldconfig", "echo libgomp.so.1 libquadmath.so.0")
+    script(tmp_path / "bin" / "python3",
+           f"""if echo "$*" | grep -q -- "{failing}"; then echo "1 failed, 2 passed"; exit 3; fi
+case "$*" in *"3.8"*interpreters*) exit 1;; esac
+echo "3 passed in 1 s" """)
+    done = subprocess.run(["bash", str(tmp_path / "project" / ".ci" / "run")], stdout=subprocess.PIPE, text=True,
+                          stderr=subprocess.STDOUT, timeout=60,
+                          env={**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"})
+    assert done.returncode == code, done.stdout
+    assert f"=== {words}" in done.stdout
+    assert "=== oldest: SKIPPED, there is no Python 3.8" in done.stdout
+    assert "3 passed in 1 s" in done.stdout
+    assert ("1 failed, 2 passed" in done.stdout) == bool(code)

@@ -194,7 +194,7 @@ def plan(hosts, host, workers, root, arguments):
         "DMLC_NUM_WORKER": str(hosts * workers),
         "OMP_NUM_THREADS": str(threads),
     }
-    helper = [sys.executable, "-c", "import mxnet"]
+    helper = [sys.executable, "-c", "import gluon_kl"]  # which imports mxnet
     commands = {}
     if host == 0:
         commands["scheduler"] = helper, {**shared, "DMLC_ROLE": "scheduler"}
