@@ -25,8 +25,8 @@ OLDEST, NEWEST = "3.8", "3.13"
 MXNET = "1.9.1"
 LIBRARIES = {"libgomp.so.1": "libgomp1", "libquadmath.so.0": "libquadmath0"}  # what MXNet links to: Debian's package
 # Of each command's set-up: megabytes to fetch and on disk, and minutes on two cores (more where the network is slow).
-COSTS = {"tutorial": (200, 900, 2), "docs": (200, 900, 2), "test": (250, 1100, 3), "bench": (190, 850, 2),
-         "lint": (40, 150, 1), "wheel": (130, 600, 1)}
+COSTS = {"tutorial": (200, 700, 2), "docs": (200, 700, 2), "test": (250, 900, 2), "bench": (190, 650, 2),
+         "lint": (60, 220, 1), "wheel": (130, 600, 1)}
 QUICK_NOTICE = ("Only the walkthrough was run. <code>python3 tasks.py docs</code> runs every page."
                 # The others drew nothing, and the gallery would show a placeholder for each.
                 "<style>.sphx-glr-thumbcontainer img:not([src*=kl_divergence]) { display: none; }</style>")

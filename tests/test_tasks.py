@@ -209,7 +209,7 @@ def test_second_time_nothing_is_done(project, capsys):
     assert set_up() == folder / "bin" / "python"
     assert project == ["make", "mxnet==1.9.1.*", "install",
                        ["numpy", "figures<3", "pages", "tests>=8", "requests<3", "graphviz<0.9", "-e", "."]]
-    assert "Setting up .venv: up to 250 MB to fetch, 1100 MB on disk, and about 3 minutes" in capsys.readouterr().out
+    assert "Setting up .venv: up to 250 MB to fetch, 900 MB on disk, and about 2 minutes" in capsys.readouterr().out
     set_up()
     assert len(project) == 4
     assert capsys.readouterr().out == ""
