@@ -2,66 +2,120 @@
 
 import sys
 
-if not (3, 8) <= sys.version_info[:2] <= (3, 11):
+if not (3, 8) <= sys.version_info[:2] <= (3, 13):
     # No f-string: whoever gets here may have a Python that cannot even read one.
     sys.exit(
-        "gluon_kl needs Python 3.8 to 3.11, where Apache MXNet 1.9.1 runs, and this is Python {}.{}: "
+        "gluon_kl needs Python 3.8 to 3.13, where Apache MXNet has been tried, and this is Python {}.{}: "
         "make a virtual environment with one of those and install again.".format(*sys.version_info[:2])
     )
 
 import importlib.util
 import os
 import platform
+import re
 import runpy
+import subprocess
+import sysconfig
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
-from distutils.errors import CompileError
+from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
+
+try:
+    from setuptools.command.bdist_wheel import bdist_wheel
+except ImportError:  # before setuptools 70
+    try:
+        from wheel.bdist_wheel import bdist_wheel
+    except ImportError:  # nor can a wheel be asked for
+        bdist_wheel = object
 
 NATIVE = "gluon_kl/native/"
 # Read as a file: importing the package would import MXNet.
 BUILD = runpy.run_path(os.path.join(os.path.dirname(os.path.abspath(__file__)), NATIVE, "build_flags.py"))
 FLAGS, ISA_FLAGS = BUILD["FLAGS"], BUILD["ISA_FLAGS"]
+# A wheel for others (`python3 tasks.py wheel`): no operator, or one that wants a newer glibc, is an error.
+RELEASE = os.environ.get("GLUON_KL_RELEASE") == "1"
+GLIBC = (2, 17)
+
+
+class NoHeaders(Exception):
+    """No MXNet with the interface for operators."""
 
 
 def sources():
     return [NATIVE + name for name in ["op.cc", *BUILD["kernel_sources"](platform.machine())]]
 
 
-def mxnet_headers():
+def mxnet_headers(scratch):
+    """Folders to include from, of this process's MXNet, of the one where the package goes, or of one fetched."""
     spec = importlib.util.find_spec("mxnet")  # found, not imported: that takes seconds
-    if spec is None:
-        raise FileNotFoundError("MXNet is not installed where gluon_kl is built")
-    home = os.path.dirname(spec.origin)
-    found = [os.path.join(home, *parts) for parts in (("include", "mxnet"), ("include",), ("src",))]
-    for path in (os.path.join(found[0], "lib_api.h"), os.path.join(found[2], "lib_api.cc")):
-        if not os.path.exists(path):
-            raise FileNotFoundError("this MXNet carries no " + os.path.basename(path))
-    return found
+    homes = [Path(spec.origin).parent] if spec is not None and spec.origin else []
+    homes.append(Path(sysconfig.get_path("purelib"), "mxnet"))  # which a build in isolation does not see as its own
+    for home in homes:
+        if (home / "include" / "mxnet" / "lib_api.h").exists() and (home / "src" / "lib_api.cc").exists():
+            break
+    else:
+        home = fetch_mxnet(scratch)
+    return [str(home / folder) for folder in ("include/mxnet", "include", "src")]
+
+
+def fetch_mxnet(scratch):
+    # Not as a build requirement: with what that requires in turn, no Python from 3.13 on can install MXNet's wheel.
+    print("fetching MXNet's wheel for the headers of its operator interface", flush=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--platform=manylinux2014_x86_64",
+         "--dest", str(scratch), "mxnet==1.9.1"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode:
+        raise NoHeaders("MXNet, whose headers the operator needs, is neither here nor to be had (`pip install "
+                        "--no-deps mxnet==1.9.1`): " + done.stdout.strip().split("\n")[-1])
+    with zipfile.ZipFile(next(scratch.glob("mxnet-*.whl"))) as wheel:
+        wanted = [name for name in wheel.namelist() if name.startswith(("mxnet/include", "mxnet/src"))]
+        wheel.extractall(scratch, wanted)
+    return scratch / "mxnet"
 
 
 class BuildOperator(build_ext):
     """Compiles each source with its own flags, side by side. A failure is noted for `native.why_not`, not raised."""
 
     def run(self):
-        in_tree = self.inplace or getattr(self, "editable_mode", False)
-        self.note = os.path.join("" if in_tree else self.build_lib, NATIVE, "build_failed.txt")
+        self.in_tree = self.inplace or getattr(self, "editable_mode", False)
+        self.home = Path("" if self.in_tree else self.build_lib, NATIVE)
+        self.note = self.home / "build_failed.txt"
         super().run()
 
+    def get_ext_filename(self, name):
+        return os.path.join(*name.split(".")) + ".so"  # there is no Python in it: it fits every version
+
+    def fresh(self):
+        """Tell whether another environment of this checkout has made it."""
+        made_from = [file for pattern in ("*.h", "*.cc", "build_flags.py") for file in Path(NATIVE).glob(pattern)]
+        newest = max(file.stat().st_mtime for file in [Path("setup.py"), *made_from])
+        target = self.home / "_kernels.so"
+        return self.in_tree and not self.force and target.exists() and target.stat().st_mtime > newest
+
     def build_extension(self, ext):
-        if os.path.exists(self.note):
-            os.remove(self.note)
+        if self.fresh():
+            return
+        target = Path(self.get_ext_fullpath(ext.name))
+        for stale in [self.note, *self.home.glob("_kernels*.so")]:
+            if stale.exists():
+                stale.unlink()
         try:
-            self.headers = mxnet_headers()
+            os.makedirs(self.build_temp, exist_ok=True)
+            self.headers = mxnet_headers(Path(self.build_temp))
             with ThreadPoolExecutor(os.cpu_count()) as pool:
                 objects = [item for made in pool.map(self.compile_one, ext.sources) for item in made]
-            target = self.get_ext_fullpath(ext.name)
-            self.compiler.link_shared_object(objects, target, target_lang="c++", extra_postargs=["-pthread"])
+            self.compiler.link_shared_object(objects, str(target), target_lang="c++", extra_postargs=["-pthread", "-s"])
+            if RELEASE:
+                check_glibc(target)
         except Exception as error:
-            os.makedirs(os.path.dirname(self.note), exist_ok=True)
-            with open(self.note, "w", encoding="utf-8") as file:
-                file.write(f"{type(error).__name__}: {error}\n")
+            self.note.parent.mkdir(parents=True, exist_ok=True)
+            remedy = "" if isinstance(error, NoHeaders) else (
+                " (a compiler for C++17: `apt-get install g++` on Debian and Ubuntu, then install gluon_kl again)")
+            self.note.write_text(f"{type(error).__name__}: {error}{remedy}\n", encoding="utf-8")
             raise CompileError(str(error)) from error  # what `optional` forgives
 
     def compile_one(self, source):
@@ -73,7 +127,25 @@ class BuildOperator(build_ext):
         )
 
 
+def check_glibc(library):
+    wanted = {tuple(map(int, found)) for found in re.findall(rb"GLIBC_(\d+)\.(\d+)", library.read_bytes())}
+    if not wanted or max(wanted) > GLIBC:
+        raise RuntimeError(f"a release wants glibc {GLIBC} at most, and this library {max(wanted, default='none')}")
+
+
+class Wheel(bdist_wheel):
+    """One for every Python: the library has none in it."""
+
+    def finalize_options(self):
+        super().finalize_options()
+        self.root_is_pure = False
+
+    def get_tag(self):
+        system = "manylinux_{}_{}_x86_64".format(*GLIBC) if RELEASE else super().get_tag()[2]
+        return "py3", "none", system
+
+
 setup(
-    ext_modules=[Extension("gluon_kl.native._kernels", sources(), optional=True, language="c++")],
-    cmdclass={"build_ext": BuildOperator},
+    ext_modules=[Extension("gluon_kl.native._kernels", sources(), optional=not RELEASE, language="c++")],
+    cmdclass={"build_ext": BuildOperator, "bdist_wheel": Wheel},
 )

@@ -1,14 +1,18 @@
 #!/usr/bin/env python3
-"""Set the project up and run it: ``python3 tasks.py tutorial | docs | test | bench | lint``.
+"""Set the project up and run it: ``python3 tasks.py COMMAND``.
 
-Each command makes a virtual environment beside this file if need be, installs the package with what its tasks use,
-and runs. Only the standard library is needed. Arguments after the command go to the tool that it runs.
+Each command makes a virtual environment beside this file if need be, installs what it uses, and runs. Only the
+standard library is needed. Arguments after the command go to the tool that it runs.
 """
 
 import argparse
+import configparser
+import errno
 import hashlib
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -17,9 +21,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
 SITE = ROOT / "docs" / "_build" / "html"
-OLDEST, NEWEST = "3.8", "3.11"
+OLDEST, NEWEST = "3.8", "3.13"
+MXNET = "1.9.1"
 LIBRARIES = {"libgomp.so.1": "libgomp1", "libquadmath.so.0": "libquadmath0"}  # what MXNet links to: Debian's package
-QUICK_NOTICE = "Only the walkthrough was run. <code>python3 tasks.py docs</code> runs every page."
+# Of each command's set-up: megabytes to fetch and on disk, and minutes on two cores (more where the network is slow).
+COSTS = {"tutorial": (200, 700, 2), "docs": (200, 700, 2), "test": (250, 900, 2), "bench": (190, 650, 2),
+         "lint": (60, 220, 1), "wheel": (130, 600, 1)}
+QUICK_NOTICE = ("Only the walkthrough was run. <code>python3 tasks.py docs</code> runs every page."
+                # The others drew nothing, and the gallery would show a placeholder for each.
+                "<style>.sphx-glr-thumbcontainer img:not([src*=kl_divergence]) { display: none; }</style>")
 
 # Run by each interpreter that might do: the only honest way to know one (a pyenv shim exists and may still fail).
 PROBE = f"""
@@ -59,7 +69,7 @@ def probe(executable):
 
 
 def fits(python):
-    """Tell whether MXNet 1.9.1 runs on this Python."""
+    """Tell whether MXNet runs on this Python."""
     return python is not None and numbers(OLDEST) <= numbers(minor(python)) <= numbers(NEWEST)
 
 
@@ -90,7 +100,7 @@ def choose_python(wanted=None):
         return found[0 if wanted == "oldest" else -1]
     if wanted in (None, "oldest", "newest"):
         raise CannotRun(
-            f"MXNet 1.9.1 needs a Python from {OLDEST} to {NEWEST}, this is {running['version']} and no other is here: "
+            f"gluon_kl needs a Python from {OLDEST} to {NEWEST}, this is {running['version']} and no other is here: "
             f"`curl -LsSf https://astral.sh/uv/install.sh | sh && ~/.local/bin/uv python install {NEWEST}` "
             "puts one where this command finds it.")
     raise CannotRun(f"--python must be 'oldest', 'newest', a version such as 3.9 that is on this machine, or the "
@@ -119,6 +129,16 @@ def check_machine(python):
                         "missing on Debian and Ubuntu.")
 
 
+def check_room(megabytes):
+    """Tell whether a set-up of that size can be written beside this file."""
+    if not os.access(str(ROOT), os.W_OK):
+        raise CannotRun(f"{ROOT} can only be read, and the environment and the pages are made there: copy the checkout "
+                        "to where you may write.")
+    free = shutil.disk_usage(str(ROOT)).free >> 20
+    if free < megabytes:
+        raise CannotRun(f"The disk is full: {free} MB are left where {ROOT} is, and the set-up may take {megabytes}.")
+
+
 def digest(*paths):
     """Condense the contents of files, and of all files in folders, into one line; what was generated does not count."""
     total = hashlib.sha256()
@@ -131,40 +151,66 @@ def digest(*paths):
     return total.hexdigest()
 
 
-def set_up(python, folder):
+def requirements(command):
+    """What pip shall install for a command, from the extras of setup.cfg; and the package, where it takes part."""
+    setup = configparser.ConfigParser()
+    setup.read(str(ROOT / "setup.cfg"), encoding="utf-8")
+    extra = {"tutorial": "docs", "bench": "tutorial"}.get(command, command)
+    wanted = [line for line in setup["options.extras_require"][extra].splitlines() if line]
+    return wanted if command in ("lint", "wheel") else [*wanted, "requests<3", "graphviz<0.9", "-e", "."]
+
+
+def exactly(package, version):
+    """Spell a version for pip: "1.8.0" is served by 1.8.0.post0 too."""
+    pinned = f"{version}.*" if version and re.fullmatch(r"[\d.]+", version) else version
+    return f"{package}=={pinned}" if version else package
+
+
+def set_up(python, folder, command, mxnet=MXNET, numpy=None):
     """Return the interpreter of the virtual environment in `folder`, made or brought up to date if need be.
 
-    A stamp is written last, so that an environment left half made (an interrupted install, a venv without pip) is
-    recognised and made anew.
+    A stamp says with what it was made, for what it was last installed, and for which commands: one that is not
+    finished (an interrupted install, a venv without pip) is recognised, and gone on with or made anew.
     """
     stamp, inside = folder / "stamp", folder / "bin" / "python"
-    identity = f"{python['executable']} {python['version']}"
+    identity = f"{python['executable']} {python['version']} {exactly('mxnet', mxnet)} {exactly('numpy', numpy)}"
     sources = [ROOT / name for name in ("setup.cfg", "setup.py", "pyproject.toml")]
-    sources += [file for file in sorted((ROOT / "gluon_kl" / "native").glob("*")) if file.suffix in (".h", ".cc")]
-    content = f"{identity}\n{digest(*sources)}\n"
-    known = stamp.read_text() if stamp.exists() and inside.exists() else ""
-    if known == content:
+    sources += [file for pattern in ("*.h", "*.cc", "build_flags.py")
+                for file in sorted((ROOT / "gluon_kl" / "native").glob(pattern))]
+    content = digest(*sources)
+    known = stamp.read_text().split("\n") if stamp.exists() and inside.exists() else [""]
+    if known[:2] == [identity, content] and command in known[2:]:
         return inside
     check_machine(python)
-    if known.split("\n")[0] != identity:
-        shutil.rmtree(folder, ignore_errors=True)
+    fetched, disk, minutes = COSTS[command]
+    check_room(disk)
+    print(f"Setting up {folder.name}: up to {fetched} MB to fetch, {disk} MB on disk, and about {minutes} minute"
+          f"{'s' if minutes > 1 else ''}; later runs start at once.", flush=True)
+    if known[0] != identity:
+        shutil.rmtree(str(folder), ignore_errors=True)
         step(f"Making {folder.name} with Python {python['version']}",
              [python["executable"], "-m", "venv", folder])
-    else:
-        stamp.unlink()
-    step(f"Installing gluon_kl and its tools into {folder.name} (a minute or two)",
-         [inside, "-m", "pip", "install", "--disable-pip-version-check", "--progress-bar", "off", "-e", ".[dev]"])
-    stamp.write_text(content)
+        known = [identity]
+    stamp.write_text(identity)
+    pip = [inside, "-m", "pip", "install", "--disable-pip-version-check", "--progress-bar", "off"]
+    commands = sorted({command, *known[2:]})
+    wanted = list(dict.fromkeys(item for each in commands for item in requirements(each)))
+    if "-e" in wanted:
+        # Alone, and first: its metadata forbid the NumPy of newer Pythons, and the operator wants its headers.
+        step(f"Installing MXNet {mxnet}", [*pip, "--no-deps", exactly("mxnet", mxnet)])
+    step(f"Installing {'gluon_kl and ' if '-e' in wanted else ''}what `{command}` uses",
+         [*pip, exactly("numpy", numpy), *wanted])
+    stamp.write_text("\n".join([identity, content, *commands]))
     return inside
 
 
-def step(title, command):
+def step(title, command, environ=None):
     """Run a long command, showing its latest line as it goes; when it fails, show what it said."""
     print(f"{title} ...", flush=True)
     began = shown = time.monotonic()
     terminal, width = sys.stdout.isatty(), shutil.get_terminal_size().columns
     lines = []
-    with subprocess.Popen([str(part) for part in command], cwd=str(ROOT), stdout=subprocess.PIPE,
+    with subprocess.Popen([str(part) for part in command], cwd=str(ROOT), env=environ, stdout=subprocess.PIPE,
                           stderr=subprocess.STDOUT, text=True, errors="replace") as process:
         for line in filter(None, map(str.strip, process.stdout)):
             lines.append(line)
@@ -177,9 +223,20 @@ def step(title, command):
     if terminal:
         print("\r\033[K", end="")
     if process.returncode:
-        print("\n".join(lines[-40:]))
-        raise CannotRun(f"{title} failed with exit code {process.returncode}: the lines above say why.")
+        raise CannotRun(f"{failure(lines)}\n{title} failed with exit code {process.returncode}.")
     print(f"{time.monotonic() - began:5.0f} s  done", flush=True)
+
+
+def failure(lines):
+    """Say what went wrong in a long output: a cause that we know, or the lines that name errors and the last ones."""
+    text = "\n".join(lines)
+    if "No space left on device" in text:
+        return f"The disk is full: {shutil.disk_usage(str(ROOT)).free >> 20} MB are left where {ROOT} is."
+    if re.search("Failed to establish a new connection|name resolution|Network is unreachable|ConnectTimeout", text):
+        return ("The network cannot be reached, or not the place where Python's packages are: once it can, the same "
+                "command goes on from here.")
+    errors = [line for line in lines if re.search(r"\b(error|warning|failed)\b|Error\b", line, re.IGNORECASE)]
+    return "\n".join([*dict.fromkeys(errors[:20]), "", "The last lines:", *lines[-15:]])
 
 
 def site_digest(python):
@@ -197,29 +254,35 @@ def build_site(python, only="", arguments=()):
     known = stamp.read_text().split("\n") if stamp.exists() else []
     if known[:1] == [site_digest(python)] and known[1] in ("", only) and not arguments:
         return
-    for generated in (SITE.parent, ROOT / "docs" / "gallery", ROOT / "docs" / "generated"):
-        shutil.rmtree(generated, ignore_errors=True)
+    # Beside the finished site, which stays while this one may yet fail.
+    fresh = SITE.with_name("unfinished")
+    for generated in (fresh, ROOT / "docs" / "gallery", ROOT / "docs" / "generated"):
+        shutil.rmtree(str(generated), ignore_errors=True)
     options = ["-D", f"sphinx_gallery_conf.filename_pattern={only}",
                "-D", f"html_theme_options.announcement={QUICK_NOTICE}"] if only else []
+    if " " in str(ROOT):  # the gallery warns of it, and no link breaks
+        options += ["-D", "suppress_warnings=sphinx_gallery.space_in_filename"]
     step("Running the walkthrough and rendering it" if only else "Running every tutorial and rendering the site",
-         [python, "-m", "sphinx", "-W", "--keep-going", "-n", "--no-color", *options, *arguments, "docs", SITE])
+         [python, "-m", "sphinx", "-W", "--keep-going", "-n", "--no-color", *options, *arguments, "docs", fresh])
+    shutil.rmtree(str(SITE), ignore_errors=True)
+    fresh.rename(SITE)
     stamp.write_text(f"{site_digest(python)}\n{only}")
 
 
 def tutorial(python, arguments):
-    """Train and render the walkthrough alone: docs/_build/html/index.html."""
+    """Train and render the walkthrough alone. Arguments are Sphinx's."""
     build_site(python, "kl_divergence", arguments)
-    print(f"Open {(SITE / 'index.html').relative_to(ROOT)} in a browser.")
+    print(f"Open {(SITE / 'gallery' / 'kl_divergence.html').as_uri()}")
 
 
 def docs(python, arguments):
-    """Run every tutorial and render the whole site."""
+    """Run every tutorial and render the whole site. Arguments are Sphinx's."""
     build_site(python, "", arguments)
-    print(f"Open {(SITE / 'index.html').relative_to(ROOT)} in a browser.")
+    print(f"Open {(SITE / 'index.html').as_uri()}")
 
 
 def test(python, arguments):
-    """Run every test, those of the rendered site included."""
+    """Run every test, those of the rendered site included. Arguments are pytest's."""
     code = subprocess.call([str(python), "-m", "pytest", *arguments], cwd=str(ROOT))
     why = native_missing(python)
     if why:
@@ -228,10 +291,11 @@ def test(python, arguments):
 
 
 def native_missing(python):
-    """Why the fused operator did not take part, or an empty string."""
+    """Why the fused operator did not take part, or an empty string; MXNet before 1.9 cannot load it."""
     if os.environ.get("GLUON_KL_NATIVE") == "0":
         return ""  # asked for, so nothing is missing
-    ask = "from gluon_kl import native; print('' if native.is_available() else native.why_not())"
+    ask = ("from gluon_kl import native; import mxnet; "
+           "print('' if native.is_available() or mxnet.__version__ < '1.9' else native.why_not())")
     answer = subprocess.run([str(python), "-c", ask], cwd=str(ROOT), capture_output=True, text=True)
     return (answer.stdout if answer.returncode == 0 else answer.stderr).strip().split("\n")[-1]
 
@@ -242,35 +306,76 @@ def bench(python, arguments):
 
 
 def lint(python, arguments):
-    """Check style and types."""
+    """Check style and types. Arguments are ruff's."""
     codes = [subprocess.call([str(python), "-m", *tool], cwd=str(ROOT))
              for tool in (["ruff", "check", *arguments, "."], ["mypy"])]
     return max(codes)
 
 
-COMMANDS = {command.__name__: command for command in (tutorial, docs, test, bench, lint)}
+def wheel(python, arguments):
+    """Write an sdist and one wheel for every Python to dist, and check them. Arguments are those of `build`."""
+    shutil.rmtree(str(ROOT / "dist"), ignore_errors=True)
+    # A compiler that links for an old glibc, and needs no library of C++ at run time.
+    zig = f"{shlex.quote(str(python))} -m ziglang c++ -target x86_64-linux-gnu.2.17"
+    tools = {"CC": zig, "CXX": zig, "LDSHARED": f"{zig} -shared", "LDCXXSHARED": f"{zig} -shared"}
+    step("Building gluon_kl", [python, "-m", "build", "--no-isolation", *arguments],
+         dict(os.environ, GLUON_KL_RELEASE="1", **tools))
+    made = sorted((ROOT / "dist").iterdir())
+    step("Checking it", [python, "-m", "twine", "check", "--strict", *made])
+    for file in made:
+        print(file.relative_to(ROOT))
+
+
+COMMANDS = {command.__name__: command for command in (tutorial, docs, test, bench, lint, wheel)}
+
+
+def environment(asked, python):
+    """Name the virtual environment of what was asked for: .venv, or .venv-3.9-mxnet1.8.0, say."""
+    parts = [minor(python)] if asked.python else []
+    parts += [name + version for name, version in (("mxnet", asked.mxnet), ("numpy", asked.numpy)) if version]
+    return "-".join([".venv", *parts])
 
 
 def main(argv=None):
     """Read the command line, set up, run; return the exit code."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="\n".join(f"{name:9} {command.__doc__}" for name, command in COMMANDS.items()))
-    parser.add_argument("--python", metavar="X", help="a path, a version such as 3.9, 'oldest' or 'newest'; "
-                        "its environment is .venv-3.9, say (default: this Python if it fits, in .venv)")
-    parser.add_argument("command", choices=COMMANDS)
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="passed on, as in: test -k page")
+        usage="%(prog)s [options] COMMAND ...", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="commands:\n" + "\n".join(f"  {name:9} {command.__doc__}" for name, command in COMMANDS.items()))
+    parser.add_argument("--python", metavar="X", help="a path, a version such as 3.9, 'oldest' or 'newest' "
+                        "(default: this Python if it fits, or else the newest)")
+    parser.add_argument("--mxnet", metavar="Y", help=f"a version of MXNet (default: {MXNET})")
+    parser.add_argument("--numpy", metavar="Z", help="a version of NumPy, such as 1.26 (default: the newest that "
+                        "fits); each set of these has an environment of its own, such as .venv-3.9-mxnet1.8.0")
+    parser.add_argument("command", nargs="?", choices=COMMANDS, help=argparse.SUPPRESS)
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     asked = parser.parse_args(argv)
+    if asked.command is None:
+        parser.print_help()
+        return 0
+    if {"-h", "--help"} & set(asked.arguments):
+        print(f"{parser.prog} {asked.command}: {COMMANDS[asked.command].__doc__}")
+        return 0
     try:
         if not sys.platform.startswith("linux"):
             raise CannotRun(f"gluon_kl supports Linux, not {sys.platform}.")
         python = choose_python(asked.python)
-        folder = f".venv-{minor(python)}" if asked.python else ".venv"
-        return COMMANDS[asked.command](set_up(python, ROOT / folder), asked.arguments) or 0
+        inside = set_up(python, ROOT / environment(asked, python), asked.command, asked.mxnet or MXNET, asked.numpy)
+        return COMMANDS[asked.command](inside, asked.arguments) or 0
     except CannotRun as reason:
         print(reason, file=sys.stderr)
         return 1
+    except OSError as error:
+        reasons = {errno.ENOSPC: "the disk is full", errno.EROFS: "this checkout can only be read",
+                   errno.EACCES: "this checkout can only be read"}
+        if error.errno not in reasons:
+            raise
+        print(f"{error.filename or ROOT}: {reasons[error.errno]}. Work in a copy where there is room to write: "
+              f"`{asked.command}` makes files in {ROOT}.", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
+        print(f"\nStopped. What was installed or built before this step is kept, what this step was making is not "
+              f"used: `{shlex.quote(sys.argv[0])} {asked.command}` goes on from here.", file=sys.stderr)
         return 130
 
 

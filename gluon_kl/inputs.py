@@ -13,6 +13,10 @@ import sys
 import threading
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
+from gluon_kl import _mxnet
+from gluon_kl.divergence import heard_rows, is_finite, sum_per_sample, unit
+from gluon_kl.native import SMALL, carry, fused, fused_in_graph, reaches
+
 import mxnet as mx
 import numpy as np
 from mxnet import autograd
@@ -21,9 +25,6 @@ from mxnet.gluon.loss import Loss
 from mxnet.ndarray import NDArray
 from mxnet.ndarray.sparse import BaseSparseNDArray
 from mxnet.symbol import Symbol
-
-from gluon_kl.divergence import heard_rows, is_finite, sum_per_sample, unit
-from gluon_kl.native import SMALL, carry, fused, fused_in_graph, reaches
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -223,7 +224,13 @@ def _lift_unknown(F: Any, inputs: Sequence[Any], alike: Sequence[bool]) -> List[
     carried: List[Any] = [carry(x) if isinstance(x, Symbol) else x for x in inputs]
     own = unit(F, carried[0])
     # `broadcast_like` refuses other numbers of axes, where NumPy's multiplication would add some in front.
-    units = [own, *[F.broadcast_like(unit(F, x), own) for x in carried[1:] if isinstance(x, Symbol)]]
+    units = [own]
+    for own_of_x in [unit(F, x) for x in carried[1:] if isinstance(x, Symbol)]:
+        if _mxnet.LIKE_WANTS_EQUAL_DTYPES:
+            units.append(own_of_x)
+            units.append(F.broadcast_like(F.cast(own_of_x, dtype="float32"), F.cast(own, dtype="float32")))
+        else:
+            units.append(F.broadcast_like(own_of_x, own))
     # No shape is inferred through NumPy's multiplication. What has the shape of the first is tied to it by an operator
     # that wants equal shapes; it wants equal dtypes too, hence the comparisons.
     for x in [x for x, same in zip(carried, alike) if same]:
@@ -471,6 +478,7 @@ class CheckedLoss(Loss):
         if self._called_with is not None:
             self._clear_cached_op()
             self._get_graph(*[mx.sym.var("data") if isinstance(x, tuple) else x for x in self._called_with])
+            self._cached_op_args: List[Any] = []  # MXNet before 1.9 looks for parameters there; a loss has none
         return super().export(path, *args, **kwargs)
 
     def __getstate__(self) -> dict:

@@ -2,8 +2,6 @@
 
 from typing import Any, Dict, Optional, Tuple
 
-from mxnet import gluon
-
 from gluon_kl import diagnostics, divergence
 from gluon_kl.inputs import (
     REDUCTIONS,
@@ -20,6 +18,8 @@ from gluon_kl.inputs import (
     normal_axis,
     weigh,
 )
+
+from mxnet import gluon
 
 
 class PairLoss(CheckedLoss):

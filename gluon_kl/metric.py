@@ -3,10 +3,10 @@
 import math
 from typing import Any, List, Optional
 
+from gluon_kl.loss import JSDivLoss, KLDivLoss
+
 import mxnet as mx
 from mxnet.metric import EvalMetric, alias, check_label_shapes, register
-
-from gluon_kl.loss import JSDivLoss, KLDivLoss
 
 
 class _Sum:

@@ -5,12 +5,13 @@ import subprocess
 import sys
 import textwrap
 import warnings
+from pathlib import Path
+
+from gluon_kl import _mxnet, native
 
 import mxnet as mx
 import numpy as np
 import pytest
-
-from gluon_kl import native
 
 warnings.filterwarnings("ignore", message=".*np_shape.*")
 
@@ -80,8 +81,27 @@ def in_subprocess(request):
         base["GLUON_KL_NATIVE"] = "0"
 
     def call(source, timeout=600, **environment):
-        done = subprocess.run([sys.executable, "-W", "ignore", "-c", textwrap.dedent(source)], timeout=timeout,
-                              text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**base, **environment})
+        source = textwrap.dedent(source)
+        if _mxnet.NEEDED:
+            source = "import gluon_kl\n" + source  # before MXNet
+        done = subprocess.run([sys.executable, "-W", "ignore", "-c", source], timeout=timeout, text=True,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**base, **environment})
+        assert done.returncode == 0, done.stdout
+        return done.stdout
+
+    return call
+
+
+@pytest.fixture
+def script(tmp_path):
+    """Run Python source as a script of its own, as a process that is spawned wants it; its output."""
+
+    def call(source, *arguments, timeout=120):
+        file = tmp_path / "script.py"
+        file.write_text(source, encoding="utf-8")
+        path = os.pathsep.join([str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")])
+        done = subprocess.run([sys.executable, "-W", "ignore", str(file), *arguments], timeout=timeout, text=True,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, "PYTHONPATH": path})
         assert done.returncode == 0, done.stdout
         return done.stdout
 

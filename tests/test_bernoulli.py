@@ -3,12 +3,13 @@
 import itertools
 import math
 
+from gluon_kl import BernoulliKLLoss, KLDivLoss
+
 import mxnet as mx
 import numpy as np
 import pytest
 
 import oracle
-from gluon_kl import BernoulliKLLoss, KLDivLoss
 
 INF = math.inf
 SCORES = [-INF, -1e30, -200, -50, -20, -3, -1, -0.1, 0, 0.2, 1, 2, 30, 60, 1e30, INF]

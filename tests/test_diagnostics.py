@@ -2,12 +2,13 @@
 
 import sys
 
+from gluon_kl import DistillationLoss, JSDivLoss, KLDivLoss, ReverseKLDivLoss
+
 import mxnet as mx
 import numpy as np
 import pytest
 
 import oracle
-from gluon_kl import DistillationLoss, JSDivLoss, KLDivLoss, ReverseKLDivLoss
 
 SPACES = ("probs", "log_probs", "logits")
 DTYPES = ("float16", "float32", "float64")

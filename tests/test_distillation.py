@@ -2,12 +2,13 @@
 
 import math
 
+from gluon_kl import DistillationLoss, JSDivLoss, KLDivLoss, ReverseKLDivLoss
+
 import mxnet as mx
 import numpy as np
 import pytest
 
 import oracle
-from gluon_kl import DistillationLoss, JSDivLoss, KLDivLoss, ReverseKLDivLoss
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ import importlib
 import inspect
 import pkgutil
 
-import pytest
-
 import gluon_kl
 from gluon_kl import metric, native
+
+import pytest
 
 MODULES = ["gluon_kl", *(module.name for module in pkgutil.walk_packages(gluon_kl.__path__, "gluon_kl.")
                          if "_kernels" not in module.name)]

@@ -5,6 +5,8 @@ import itertools
 import math
 import pickle
 
+from gluon_kl import BernoulliKLLoss, DistillationLoss, GaussianKLLoss, JSDivLoss, KLDivLoss, ReverseKLDivLoss
+
 import mxnet as mx
 import numpy as np
 import pytest
@@ -13,7 +15,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 import oracle
-from gluon_kl import BernoulliKLLoss, DistillationLoss, GaussianKLLoss, JSDivLoss, KLDivLoss, ReverseKLDivLoss
 
 FLOATS = ("float16", "float32", "float64")
 SPACES = ("probs", "log_probs", "logits")

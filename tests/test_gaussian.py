@@ -3,13 +3,14 @@
 import itertools
 import math
 
+from gluon_kl import GaussianKLLoss
+
 import mxnet as mx
 import numpy as np
 import pytest
 from scipy.integrate import quad
 
 import oracle
-from gluon_kl import GaussianKLLoss
 
 CASES = [  # mean, log-variance, mean and log-variance of the prior
     (0.0, 0.0, None, None), (1.5, -1.0, None, None), (-0.3, 0.7, None, None), (0.2, -3.0, 0.5, None),

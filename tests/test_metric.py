@@ -3,11 +3,12 @@
 import copy
 import pickle
 
+import gluon_kl
+
 import mxnet as mx
 import numpy as np
 import pytest
 
-import gluon_kl
 import oracle
 
 

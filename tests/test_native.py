@@ -8,14 +8,15 @@ import sys
 import textwrap
 import zlib
 
+from gluon_kl import native
+from gluon_kl.inputs import follow
+
 import mxnet as mx
 import numpy as np
 import pytest
 from mxnet import autograd
 
 import oracle
-from gluon_kl import native
-from gluon_kl.inputs import follow
 
 needs_native = pytest.mark.skipif(not native.is_available(), reason=f"no fused operator: {native.why_not()}")
 pytestmark = needs_native

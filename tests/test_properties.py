@@ -2,14 +2,14 @@
 
 from unittest import mock
 
+from gluon_kl import JSDivLoss, KLDivLoss, ReverseKLDivLoss, native
+
 import mxnet as mx
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-
-from gluon_kl import JSDivLoss, KLDivLoss, ReverseKLDivLoss, native
 
 LOSSES = {
     "log_probs, probs": (KLDivLoss(True, reduction="sum"), True, "probs"),

@@ -1,8 +1,10 @@
 """The set-up script: which Python, what is missing, when to make things anew, and what it says."""
 
 import ast
+import errno
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -32,14 +34,15 @@ def test_needs_only_the_standard_library_and_an_old_python_can_read_it():
     tree = ast.parse((ROOT / "tasks.py").read_text(), feature_version=(3, 6))
     imported = {name.name for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))
                 for name in ([ast.alias(node.module, None)] if isinstance(node, ast.ImportFrom) else node.names)}
-    assert imported <= {"argparse", "hashlib", "json", "os", "shutil", "subprocess", "sys", "time", "pathlib"}
+    assert imported <= {"argparse", "configparser", "errno", "hashlib", "json", "os", "pathlib", "re", "shlex",
+                        "shutil", "subprocess", "sys", "time"}
 
 
 # Which Python
 
 
 @pytest.mark.parametrize("version, fits", [
-    ("3.7.17", False), ("3.8.0", True), ("3.10.13", True), ("3.11.9", True), ("3.12.0", False), ("4.0.0", False)])
+    ("3.7.17", False), ("3.8.0", True), ("3.10.13", True), ("3.13.9", True), ("3.14.0", False), ("4.0.0", False)])
 def test_fits(version, fits):
     assert tasks.fits(python(version)) == fits
 
@@ -63,7 +66,7 @@ def test_interpreters_are_those_that_run(tmp_path, monkeypatch):
     script(shims / "python3.8", "exit 127")
     script(versions / "3.8.18" / "bin" / "python3.8", answering("3.8.18"))
     script(tmp_path / "bin" / "python3.10", answering("3.10.2"))
-    script(tmp_path / "bin" / "python3.11", answering("3.12.1"))
+    script(tmp_path / "bin" / "python3.11", answering("3.14.1"))
     script(tmp_path / "home" / ".local/share/uv/python/cpython-3.9/bin/python3.9", answering("3.9.7"))
     for name in ("PYENV_ROOT", "HOME"):
         monkeypatch.setenv(name, str(tmp_path / "home"))
@@ -85,7 +88,8 @@ def machine(monkeypatch):
 
 @pytest.mark.parametrize("running, wanted, chosen", [
     ("3.9.5", None, "3.9.5"),
-    ("3.13.1", None, "3.11.2"),
+    ("3.14.1", None, "3.11.2"),
+    ("3.13.1", None, "3.13.1"),
     ("3.6.9", None, "3.11.2"),
     ("3.9.5", "newest", "3.11.2"),
     ("3.9.5", "oldest", "3.8.18"),
@@ -98,12 +102,12 @@ def test_choice(machine, running, wanted, chosen):
 
 
 def test_no_fitting_python(machine):
-    machine("3.13.1")
-    with pytest.raises(tasks.CannotRun, match=r"from 3\.8 to 3\.11, this is 3\.13\.1 and no other .*uv python install"):
+    machine("3.14.1")
+    with pytest.raises(tasks.CannotRun, match=r"from 3\.8 to 3\.13, this is 3\.14\.1 and no other .*uv python install"):
         tasks.choose_python()
 
 
-@pytest.mark.parametrize("wanted", ["3.12", "3.1", "latest", "/nowhere/python3"])
+@pytest.mark.parametrize("wanted", ["3.12", "3.14", "3.1", "latest", "/nowhere/python3"])
 def test_python_that_cannot_be_had(machine, wanted):
     machine("3.9.5", "3.9.5", "3.10.4")
     with pytest.raises(tasks.CannotRun, match=f"must be .* not '{wanted}'"):
@@ -125,6 +129,18 @@ def test_missing_packages_are_named_with_their_command(monkeypatch, lacking, pac
         tasks.check_machine(lacking)
     assert f"lacks {', '.join(packages.split())}:" in str(caught.value)
     assert f"`{sudo}apt-get update && {sudo}apt-get install -y {packages}`" in str(caught.value)
+
+
+@pytest.mark.parametrize("free, writable, said", [
+    (1000, True, ""), (899, True, r"899 MB are left where .* and the set-up may take 900"),
+    (1000, False, "can only be read, .*: copy the checkout")])
+def test_room(monkeypatch, free, writable, said):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": free << 20}))
+    monkeypatch.setattr(os, "access", lambda path, mode: writable)
+    if not said:
+        return tasks.check_room(900)
+    with pytest.raises(tasks.CannotRun, match=said):
+        tasks.check_room(900)
 
 
 def test_nothing_missing():
@@ -156,8 +172,11 @@ def test_other_systems(monkeypatch, capsys):
 def project(tmp_path, monkeypatch):
     """A project of four files, with a `step` that only pretends; returns what it was asked to do."""
     (tmp_path / "gluon_kl" / "native").mkdir(parents=True)
-    for name in ("setup.cfg", "setup.py", "pyproject.toml", "gluon_kl/native/kernel.h", "gluon_kl/loss.py"):
+    for name in ("setup.py", "pyproject.toml", "gluon_kl/native/kernel.h", "gluon_kl/loss.py"):
         (tmp_path / name).write_text(name)
+    (tmp_path / "setup.cfg").write_text("[options.extras_require]\ntutorial =\n    figures<3\n"
+                                        "docs =\n    %(tutorial)s\n    pages\ntest =\n    %(docs)s\n    tests>=8\n"
+                                        "lint =\n    style\nwheel =\n    wheels\n")
     done = []
 
     def step(title, command):
@@ -165,95 +184,211 @@ def project(tmp_path, monkeypatch):
             inside = command[-1] / "bin" / "python"
             inside.parent.mkdir(parents=True)
             inside.touch()
-        done.append("make" if "venv" in command else "install")
+            done.append("make")
+        elif "--no-deps" in command:
+            done.append(command[-1])
+        else:
+            done.append("install")
+            done.append(command[command.index("off") + 1:])
 
     monkeypatch.setattr(tasks, "ROOT", tmp_path)
     monkeypatch.setattr(tasks, "step", step)
     return done
 
 
-def test_second_time_nothing_is_done(project):
+def set_up(version="3.9.1", command="test", **options):
+    return tasks.set_up(python(version), tasks.ROOT / ".venv", command, **options)
+
+
+def actions(project):
+    return [action for action in project if isinstance(action, str) and "=" not in action]
+
+
+def test_second_time_nothing_is_done(project, capsys):
     folder = tasks.ROOT / ".venv"
-    assert tasks.set_up(python(), folder) == folder / "bin" / "python"
-    assert project == ["make", "install"]
-    tasks.set_up(python(), folder)
-    assert project == ["make", "install"]
+    assert set_up() == folder / "bin" / "python"
+    assert project == ["make", "mxnet==1.9.1.*", "install",
+                       ["numpy", "figures<3", "pages", "tests>=8", "requests<3", "graphviz<0.9", "-e", "."]]
+    assert "Setting up .venv: up to 250 MB to fetch, 900 MB on disk, and about 2 minutes" in capsys.readouterr().out
+    set_up()
+    assert len(project) == 4
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("command, installed", [
+    ("tutorial", ["figures<3", "pages"]), ("docs", ["figures<3", "pages"]), ("bench", ["figures<3"])])
+def test_only_what_the_command_needs(project, command, installed):
+    set_up(command=command)
+    assert project[-1] == ["numpy", *installed, "requests<3", "graphviz<0.9", "-e", "."]
+
+
+@pytest.mark.parametrize("command, installed", [("lint", "style"), ("wheel", "wheels")])
+def test_what_needs_no_package_gets_none(project, command, installed):
+    set_up(command=command)
+    assert project == ["make", "install", ["numpy", installed]]
+
+
+def test_another_command_adds_to_the_environment(project):
+    set_up(command="lint")
+    set_up(command="docs")
+    assert actions(project) == ["make", "install", "install"]
+    assert project[-1] == ["numpy", "figures<3", "pages", "requests<3", "graphviz<0.9", "-e", ".", "style"]
+    set_up(command="lint")
+    set_up(command="docs")
+    assert actions(project) == ["make", "install", "install"]
+
+
+@pytest.mark.parametrize("asked, pinned", [
+    ("1.8.0", "mxnet==1.8.0.*"), ("1.9", "mxnet==1.9.*"), ("2.0.0b1", "mxnet==2.0.0b1")])
+def test_another_mxnet_and_numpy(project, asked, pinned):
+    set_up(mxnet=asked, numpy="1.26")
+    assert project[1] == pinned and project[3][0] == "numpy==1.26.*"
+    set_up(mxnet=asked, numpy="1.26")
+    assert actions(project) == ["make", "install"]
+    set_up(mxnet=asked)
+    assert actions(project) == ["make", "install"] * 2
 
 
 @pytest.mark.parametrize("name", ["setup.cfg", "setup.py", "pyproject.toml", "gluon_kl/native/kernel.h"])
 def test_a_changed_source_of_the_install_installs_again(project, name):
-    tasks.set_up(python(), tasks.ROOT / ".venv")
-    (tasks.ROOT / name).write_text("changed")
-    tasks.set_up(python(), tasks.ROOT / ".venv")
-    assert project == ["make", "install", "install"]
+    set_up()
+    with (tasks.ROOT / name).open("a") as file:
+        file.write("\n# changed")
+    set_up()
+    assert actions(project) == ["make", "install", "install"]
 
 
 def test_python_sources_need_no_new_install(project):
-    tasks.set_up(python(), tasks.ROOT / ".venv")
+    set_up()
     (tasks.ROOT / "gluon_kl" / "loss.py").write_text("changed")
-    tasks.set_up(python(), tasks.ROOT / ".venv")
-    assert project == ["make", "install"]
+    set_up()
+    assert actions(project) == ["make", "install"]
 
 
 def test_another_python_makes_it_anew(project):
-    tasks.set_up(python("3.9.1"), tasks.ROOT / ".venv")
-    tasks.set_up(python("3.9.2"), tasks.ROOT / ".venv")
-    assert project == ["make", "install"] * 2
+    set_up("3.9.1")
+    set_up("3.9.2")
+    assert actions(project) == ["make", "install"] * 2
 
 
-def test_half_made_is_made_anew(project, monkeypatch):
-    """As after Ctrl-C, or where Debian's venv stopped for want of ensurepip."""
+@pytest.mark.parametrize("at, done", [
+    ("venv", ["make", "make", "install"]),  # as where Debian's venv stopped for want of ensurepip
+    ("pip", ["make", "install"]),           # as after Ctrl-C: what pip has installed need not be fetched again
+])
+def test_half_made(project, monkeypatch, at, done):
     working = tasks.step
 
     def interrupted(title, command):
-        if "pip" in command:
+        if at == "venv":
+            working(title, command)
+        if at in command:
             raise KeyboardInterrupt
         working(title, command)
 
     monkeypatch.setattr(tasks, "step", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        tasks.set_up(python(), tasks.ROOT / ".venv")
+        set_up()
     (tasks.ROOT / ".venv" / "rubbish").touch()
     monkeypatch.setattr(tasks, "step", working)
-    tasks.set_up(python(), tasks.ROOT / ".venv")
-    assert project == ["make", "make", "install"]
-    assert not (tasks.ROOT / ".venv" / "rubbish").exists()
+    set_up()
+    assert actions(project) == done
+    assert (tasks.ROOT / ".venv" / "rubbish").exists() == (at == "pip")
 
 
 def test_an_environment_whose_python_is_gone_is_made_anew(project):
-    folder = tasks.ROOT / ".venv"
-    tasks.set_up(python(), folder)
-    (folder / "bin" / "python").unlink()
-    tasks.set_up(python(), folder)
-    assert project == ["make", "install"] * 2
+    set_up()
+    (tasks.ROOT / ".venv" / "bin" / "python").unlink()
+    set_up()
+    assert actions(project) == ["make", "install"] * 2
 
 
-def test_each_asked_for_python_has_its_environment(project, monkeypatch):
+@pytest.mark.parametrize("options, folder", [
+    ([], ".venv"), (["--python", "oldest"], ".venv-3.8"), (["--mxnet", "1.7.0"], ".venv-mxnet1.7.0"),
+    (["--numpy", "2", "--python", "3.8", "--mxnet", "1.8.0"], ".venv-3.8-mxnet1.8.0-numpy2")])
+def test_each_cell_of_the_matrix_has_its_environment(project, monkeypatch, options, folder):
     monkeypatch.setattr(tasks, "choose_python", lambda wanted: python("3.8.18"))
     seen = []
     monkeypatch.setitem(tasks.COMMANDS, "lint", lambda inside, arguments: seen.append((inside, arguments)))
-    tasks.main(["--python", "oldest", "lint", "--fix", "-k", "page"])
-    tasks.main(["lint"])
-    assert seen == [(tasks.ROOT / ".venv-3.8" / "bin" / "python", ["--fix", "-k", "page"]),
-                    (tasks.ROOT / ".venv" / "bin" / "python", [])]
+    tasks.main([*options, "lint", "--fix", "-k", "page"])
+    assert seen == [(tasks.ROOT / folder / "bin" / "python", ["--fix", "-k", "page"])]
+
+
+# What it says
+
+
+def test_without_arguments_it_lists_the_commands(capsys):
+    assert tasks.main([]) == 0
+    said = capsys.readouterr().out
+    for name, command in tasks.COMMANDS.items():
+        assert f"  {name:9} {command.__doc__}" in said
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["-k", "page", "--help"]])
+@pytest.mark.parametrize("command", list(tasks.COMMANDS))
+def test_help_does_nothing(project, capsys, command, arguments):
+    assert tasks.main([command, *arguments]) == 0
+    assert tasks.COMMANDS[command].__doc__ in capsys.readouterr().out
+    assert project == []
+
+
+def test_ctrl_c(project, monkeypatch, capsys):
+    monkeypatch.setattr(tasks, "choose_python", lambda wanted: python())
+
+    def interrupted(title, command):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tasks, "step", interrupted)
+    assert tasks.main(["docs"]) == 130
+    said = capsys.readouterr().err
+    assert "is kept" in said and "docs` goes on from here" in said
+
+
+@pytest.mark.parametrize("code, reason", [
+    (errno.ENOSPC, "the disk is full"), (errno.EROFS, "can only be read"), (errno.EACCES, "can only be read")])
+def test_where_nothing_can_be_written(project, monkeypatch, capsys, code, reason):
+    monkeypatch.setattr(tasks, "choose_python", lambda wanted: python())
+
+    def failing(title, command):
+        raise OSError(code, os.strerror(code), str(tasks.ROOT / ".venv"))
+
+    monkeypatch.setattr(tasks, "step", failing)
+    assert tasks.main(["test"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"{tasks.ROOT / '.venv'}: ") and reason in said and "Traceback" not in said
 
 
 # Long steps
 
 
 def test_step_shows_what_failed():
-    with pytest.raises(tasks.CannotRun, match="Baking failed with exit code 3"):
+    with pytest.raises(tasks.CannotRun, match=r"(?s)no flour.*Baking failed with exit code 3"):
         tasks.step("Baking", [sys.executable, "-c", "print('no flour'); raise SystemExit(3)"])
+
+
+def test_errors_come_first_and_once():
+    lines = [f"line {i}" for i in range(200)]
+    lines[20] = lines[21] = "docs/api.rst:7: WARNING: unknown document: 'gone'"
+    lines[90] = "ValueError: shapes"
+    said = tasks.failure(lines).split("\n")
+    assert said[:3] == [lines[20], lines[90], ""]
+    assert said[3:] == ["The last lines:", *lines[-15:]]
+
+
+@pytest.mark.parametrize("line, reason", [
+    ("OSError: [Errno 28] No space left on device", "The disk is full"),
+    ("NewConnectionError('...: Failed to establish a new connection: [Errno -3] Temporary failure in name resolution')",
+     "The network cannot be reached"),
+    ("WARNING: Retrying after connection broken by 'ConnectTimeoutError(...)'", "The network cannot be reached"),
+])
+def test_causes_that_are_known(line, reason):
+    assert tasks.failure(["Collecting x", line, "ERROR: No matching distribution found"]).startswith(reason)
 
 
 def test_step_prints_the_output_of_a_failure_only(capsys):
     tasks.step("Baking", [sys.executable, "-c", "print('all well')"])
-    with pytest.raises(tasks.CannotRun):
-        tasks.step("Baking", [sys.executable, "-c", "print('no flour'); raise SystemExit(3)"])
     said = capsys.readouterr().out
     assert "all well" not in said
     assert "done" in said
-    assert "no flour" in said
 
 
 # The site
@@ -272,8 +407,8 @@ def builds(tmp_path, monkeypatch):
 
     def step(title, command):
         run.append(list(map(str, command)))
-        tasks.SITE.mkdir(parents=True)
-        (tasks.SITE / "index.html").touch()
+        command[-1].mkdir(parents=True)
+        (command[-1] / "index.html").touch()
 
     monkeypatch.setattr(tasks, "step", step)
     return run
@@ -302,6 +437,7 @@ def test_the_whole_site_serves_the_tutorial_but_not_the_other_way_round(builds):
     tasks.tutorial(sys.executable, [])
     assert len(builds) == 1
     assert "sphinx_gallery_conf.filename_pattern=kl_divergence" in builds[0]
+    assert any("img:not([src*=kl_divergence])" in option for option in builds[0])  # no placeholders
     tasks.docs(sys.executable, [])
     assert len(builds) == 2
     tasks.tutorial(sys.executable, [])
@@ -321,6 +457,37 @@ def test_a_failed_build_is_no_build(builds, monkeypatch):
     monkeypatch.setattr(tasks, "step", working)
     tasks.build_site(sys.executable)
     assert len(builds) == 2
+
+
+def test_a_finished_site_outlives_a_build_that_fails(builds, monkeypatch):
+    tasks.build_site(sys.executable)
+
+    def failing(title, command):
+        raise tasks.CannotRun("sphinx: error: unrecognized arguments: --bogus")
+
+    monkeypatch.setattr(tasks, "step", failing)
+    with pytest.raises(tasks.CannotRun):
+        tasks.tutorial(sys.executable, ["--bogus"])
+    assert (tasks.SITE / "index.html").exists()
+
+
+def test_the_last_line_points_at_the_page(builds, capsys):
+    tasks.docs(sys.executable, [])
+    tasks.tutorial(sys.executable, [])
+    said = capsys.readouterr().out.strip().split("\n")
+    assert said[-2] == f"Open {(tasks.SITE / 'index.html').as_uri()}"
+    assert said[-1] == f"Open {(tasks.SITE / 'gallery' / 'kl_divergence.html').as_uri()}"
+
+
+@pytest.mark.parametrize("name, excused", [("with space", True), ("ohne", False)])
+def test_a_space_in_the_path_is_no_reason_to_fail(builds, monkeypatch, tmp_path, name, excused):
+    monkeypatch.setattr(tasks, "ROOT", tmp_path / name)
+    monkeypatch.setattr(tasks, "SITE", tmp_path / name / "docs" / "_build" / "html")
+    shutil.copytree(str(tmp_path / "docs"), str(tmp_path / name / "docs"))
+    for each in ("CHANGELOG.md", "setup.cfg"):
+        shutil.copy(str(tmp_path / each), str(tmp_path / name))
+    tasks.build_site(sys.executable)
+    assert ("suppress_warnings=sphinx_gallery.space_in_filename" in builds[0]) == excused
 
 
 # The native operator
@@ -347,7 +514,42 @@ def test_operator_turned_off_is_not_missing(monkeypatch):
 
 
 def test_ci_runs_what_the_readme_says():
-    commands = re.findall(r"^python3 tasks\.py .*", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
-    assert commands
-    assert all(re.match(r"python3 tasks\.py (--python \w+ )?test\b", command) for command in commands)
+    commands = re.findall(r"python3 tasks\.py (?:--\w+ \S+ )*(\w+)", (ROOT / ".ci" / "run").read_text())
+    assert {"test", "lint", "wheel"} == set(commands) <= set(tasks.COMMANDS)
     assert "python3 tasks.py test" in (ROOT / "README.md").read_text()
+
+
+def test_the_matrix_is_what_ci_runs():
+    rows = re.findall(r"^\| (\S+) \| (3\.\d+) \| (\S+) \| (\S+) \|.*\| yes \|$", (ROOT / "CONTRIBUTING.md").read_text(),
+                      re.MULTILINE)
+    cells = re.findall(r"^cell (\S+) (\S+) (\S+) (\S+)", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
+    assert len(cells) >= 7 and rows == cells
+
+
+@pytest.mark.parametrize("failing, code, words", [
+    ("nothing", 0, "newest: passed"),
+    ("--mxnet 1.8.0 .*test_loss", 1, "mxnet-1.8: FAILED with exit code 3"),
+    ("--python 3.13 .* --version", 1, "newest: FAILED with exit code 1"),  # its set-up
+    ("tests/native/run.py", 1, "kernels: FAILED with exit code 3"),
+    ("tasks.py wheel", 1, "wheel: FAILED with exit code 3"),
+    ("tasks.py lint", 1, "lint: FAILED with exit code 3"),
+])
+def test_ci_fails_where_a_part_fails(tmp_path, failing, code, words):
+    """The script itself, over commands that only pretend."""
+    (tmp_path / "project" / ".ci").mkdir(parents=True)
+    shutil.copy(str(ROOT / ".ci" / "run"), str(tmp_path / "project" / ".ci"))
+    for name in ("chromium", "g++", "valgrind", "qemu-aarch64", "aarch64-linux-gnu-g++", "locale-gen"):
+        script(tmp_path / "bin" / name, "exit 0")
+    script(tmp_path / "bin" / "ldconfig", "echo libgomp.so.1 libquadmath.so.0")
+    script(tmp_path / "bin" / "python3",
+           f"""if echo "$*" | grep -q -- "{failing}"; then echo "1 failed, 2 passed"; exit 3; fi
+case "$*" in *"3.8"*interpreters*) exit 1;; esac
+echo "3 passed in 1 s" """)
+    done = subprocess.run(["bash", str(tmp_path / "project" / ".ci" / "run")], stdout=subprocess.PIPE, text=True,
+                          stderr=subprocess.STDOUT, timeout=60,
+                          env={**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"})
+    assert done.returncode == code, done.stdout
+    assert f"=== {words}" in done.stdout
+    assert "=== oldest: SKIPPED, there is no Python 3.8" in done.stdout
+    assert "3 passed in 1 s" in done.stdout
+    assert ("1 failed, 2 passed" in done.stdout) == bool(code)

@@ -1,10 +1,10 @@
 """The loss inside training: MXNet's own convergence test for its KLDivLoss, and a Gluon loop."""
 
+from gluon_kl import KLDivLoss
+
 import mxnet as mx
 import numpy as np
 import pytest
-
-from gluon_kl import KLDivLoss
 
 
 def test_module_fit_converges():

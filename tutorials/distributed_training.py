@@ -26,6 +26,8 @@ import sys
 import threading
 from pathlib import Path
 
+from gluon_kl import KLDivLoss
+
 import mxnet as mx
 import numpy as np
 from mxnet import autograd, gluon, nd
@@ -33,7 +35,6 @@ from sklearn.datasets import load_digits
 from tqdm import tqdm
 
 import plots
-from gluon_kl import KLDivLoss
 
 # There is no __file__ where sphinx-gallery runs this.
 SCRIPT = Path(plots.__file__).with_name("distributed_training.py")
@@ -193,7 +194,7 @@ def plan(hosts, host, workers, root, arguments):
         "DMLC_NUM_WORKER": str(hosts * workers),
         "OMP_NUM_THREADS": str(threads),
     }
-    helper = [sys.executable, "-c", "import mxnet"]
+    helper = [sys.executable, "-c", "import gluon_kl"]  # which imports mxnet
     commands = {}
     if host == 0:
         commands["scheduler"] = helper, {**shared, "DMLC_ROLE": "scheduler"}

@@ -17,6 +17,8 @@ No knowledge beyond logarithms and a little MXNet is asked for. Every number bel
 # Here are four distributions over the same four categories. Take ``dist_1`` for a forecast, and ``dist_2`` and
 # ``dist_3`` for what two seasons really brought. (``dist_4`` waits for step 5.)
 
+from gluon_kl import KLDivLoss
+
 import matplotlib.pyplot as plt
 import mxnet as mx
 import numpy as np
@@ -25,7 +27,6 @@ from sklearn.datasets import load_digits
 from tqdm import tqdm
 
 import plots
-from gluon_kl import KLDivLoss
 
 plt.style.use(plots.STYLE)
 

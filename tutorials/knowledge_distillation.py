@@ -31,6 +31,9 @@ and are then tested on hundreds. Every comparison is run from five seeds, and ev
 import argparse
 from pathlib import Path
 
+from gluon_kl import DistillationLoss
+from gluon_kl.metric import KLDivergence
+
 import matplotlib.pyplot as plt
 import mxnet as mx
 import numpy as np
@@ -40,8 +43,6 @@ from sklearn.model_selection import train_test_split
 from tqdm import tqdm
 
 import plots
-from gluon_kl import DistillationLoss
-from gluon_kl.metric import KLDivergence
 
 parser = argparse.ArgumentParser(
     description="Distil a digit reader into a smaller one.")

@@ -19,13 +19,14 @@ import sys
 import time
 from pathlib import Path
 
+from gluon_kl import KLDivLoss, native
+
 import mxnet as mx
 import numpy as np
 from mxnet import autograd, gluon, nd
 from tqdm import tqdm
 
 import plots
-from gluon_kl import KLDivLoss, native
 
 # There is no __file__ where sphinx-gallery runs this.
 SCRIPT = Path(plots.__file__).with_name("large_vocabulary.py")

@@ -26,6 +26,8 @@ This page builds such a method for the cart and pole of Gymnasium. ``KLDivLoss``
 import argparse
 from pathlib import Path
 
+from gluon_kl import KLDivLoss
+
 import matplotlib.pyplot as plt
 import mxnet as mx
 import numpy as np
@@ -34,7 +36,6 @@ from mxnet import autograd, gluon, nd
 from tqdm import tqdm
 
 import plots
-from gluon_kl import KLDivLoss
 
 parser = argparse.ArgumentParser(
     description="Natural-gradient steps within a trust region, on CartPole.")

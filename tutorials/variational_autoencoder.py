@@ -33,6 +33,8 @@ lets it happen, one dimension after the other; then it postpones it, and then pr
 import argparse
 from pathlib import Path
 
+from gluon_kl import GaussianKLLoss, KLDivLoss
+
 import matplotlib.pyplot as plt
 import mxnet as mx
 import numpy as np
@@ -42,7 +44,6 @@ from sklearn.model_selection import train_test_split
 from tqdm import tqdm
 
 import plots
-from gluon_kl import GaussianKLLoss, KLDivLoss
 
 parser = argparse.ArgumentParser(
     description="Train autoencoders on digits, collapsing and not.")

@@ -18,6 +18,8 @@ temperature of a softmax, the other dial of those who learn from soft labels.
 # right. The model is a single bell, with two parameters: its centre and its width. Its raw scores are a parabola, and
 # softmax makes a bell of them.
 
+from gluon_kl import DistillationLoss, JSDivLoss, KLDivLoss, ReverseKLDivLoss
+
 import matplotlib.pyplot as plt
 import mxnet as mx
 import numpy as np
@@ -25,7 +27,6 @@ from mxnet import autograd, gluon
 from tqdm import tqdm
 
 import plots
-from gluon_kl import DistillationLoss, JSDivLoss, KLDivLoss, ReverseKLDivLoss
 
 plt.style.use(plots.STYLE)
 

@@ -41,7 +41,7 @@ def _library_path():
     if os.path.exists(reason):
         with open(reason, encoding="utf-8") as file:
             raise _Unavailable("it could not be built when gluon_kl was installed: " + file.read().strip())
-    raise _Unavailable("it was not built; `pip install` gluon_kl where a C++17 compiler is")
+    raise _Unavailable("it was not built: `apt-get install g++` where no C++ compiler is, then install gluon_kl again")
 
 
 @functools.lru_cache(maxsize=None)
