@@ -335,7 +335,7 @@ import matplotlib.pyplot as plt  # down here, where no worker comes
 
 plt.style.use(plots.STYLE)
 
-fig, (top, bottom) = plt.subplots(2, 1, figsize=(5.8, 6))
+fig, (top, bottom) = plt.subplots(2, 1, figsize=(5, 5.8))
 fig.suptitle("One training, several processes")
 top.set_title("Who talks to whom")
 plots.draw_roles(top, options.workers)

@@ -181,13 +181,14 @@ cold, warm = (array(teacher_scores).softmax(temperature=t).asnumpy()
               for t in (1, T))
 
 fig, grid = plt.subplots(
-    3, 2, figsize=(6.4, 7.2), gridspec_kw={"width_ratios": [1, 3]})
+    3, 2, figsize=(5, 6.2), gridspec_kw={"width_ratios": [1, 3]})
 fig.suptitle("The teacher's opinion, at two temperatures")
 for (scan, bars), row in zip(grid, unsure):
     plots.draw_scan(scan, scans[row].reshape(8, 8))
     scan.set_title(f"label: {digits[row]}")
-    plots.draw_distributions(
-        bars, range(10), cold[row], warm[row], ("T = 1", f"T = {T:g}"))
+    names = ("T = 1", f"T = {T:g}") if row == unsure[0] else None
+    plots.draw_distributions(bars, range(10), cold[row], warm[row], names)
+grid[-1, 1].set_xlabel("digit")
 fig.savefig(options.figures / "distillation_teacher.png", **plots.PNG)
 
 print("probability of all but the first choice")
@@ -317,14 +318,15 @@ print(f"worst and best seed: {right.min():.1%}, {right.max():.1%}")
 # Each dot is one student, each line the mean of its kind. Below, how far the students are from what they were not
 # told: :class:`~gluon_kl.metric.KLDivergence` between the teacher's and the student's opinion of the held-out scans.
 
-fig, (top, bottom) = plt.subplots(2, 1, figsize=(6.4, 8), sharex=True)
+fig, (top, bottom) = plt.subplots(2, 1, figsize=(5, 7.4), sharex=True)
 fig.suptitle("Taught by labels, by a teacher, by both")
 for ax, kind in ((top, 0), (bottom, 1)):
     plots.draw_seeds(ax, options.rows, {
         name: values[:, :, kind] for name, values in results.items()})
 reached = accuracy(teacher_held_out)
 plots.draw_level(top, reached, "the teacher itself", ":")
-plots.draw_level(top, right.mean(), "taught on all scans", "-")
+plots.draw_level(top, right.mean(), "taught on all scans", "-",
+                 side="below")
 top.set_ylabel("read rightly (held out)")
 top.yaxis.set_major_formatter("{x:.0%}")
 top.legend(loc="lower right")

@@ -191,11 +191,11 @@ plt.style.use(plots.STYLE)
 
 relative = {name: value / seconds["MXNet's own, hybridized"]
             for name, value in seconds.items()}
-fig, (top, bottom) = plt.subplots(2, 1, figsize=(5.8, 5.2))
+fig, (top, bottom) = plt.subplots(2, 1, figsize=(5, 5))
 fig.suptitle(f"One step of the loss, {options.rows} × {options.categories:,}")
 top.set_title("Memory, in copies of pred")
 plots.draw_bars(top, SUBJECTS, memory.values(), "%.1f")
-bottom.set_title("Time (MXNet's own, hybridized: 1)")
+bottom.set_title("Time, second bar = 1")
 plots.draw_bars(bottom, SUBJECTS, relative.values(), "%.2f")
 
 # %%

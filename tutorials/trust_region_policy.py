@@ -374,19 +374,23 @@ with tqdm(total=updates, unit="update", disable=None) as bar:
 # %%
 # What happened
 # -------------
-# Above, how long the pole stayed up, as mean and range over the seeds; below, in the same colours, how far each
-# update moved the policy, every seed a line.
+# Above, how long the pole stayed up, as mean and range over the seeds; below, how far each update moved the
+# policy, every seed a line, and dashed the bound.
 
 returns = {name: run["returns"] for name, run in runs.items()}
 divergences = {name: run["divergences"] for name, run in runs.items()}
 
-fig, (upper, lower) = plt.subplots(2, 1, sharex=True, figsize=(5.8, 6))
+fig = plt.figure(figsize=(5, 6.2))
 fig.suptitle("CartPole, with and without a trust region")
-upper.set_title("Steps the pole stays up")
-plots.draw_runs(upper, returns)
-upper.set_xlabel("")
-lower.set_title(f"KL(old ‖ new) in nats, and the bound {options.delta:g}")
-plots.draw_bounded(lower, divergences, options.delta)
+upper, lower = fig.subfigures(2, 1)
+ax = upper.subplots()
+ax.set_title("How long the pole stays up")
+plots.draw_runs(ax, returns)
+ax.set_ylabel("steps")
+lower.suptitle(f"KL(old ‖ new), and the bound of {options.delta:g} nats",
+               x=0.17, ha="left", fontsize=13, fontweight="normal")
+plots.draw_bounded(lower.subplots(1, 3, sharex=True, sharey=True),
+                   divergences, options.delta)
 options.figures.mkdir(exist_ok=True)
 fig.savefig(options.figures / "trust_region_policy.png", **plots.PNG)
 

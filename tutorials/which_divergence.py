@@ -133,7 +133,7 @@ best = {name: min((fits[name, start] for start in starts),
 others = {"Jensen-Shannon": "middle", "KL(q ‖ p)": "right"}
 
 fig, axes = plt.subplots(
-    3, 1, figsize=(5.8, 7.2), sharex=True, sharey=True)
+    3, 1, figsize=(5, 6.8), sharex=True, sharey=True)
 fig.suptitle("One bell for two peaks, three answers")
 for ax, (name, scores) in zip(axes, best.items()):
     bells = {"best": scores.softmax()[0].asnumpy()}
@@ -204,7 +204,7 @@ fig, ax = plt.subplots()
 ax.set_title("Where the covering bell loses its lead")
 plots.draw_dial(ax, shares, curves)
 ax.set_xlabel("beta")
-ax.set_ylabel("JS / (beta (1 - beta)), nats")
+ax.set_ylabel("JS / (beta (1 − beta)) (nats)")
 fig.savefig(plots.FIGURES / "which_beta.png", **plots.PNG)
 
 # %%
