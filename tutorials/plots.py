@@ -4,6 +4,7 @@ from itertools import cycle
 from pathlib import Path
 
 import numpy as np
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.ticker import LogLocator
 
 STYLE = ["default", Path(__file__).resolve().with_name("matplotlibrc")]
@@ -185,11 +186,11 @@ def count_along(ax, name):
 
 
 def draw_level(ax, value, name, dashes, side="above"):
-    """Draw a thin black line at one height, to compare the others with; above or below its left end is its name."""
+    """Draw a thin black line at one height, to compare the others with; its name is above, below or right of it."""
     ax.axhline(value, color="black", linewidth=1.2, linestyle=dashes)
-    shift, place = {"above": (3, "bottom"), "below": (-3, "top")}[side]
-    ax.annotate(name, (0, value), (2, shift), xycoords=("axes fraction", "data"), textcoords="offset points",
-                va=place, fontsize=11)
+    x, shift, place = {"above": (0, (2, 3), "bottom"), "below": (0, (2, -3), "top"), "right": (1, (3, 0), "center")}[side]
+    ax.annotate(name, (x, value), shift, xycoords=("axes fraction", "data"), textcoords="offset points", va=place,
+                fontsize=11)
 
 
 def draw_dimensions(ax, history, awake):
@@ -285,3 +286,45 @@ def share_of(probability):
     if probability < 0.001:
         return "< 0.1%"
     return f"{probability:.0%}" if probability >= 0.1 else f"{probability:.1%}"
+
+
+def draw_told(ax, steps, results):
+    """Draw what each entry of `results` is, names to arrays (runs, steps, 2), and dashed what it says of itself."""
+    for (name, values), color in zip(results.items(), (FIRST, SECOND)):
+        true, told = np.round(values.mean(axis=0), 4).T
+        ax.plot(steps, true, color=color, label=name)
+        if not np.array_equal(true, told):
+            ax.plot(steps, told, "--", color=color, label=f"{name},\nas its own loss tells")
+    label_nats(ax)
+    ax.legend()
+
+
+def draw_phrases(ax, phrases, values):
+    """Write one phrase per row, each letter on a shade of its value, and hatch what is left of a row: padding.
+
+    Returns the shades, for a colour bar.
+    """
+    longest = max(map(len, phrases))
+    shades = np.full((len(phrases), longest), np.nan)
+    for i, phrase in enumerate(phrases):
+        shades[i, :len(phrase)] = values[i, :len(phrase)]
+        for k, letter in enumerate(phrase):
+            ax.text(k + 0.5, i + 0.5, letter, fontfamily="DejaVu Sans Mono", fontsize=11, ha="center", va="center_baseline")
+        ax.barh(i + 0.5, longest - len(phrase), 0.9, len(phrase), color="none", edgecolor="#B0B0B0", hatch="///",
+                linewidth=0)
+    drawn = ax.pcolormesh(np.round(shades, 3), cmap=LinearSegmentedColormap.from_list("to_second", ["white", SECOND]),
+                          vmin=0, edgecolor="white", linewidth=1)
+    ax.text(longest, len(phrases) + 0.2, "hatched: padding", ha="right", va="top", fontsize=11)
+    ax.invert_yaxis()
+    ax.set_axis_off()
+    return drawn
+
+
+def draw_ranked(ax, groups):
+    """Draw the values of each entry of `groups`, a dict from names to arrays, from the largest to the smallest."""
+    for (name, values), marker, color in zip(groups.items(), "oD", (SECOND, FIRST)):
+        ranked = np.round(np.sort(values)[::-1], 3)
+        ax.plot(np.arange(1, len(ranked) + 1), ranked, marker, color=color, markersize=5)
+        name_line(ax, len(ranked) / 2, ranked[len(ranked) // 2], name, color, xytext=(0, 8), va="bottom")
+    ax.set_ylim(bottom=0)
+    ax.yaxis.set_major_formatter("{x:.0%}")
