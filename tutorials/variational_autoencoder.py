@@ -33,16 +33,17 @@ lets it happen, one dimension after the other; then it postpones it, and then pr
 import argparse
 from pathlib import Path
 
+import gluon_kl  # before MXNet
 import matplotlib.pyplot as plt
 import mxnet as mx
 import numpy as np
+from gluon_kl import BernoulliKLLoss, GaussianKLLoss
 from mxnet import autograd, gluon, nd
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from tqdm import tqdm
 
 import plots
-from gluon_kl import GaussianKLLoss, KLDivLoss
 
 parser = argparse.ArgumentParser(
     description="Train autoencoders on digits, collapsing and not.")
@@ -127,21 +128,14 @@ def array(x):
 # The losses
 # ----------
 #
-# :class:`~gluon_kl.KLDivLoss` measures the drawing: a pixel has two categories, paper and ink, with the scores 0 and
-# whatever the network gives. :class:`~gluon_kl.GaussianKLLoss` knows the divergence of normal distributions in closed
+# :class:`~gluon_kl.BernoulliKLLoss` measures the drawing: a pixel is ink or paper, its label is the share of ink, and the
+# network gives its score before the sigmoid. :class:`~gluon_kl.GaussianKLLoss` knows the divergence of normal distributions in closed
 # form. With ``reduction="none"`` it tells what each latent dimension carries.
 
-drawing_loss = KLDivLoss(from_logits=False, reduction="sum")
+misdrawn = BernoulliKLLoss(reduction="sum")
 per_dimension = GaussianKLLoss(reduction="none")
-drawing_loss.hybridize(static_alloc=True, static_shape=True)
+misdrawn.hybridize(static_alloc=True, static_shape=True)
 per_dimension.hybridize()
-
-
-def misdrawn(drawing, scans):
-    """Nats by which each drawing differs from its scan."""
-    scores = nd.stack(nd.zeros_like(drawing), drawing, axis=2)
-    shares = nd.stack(1 - scans, scans, axis=2)
-    return drawing_loss(scores, shares)
 
 
 def carried(net, latent):
@@ -388,8 +382,8 @@ fig.savefig(options.figures / "autoencoder_plane.png", **plots.PNG)
 # What to take away
 # -----------------
 #
-# * Sum both losses: ``KLDivLoss(reduction="sum")`` or a cross-entropy summed over pixels, and ``GaussianKLLoss()``,
-#   which sums by default.
+# * Sum both losses: ``BernoulliKLLoss(reduction="sum")`` or a cross-entropy summed over pixels, and
+#   ``GaussianKLLoss()``, which sums by default.
 # * Watch ``GaussianKLLoss(reduction="none")`` per dimension. The total hides who is asleep.
 # * Multiply the latent loss by a weight that rises. Annealing postpones the collapse, and spares some dimensions.
 # * ``free_nats`` prevents it, at a price in the bound that you should know.
