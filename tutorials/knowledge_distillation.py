@@ -31,18 +31,17 @@ and are then tested on hundreds. Every comparison is run from five seeds, and ev
 import argparse
 from pathlib import Path
 
-import gluon_kl  # before MXNet
+import plots  # first: it says which Python this needs
+from gluon_kl import DistillationLoss
+from gluon_kl.metric import KLDivergence
+
 import matplotlib.pyplot as plt
 import mxnet as mx
 import numpy as np
-from gluon_kl import DistillationLoss
-from gluon_kl.metric import KLDivergence
 from mxnet import autograd, gluon, nd
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from tqdm import tqdm
-
-import plots
 
 parser = argparse.ArgumentParser(
     description="Distil a digit reader into a smaller one.")
@@ -59,7 +58,7 @@ option("--temperature", type=float, default=4.0,
        help="softens the teacher's opinion (default: %(default)s)")
 option("--figures", type=Path, default=plots.FIGURES,
        help="folder for the figures (default: that of the project)")
-options = parser.parse_args(None if __name__ == "__main__" else [])
+options = parser.parse_args(None if "__file__" in globals() else [])
 options.figures.mkdir(parents=True, exist_ok=True)
 T = options.temperature
 plt.style.use(plots.STYLE)
@@ -391,7 +390,8 @@ print(f"{gain.mean():.1f} points, {gain.min():.1f} to {gain.max():.1f}")
 # * Train the big network once, then teach the small one with ``DistillationLoss(temperature=4)``. Scores go in on
 #   both sides, no softmax of your own; if the teacher's softmax is there already, say ``teacher_space="probs"``.
 # * Temperature is not decoration. Where the teacher is nearly sure of everything, :math:`T = 1` hides what it knows.
-# * ``hard_weight`` is the share of the labels, a half if nothing is said. It matters where the teacher errs; with a good teacher it changes little.
+# * ``hard_weight`` is the share of the labels, a half if nothing is said. It matters where the teacher errs; with a
+#   good teacher it changes little.
 # * A teacher can label anything. Give the student more to read.
 # * The gain shrinks as labels grow in number: with enough of them, labels alone will do.
 #

@@ -24,15 +24,14 @@ import re
 from importlib import metadata
 from pathlib import Path
 
-import gluon_kl  # before MXNet
+import plots  # first: it says which Python this needs
+from gluon_kl import DistillationLoss, KLDivLoss
+
 import matplotlib.pyplot as plt
 import mxnet as mx
 import numpy as np
-from gluon_kl import DistillationLoss, KLDivLoss
 from mxnet import autograd, gluon, nd
 from tqdm import tqdm
-
-import plots
 
 parser = argparse.ArgumentParser(
     description="Distil a reader of phrases, with padding and without.")
@@ -45,7 +44,7 @@ option("--hidden", type=int, default=24,
        help="units of a student (default: %(default)s)")
 option("--figures", type=Path, default=plots.FIGURES,
        help="folder for the figures (default: that of the project)")
-options = parser.parse_args(None if __name__ == "__main__" else [])
+options = parser.parse_args(None if "__file__" in globals() else [])
 options.figures.mkdir(parents=True, exist_ok=True)
 plt.style.use(plots.STYLE)
 
@@ -111,8 +110,8 @@ print(mask(np.array([4, 2]))[:, :6].asnumpy())
 
 # %%
 # As ``sample_weight`` they need no axis for the categories. ``reduction="row_mean"`` adds up over the categories, which
-# gives the divergence at each position, and averages over the positions *whose weight is not 0*. So the loss of a phrase
-# is its mean divergence per letter, in nats, however much padding its neighbours forced on it:
+# gives the divergence at each position, and averages over the positions *whose weight is not 0*. So the loss of a
+# phrase is its mean divergence per letter, in nats, however much padding its neighbours forced on it:
 
 loss = KLDivLoss(
     from_logits=False, label_space="logits", reduction="row_mean")
@@ -227,9 +226,9 @@ print(f"held out: {surprise.mean().asscalar():.2f} nats per letter")
 print(f"blind guess: {np.log(len(ALPHABET)):.2f} nats")
 
 # %%
-# The students get the teacher's scores as labels, with ``label_space="logits"``. One kind learns from the letters alone,
-# the other from every position of the array, padding too. They have the same first weights and the same batches, and
-# all are measured alike: by the mean divergence per letter of the held-out phrases.
+# The students get the teacher's scores as labels, with ``label_space="logits"``. One kind learns from the letters
+# alone, the other from every position of the array, padding too. They have the same first weights and the same batches,
+# and all are measured alike: by the mean divergence per letter of the held-out phrases.
 
 opinion = teacher(before(letters)).asnumpy()
 
@@ -266,8 +265,8 @@ for name, curves in results.items():
     print(f"{name:17}{true:7.3f}{told:11.3f}")
 
 # %%
-# The loss of the students that count the padding says that they are the better ones, and they are the worse ones. Padding
-# is easily learned, so it makes the mean small; and while it is learned, the letters are not.
+# The loss of the students that count the padding says that they are the better ones, and they are the worse ones.
+# Padding is easily learned, so it makes the mean small; and while it is learned, the letters are not.
 
 fig, ax = plt.subplots()
 ax.set_title("How far students are from the teacher")

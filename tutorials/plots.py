@@ -131,7 +131,7 @@ def draw_runs(ax, curves):
 
 
 def draw_bounded(axes, curves, bound):
-    """Draw each entry of `curves`, names to arrays (runs, updates), on an axes of its own: a line per run, the bound."""
+    """Draw each entry of `curves`, names to arrays (runs, updates), on an axes of its own: every run, and the bound."""
     for ax, (name, values), color in zip(axes, curves.items(), (FIRST, SECOND, THIRD)):
         ax.set_title(name, color=LETTERS[color], fontsize=12)
         ax.plot(np.arange(1, values.shape[1] + 1), np.round(values.T, 5), color=color, linewidth=1)
@@ -188,7 +188,8 @@ def count_along(ax, name):
 def draw_level(ax, value, name, dashes, side="above"):
     """Draw a thin black line at one height, to compare the others with; its name is above, below or right of it."""
     ax.axhline(value, color="black", linewidth=1.2, linestyle=dashes)
-    x, shift, place = {"above": (0, (2, 3), "bottom"), "below": (0, (2, -3), "top"), "right": (1, (3, 0), "center")}[side]
+    sides = {"above": (0, (2, 3), "bottom"), "below": (0, (2, -3), "top"), "right": (1, (3, 0), "center")}
+    x, shift, place = sides[side]
     ax.annotate(name, (x, value), shift, xycoords=("axes fraction", "data"), textcoords="offset points", va=place,
                 fontsize=11)
 
@@ -196,7 +197,7 @@ def draw_level(ax, value, name, dashes, side="above"):
 def draw_dimensions(ax, history, awake):
     """Draw one line per latent dimension of `history` (epochs, dimensions), grey and dashed if it ends below `awake`.
 
-    The vertical axis is logarithmic and yet reaches 0: what falls asleep there and what starts far above 1 are both seen.
+    The vertical axis is logarithmic and yet reaches 0: what falls asleep and what starts far above 1 are both seen.
     """
     for path in history.T:
         alive = path[-1] > awake
@@ -309,7 +310,8 @@ def draw_phrases(ax, phrases, values):
     for i, phrase in enumerate(phrases):
         shades[i, :len(phrase)] = values[i, :len(phrase)]
         for k, letter in enumerate(phrase):
-            ax.text(k + 0.5, i + 0.5, letter, fontfamily="DejaVu Sans Mono", fontsize=11, ha="center", va="center_baseline")
+            ax.text(k + 0.5, i + 0.5, letter, fontfamily="DejaVu Sans Mono", fontsize=11, ha="center",
+                    va="center_baseline")
         ax.barh(i + 0.5, longest - len(phrase), 0.9, len(phrase), color="none", edgecolor="#B0B0B0", hatch="///",
                 linewidth=0)
     drawn = ax.pcolormesh(np.round(shades, 3), cmap=LinearSegmentedColormap.from_list("to_second", ["white", SECOND]),

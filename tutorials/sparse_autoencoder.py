@@ -25,17 +25,16 @@ jobs: it asks for silence, and it judges the drawings.
 import argparse
 from pathlib import Path
 
-import gluon_kl  # before MXNet
+import plots  # first: it says which Python this needs
+from gluon_kl import BernoulliKLLoss
+
 import matplotlib.pyplot as plt
 import mxnet as mx
 import numpy as np
-from gluon_kl import BernoulliKLLoss
 from mxnet import autograd, gluon, nd
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from tqdm import tqdm
-
-import plots
 
 parser = argparse.ArgumentParser(
     description="Train autoencoders on digits, dense and sparse.")
@@ -50,7 +49,7 @@ option("--weight", type=float, default=0.5,
        help="of the sparsity penalty (default: %(default)s)")
 option("--figures", type=Path, default=plots.FIGURES,
        help="folder for the figures (default: that of the project)")
-options = parser.parse_args(None if __name__ == "__main__" else [])
+options = parser.parse_args(None if "__file__" in globals() else [])
 options.figures.mkdir(parents=True, exist_ok=True)
 plt.style.use(plots.STYLE)
 
@@ -77,8 +76,8 @@ for share, cost in zip(shares[0].asnumpy(), nats[0].asnumpy()):
 # -----------
 #
 # A hidden unit is a sigmoid, so it speaks with a loudness between 0 and 1. The drawing is left as scores before the
-# sigmoid, one per pixel, which is what ``BernoulliKLLoss`` expects if nothing else is said: a pixel of a scan is a share
-# of ink, and the loss of a drawing is the divergence summed over its 64 pixels.
+# sigmoid, one per pixel, which is what ``BernoulliKLLoss`` expects if nothing else is said: a pixel of a scan is a
+# share of ink, and the loss of a drawing is the divergence summed over its 64 pixels.
 
 
 def load_scans():
@@ -201,8 +200,8 @@ fig.savefig(options.figures / "sparse_units.png", **plots.PNG)
 # A dense unit hardly changes the picture, which is the average of all digits, whichever it is. Most of the sparse ones
 # draw a digit or a good part of one, though nobody told them about digits.
 #
-# So how much does the loudest unit alone know? A guess is right for one scan in ten. Let each unit stand for the digit that it was most often the loudest for,
-# among the scans to learn from, and read the held-out ones by that.
+# So how much does the loudest unit alone know? A guess is right for one scan in ten. Let each unit stand for the digit
+# that it was most often the loudest for, among the scans to learn from, and read the held-out ones by that.
 
 
 def read_by_loudest(net):

@@ -26,16 +26,15 @@ This page builds such a method for the cart and pole of Gymnasium. ``KLDivLoss``
 import argparse
 from pathlib import Path
 
-import gluon_kl  # before MXNet
+import plots  # first: it says which Python this needs
+from gluon_kl import KLDivLoss
+
 import matplotlib.pyplot as plt
 import mxnet as mx
 import numpy as np
-from gluon_kl import KLDivLoss
 from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from mxnet import autograd, gluon, nd
 from tqdm import tqdm
-
-import plots
 
 parser = argparse.ArgumentParser(
     description="Natural-gradient steps within a trust region, on CartPole.")
@@ -50,7 +49,7 @@ option("--delta", type=float, default=0.01,
        help="bound on the mean divergence (default: %(default)s)")
 option("--figures", type=Path, default=plots.FIGURES,
        help="folder for the figure (default: that of the project)")
-options = parser.parse_args(None if __name__ == "__main__" else [])
+options = parser.parse_args(None if "__file__" in globals() else [])
 plt.style.use(plots.STYLE)
 
 # %%
@@ -58,7 +57,8 @@ plt.style.use(plots.STYLE)
 # -------------------------
 # A pole stands on a cart; each time step the agent pushes the cart left or right, and earns 1 for as long as
 # the pole stays up, 500 at most. The policy is a small network from the four numbers that describe cart and
-# pole to two probabilities: it ends in a softmax, as policies do. It computes in float64, since a derivative will soon be taken by differences.
+# pole to two probabilities: it ends in a softmax, as policies do. It computes in float64, since a derivative
+# will soon be taken by differences.
 
 
 def make_policy(seed, hidden=32):
@@ -160,7 +160,7 @@ def surrogate(policy, states, actions, advantage, old):
 # -----------------------------------
 # The old policy is the label and the new one is ``pred``, both as probabilities: ``pred_space="probs"``.
 # ``reduction="sum"`` gives the divergence itself, one number per state. Moving a quarter of the decisions of an
-# even policy:
+# even policy, in a game with a third action that its rules forbid just now:
 
 divergence = KLDivLoss(pred_space="probs", reduction="sum")
 divergence.hybridize()
@@ -171,13 +171,6 @@ def mean_divergence(policy, states, old):
     return divergence(policy(states), old).mean()
 
 
-value = divergence(nd.array([[0.25, 0.75]]), nd.array([[0.5, 0.5]]))
-print(f"{value.asscalar():.4f} nats")
-
-# %%
-# Games with rules forbid actions: such a one has the probability 0 in both policies. Logarithms of your own
-# would make that 0 times minus infinity, and the gradient NaN; this loss gives 0 for both.
-
 pred = nd.array([[0.25, 0.75, 0.0]])
 pred.attach_grad()
 with autograd.record():
@@ -187,6 +180,9 @@ print(f"{value.asscalar():.4f} nats")
 print(f"gradient {pred.grad.asnumpy().round(4)}")
 
 # %%
+# The forbidden action has the probability 0 in both. Logarithms of your own would make that 0 times minus
+# infinity and the gradient NaN; here it adds nothing to either.
+#
 # The divergence that shapes a step
 # ---------------------------------
 # To second order the divergence of a step :math:`x` is :math:`\frac{1}{2} x^\top F x`, with :math:`F` the

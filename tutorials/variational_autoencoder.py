@@ -33,17 +33,16 @@ lets it happen, one dimension after the other; then it postpones it, and then pr
 import argparse
 from pathlib import Path
 
-import gluon_kl  # before MXNet
+import plots  # first: it says which Python this needs
+from gluon_kl import BernoulliKLLoss, GaussianKLLoss
+
 import matplotlib.pyplot as plt
 import mxnet as mx
 import numpy as np
-from gluon_kl import BernoulliKLLoss, GaussianKLLoss
 from mxnet import autograd, gluon, nd
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from tqdm import tqdm
-
-import plots
 
 parser = argparse.ArgumentParser(
     description="Train autoencoders on digits, collapsing and not.")
@@ -60,7 +59,7 @@ option("--seed", type=int, default=0,
        help="of weights, batches and noise (default: %(default)s)")
 option("--figures", type=Path, default=plots.FIGURES,
        help="folder for the figures (default: that of the project)")
-options = parser.parse_args(None if __name__ == "__main__" else [])
+options = parser.parse_args(None if "__file__" in globals() else [])
 options.figures.mkdir(parents=True, exist_ok=True)
 plt.style.use(plots.STYLE)
 
@@ -128,9 +127,9 @@ def array(x):
 # The losses
 # ----------
 #
-# :class:`~gluon_kl.BernoulliKLLoss` measures the drawing: a pixel is ink or paper, its label is the share of ink, and the
-# network gives its score before the sigmoid. :class:`~gluon_kl.GaussianKLLoss` knows the divergence of normal distributions in closed
-# form. With ``reduction="none"`` it tells what each latent dimension carries.
+# :class:`~gluon_kl.BernoulliKLLoss` measures the drawing: a pixel is ink or paper, its label is the share of ink, and
+# the network gives its score before the sigmoid. :class:`~gluon_kl.GaussianKLLoss` knows the divergence of normal
+# distributions in closed form. With ``reduction="none"`` it tells what each latent dimension carries.
 
 misdrawn = BernoulliKLLoss(reduction="sum")
 per_dimension = GaussianKLLoss(reduction="none")
@@ -354,7 +353,8 @@ fig.savefig(options.figures / "autoencoder_samples.png", **plots.PNG)
 # --------------------------
 #
 # With two latent dimensions everything that the network knows fits on paper. Above, where twenty held-out scans of each
-# digit land; nobody told the network which digit they are. Below, what the decoder draws at each place of the same plane.
+# digit land; nobody told the network which digit they are. Below, what the decoder draws at each place of the same
+# plane.
 
 plane = make_network(2)
 report(fit(plane, always, 2))
