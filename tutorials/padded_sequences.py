@@ -321,7 +321,7 @@ for name in sorted(places):
 # over positions in the same way and takes the same weights, and letters as numbers:
 
 both = DistillationLoss(temperature=2, hard_weight=0.5)
-few = held_out[:3]
+few = shown[:3]
 values = both(students["padding left out", 0](before(letters[few])),
               array(letters[few]), array(opinion[few]),
               array(valid[few]))

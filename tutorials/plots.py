@@ -12,10 +12,10 @@ FIGURES = Path(__file__).resolve().parent.parent / "figures"
 # With the version of the software left out, the same picture is the same file everywhere.
 PNG = {"dpi": 150, "metadata": {"Software": None}}
 
-# Blue, orange and green, told apart by every kind of colour vision, each 3:1 and more against a white page, and against
-# a dark one, where the site turns light into dark. Thin as letters are, two of them have to be darker.
-FIRST, SECOND, THIRD = "#0072B2", "#D17200", "#009E73"
-LETTERS = {FIRST: FIRST, SECOND: "#A85B00", THIRD: "#00805D"}
+# Blue, orange and a dull purple, told apart by every kind of colour vision, each 3:1 and more against a white page, and
+# against a dark one, where the site turns light into dark. Thin as letters are, they need a darker orange.
+FIRST, SECOND, THIRD = "#0072B2", "#D17200", "#A55A78"
+LETTERS = {FIRST: FIRST, SECOND: "#A85B00", THIRD: THIRD}
 GREY = "#767676"
 
 
