@@ -277,7 +277,7 @@ for temperature in (1, 2, 5, 10, 20):
         array(student), array(teacher))
     scaled = gradient_size(
         lambda pred, label, T=temperature: (
-            DistillationLoss(T)(pred, None, label)),
+            DistillationLoss(T, hard_weight=0)(pred, None, label)),
         array(student), array(teacher))
     print(f"{temperature:2}  {bare:10.4f}  {scaled:7.4f}")
 
