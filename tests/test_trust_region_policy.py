@@ -29,10 +29,8 @@ def page(tmp_path_factory):
     return names
 
 
-def kl(old, new):
-    """Mean KL between the softmaxes of two arrays of logits, in float64, from the formula."""
-    p, q = (np.exp(z - z.max(1, keepdims=True)) for z in (old, new))
-    p, q = p / p.sum(1, keepdims=True), q / q.sum(1, keepdims=True)
+def kl(p, q):
+    """Mean KL between the rows of two arrays of probabilities, in float64, from the formula."""
     return (p * np.log(p / q)).sum(1).mean()
 
 
@@ -55,6 +53,18 @@ def test_product_is_that_of_the_explicit_matrix(page, rng):
         product = page["fisher_vector_product"](policy, states, policy(states), vector)
         np.testing.assert_allclose(product, matrix @ vector, atol=1e-5 * np.abs(matrix @ vector).max())
     assert (page["get_parameters"](policy) == before).all()
+
+
+def test_the_policy_gives_probabilities(page, rng):
+    chances = page["make_policy"](seed=1)(nd.array(rng.normal(size=(7, 4)), dtype="float64")).asnumpy()
+    np.testing.assert_allclose(chances.sum(1), 1)
+    assert (chances > 0).all()
+
+
+def test_what_is_forbidden_adds_nothing(page):
+    """The third action has the probability 0 on both sides; an even policy became one of 1 to 3."""
+    assert page["value"].asscalar() == pytest.approx(0.5 * np.log(0.5 / 0.25) + 0.5 * np.log(0.5 / 0.75))
+    np.testing.assert_allclose(page["pred"].grad.asnumpy(), [[-0.5 / 0.25, -0.5 / 0.75, 0]], rtol=1e-6)
 
 
 def test_conjugate_gradient_solves(page, rng):
@@ -96,6 +106,18 @@ def test_seed_decides(page):
 
 def test_every_update_of_the_short_run_is_within_the_bound(page):
     assert 0 < page["runs"]["trust region"]["divergences"].max() <= page["options"].delta == 0.01
+
+
+def test_draw_bounded_gives_each_method_an_axes(page):
+    _, axes = matplotlib.pyplot.subplots(1, 2)
+    curves = {"one": np.array([[0.1, 0.2], [0.3, 0.4]]), "two": np.array([[1.0, 2.0]])}
+    page["plots"].draw_bounded(axes, curves, 0.25)
+    for ax, (name, values) in zip(axes, curves.items()):
+        *runs, bound = ax.lines
+        assert ax.get_title() == name
+        assert [line.get_ydata().tolist() for line in runs] == values.tolist()
+        assert list(bound.get_ydata()) == [0.25, 0.25]
+    matplotlib.pyplot.close("all")
 
 
 @pytest.mark.site

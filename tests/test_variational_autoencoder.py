@@ -144,6 +144,19 @@ def test_draw_dimensions_marks_the_sleepers(inside):
     inside["plots"].draw_dimensions(ax, np.array([[1.0, 1.0], [0.8, 0.01]]), 0.1)
     assert [line.get_ydata().tolist() for line in ax.lines] == [[1, 0.8], [1, 0.01]]
     assert [line.get_linestyle() for line in ax.lines] == ["-", "--"], "told apart without colour"
+    inside["plots"].list_names(ax)
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["awake in the end", "asleep in the end"]
+    plt.close("all")
+
+
+def test_draw_dimensions_cuts_nothing(inside):
+    """From 0 to the start, far above the rest, everything is within the axes, and the place rises with the value."""
+    _, ax = plt.subplots()
+    inside["plots"].draw_dimensions(ax, np.array([[0.0, 12.0], [0.5, 0.0]]), 0.1)
+    bottom, top = ax.get_ylim()
+    assert bottom <= 0 and top >= 12
+    places = ax.transData.transform([(0, nats) for nats in (0, 0.1, 1, 12)])[:, 1]
+    assert (np.diff(places) > 0.1 * (places[-1] - places[0])).all()
     plt.close("all")
 
 
@@ -158,6 +171,20 @@ def test_draw_sheet_keeps_rows_and_columns(inside):
             np.testing.assert_array_equal(found, images[row, column])
     bottom, top = ax.get_ylim()
     assert bottom > top, "the first row belongs at the top"
+    plt.close("all")
+
+
+def test_draw_sheet_on_a_plane_has_the_centres_at_their_places(inside):
+    """A sheet of 3 x 3 up to an edge of 2: the centres lie at -2, 0 and 2, the first row on top."""
+    images = np.arange(9.0).reshape(3, 3, 1, 1) / 9 + np.zeros((3, 3, 4, 4))
+    _, ax = plt.subplots()
+    inside["plots"].draw_sheet(ax, images, edge=2)
+    mesh = ax.collections[0].get_coordinates()
+    x, y = mesh[0, :, 0], mesh[:, 0, 1]
+    np.testing.assert_allclose([(x[6 * i] + x[6 * i + 6]) / 2 for i in range(3)], [-2, 0, 2])
+    np.testing.assert_allclose([(y[6 * i] + y[6 * i + 6]) / 2 for i in range(3)], [2, 0, -2])
+    bottom, top = ax.get_ylim()
+    assert bottom < top and ax.axison
     plt.close("all")
 
 

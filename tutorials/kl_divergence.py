@@ -449,7 +449,7 @@ for digit, path in enumerate(by_digit):
 # %%
 # Every one of them. Mind that the axes are logarithmic: each gridline is about half of the one above it.
 
-fig, (top, bottom) = plt.subplots(2, 1, figsize=(5.8, 6.8))
+fig, (top, bottom) = plt.subplots(2, 1, figsize=(5, 6.4))
 fig.suptitle("The divergence falls, for every digit")
 top.set_title("All digits, epoch by epoch")
 plots.draw_loss_curves(
@@ -482,7 +482,7 @@ for name, shares in rows:
 divided = np.argsort(votes[held_out].max(axis=1), kind="stable")[:3]
 
 fig, grid = plt.subplots(
-    3, 2, figsize=(5.8, 6.8), width_ratios=[1, 3])
+    3, 2, figsize=(5, 6.4), width_ratios=[1, 3])
 fig.suptitle("Hard to read: votes and prediction")
 for (scan, bars), row in zip(grid, divided):
     scan.set_title(f"meant: {digits[held_out][row]}")

@@ -31,6 +31,7 @@ and are then tested on hundreds. Every comparison is run from five seeds, and ev
 import argparse
 from pathlib import Path
 
+import plots  # first: it says which Python this needs
 from gluon_kl import DistillationLoss
 from gluon_kl.metric import KLDivergence
 
@@ -41,8 +42,6 @@ from mxnet import autograd, gluon, nd
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from tqdm import tqdm
-
-import plots
 
 parser = argparse.ArgumentParser(
     description="Distil a digit reader into a smaller one.")
@@ -59,7 +58,7 @@ option("--temperature", type=float, default=4.0,
        help="softens the teacher's opinion (default: %(default)s)")
 option("--figures", type=Path, default=plots.FIGURES,
        help="folder for the figures (default: that of the project)")
-options = parser.parse_args(None if __name__ == "__main__" else [])
+options = parser.parse_args(None if "__file__" in globals() else [])
 options.figures.mkdir(parents=True, exist_ok=True)
 T = options.temperature
 plt.style.use(plots.STYLE)
@@ -88,6 +87,13 @@ print(f"held out: {len(held_out_scans)} scans")
 # where :math:`p_t = \mathrm{softmax}(t/T)` and :math:`p_z = \mathrm{softmax}(z/T)`. The first part wants the right
 # answer, the second the teacher's opinion. ``hard_weight=1`` is plain cross-entropy, so the same loop trains the
 # teacher and every student.
+#
+# .. admonition:: Coming from gluon-cv?
+#
+#    Order and defaults of the arguments are those of its ``DistillationSoftmaxCrossEntropyLoss``, and so are the
+#    gradients; the value is smaller by the entropy of the teacher, so that 0 means agreement. Its scripts soften the
+#    teacher's scores themselves and hand over the probabilities. Say so with ``teacher_space="probs"``, and the rest of
+#    the script stays as it is. Both ways are tried below.
 
 
 def make_network(*hidden):
@@ -102,9 +108,9 @@ def make_network(*hidden):
     return net
 
 
-def make_loss(temperature, hard_weight):
+def make_loss(temperature, hard_weight, **more):
     """Make a hybridized DistillationLoss."""
-    loss = DistillationLoss(temperature, hard_weight)
+    loss = DistillationLoss(temperature, hard_weight, **more)
     loss.hybridize(static_alloc=True, static_shape=True)
     return loss
 
@@ -151,6 +157,17 @@ def accuracy(scores):
 #
 # (64-bit numbers are for this page only: round-off is then too small to show, and every machine prints the same.)
 #
+# gluon-cv's way and the shorter one give the same:
+
+scores = np.array([[5.0, 1.0, 0.0], [0.0, 2.0, 4.0]])
+pred, label = array([[2.0, 1.0, 0.0], [0.0, 0.0, 1.0]]), array([0, 2])
+soft_target = (array(scores) / T).softmax()  # as in gluon-cv's scripts
+theirs = DistillationLoss(T, 0.5, teacher_space="probs")
+ours = DistillationLoss(T, 0.5)
+print(theirs(pred, label, soft_target).asnumpy().round(4))
+print(ours(pred, label, array(scores)).asnumpy().round(4))
+
+# %%
 # The teacher
 # -----------
 
@@ -182,13 +199,14 @@ cold, warm = (array(teacher_scores).softmax(temperature=t).asnumpy()
               for t in (1, T))
 
 fig, grid = plt.subplots(
-    3, 2, figsize=(6.4, 7.2), gridspec_kw={"width_ratios": [1, 3]})
+    3, 2, figsize=(5, 6.2), gridspec_kw={"width_ratios": [1, 3]})
 fig.suptitle("The teacher's opinion, at two temperatures")
 for (scan, bars), row in zip(grid, unsure):
     plots.draw_scan(scan, scans[row].reshape(8, 8))
     scan.set_title(f"label: {digits[row]}")
-    plots.draw_distributions(
-        bars, range(10), cold[row], warm[row], ("T = 1", f"T = {T:g}"))
+    names = ("T = 1", f"T = {T:g}") if row == unsure[0] else None
+    plots.draw_distributions(bars, range(10), cold[row], warm[row], names)
+grid[-1, 1].set_xlabel("digit")
 fig.savefig(options.figures / "distillation_teacher.png", **plots.PNG)
 
 print("probability of all but the first choice")
@@ -295,6 +313,27 @@ for name, values in compared.items():
 # Even softness teaches nothing here, so it is the teacher; and without the temperature most of what it knows stays
 # unsaid.
 #
+# The other way round
+# -------------------
+#
+# KL(teacher ‖ student) makes the student cover everything that the teacher holds possible. With
+# ``divergence="reverse_kl"`` it is KL(student ‖ teacher), under which a student may pass over some of it but should not
+# say what the teacher would not. With ``"js"`` it is the Jensen-Shannon divergence of :class:`~gluon_kl.JSDivLoss`, and
+# ``beta`` leads from the one to the other. They are made for students too small to cover their teacher, which is common
+# where words are generated [4]_. With ten digits there is room for everything:
+
+turned = {
+    "KL(teacher ‖ student)": results["teacher alone"][middle],
+    "KL(student ‖ teacher)": teach_all(
+        make_loss(T, 0.0, divergence="reverse_kl"), teacher_scores),
+    "Jensen-Shannon": teach_all(
+        make_loss(T, 0.0, divergence="js"), teacher_scores),
+}
+for name, values in turned.items():
+    right, nats = values.mean(axis=0)
+    print(f"{name:21} {right:6.1%}, {nats:.2f} nats off")
+
+# %%
 # Scans without labels
 # --------------------
 #
@@ -318,14 +357,15 @@ print(f"worst and best seed: {right.min():.1%}, {right.max():.1%}")
 # Each dot is one student, each line the mean of its kind. Below, how far the students are from what they were not
 # told: :class:`~gluon_kl.metric.KLDivergence` between the teacher's and the student's opinion of the held-out scans.
 
-fig, (top, bottom) = plt.subplots(2, 1, figsize=(6.4, 8), sharex=True)
+fig, (top, bottom) = plt.subplots(2, 1, figsize=(5, 7.4), sharex=True)
 fig.suptitle("Taught by labels, by a teacher, by both")
 for ax, kind in ((top, 0), (bottom, 1)):
     plots.draw_seeds(ax, options.rows, {
         name: values[:, :, kind] for name, values in results.items()})
 reached = accuracy(teacher_held_out)
 plots.draw_level(top, reached, "the teacher itself", ":")
-plots.draw_level(top, right.mean(), "taught on all scans", "-")
+plots.draw_level(top, right.mean(), "taught on all scans", "-",
+                 side="below")
 top.set_ylabel("read rightly (held out)")
 top.yaxis.set_major_formatter("{x:.0%}")
 top.legend(loc="lower right")
@@ -348,9 +388,10 @@ print(f"{gain.mean():.1f} points, {gain.min():.1f} to {gain.max():.1f}")
 # -----------------
 #
 # * Train the big network once, then teach the small one with ``DistillationLoss(temperature=4)``. Scores go in on
-#   both sides, no softmax of your own.
+#   both sides, no softmax of your own; if the teacher's softmax is there already, say ``teacher_space="probs"``.
 # * Temperature is not decoration. Where the teacher is nearly sure of everything, :math:`T = 1` hides what it knows.
-# * ``hard_weight`` adds the labels. It matters where the teacher errs; with a good teacher it changes little.
+# * ``hard_weight`` is the share of the labels, a half if nothing is said. It matters where the teacher errs; with a
+#   good teacher it changes little.
 # * A teacher can label anything. Give the student more to read.
 # * The gain shrinks as labels grow in number: with enough of them, labels alone will do.
 #
@@ -362,3 +403,5 @@ print(f"{gain.mean():.1f} points, {gain.min():.1f} to {gain.max():.1f}")
 #    <https://doi.org/10.24432/C50P49>`__, UCI Machine Learning Repository, 1998.
 # .. [3] C. Szegedy, V. Vanhoucke, S. Ioffe, J. Shlens and Z. Wojna, `Rethinking the Inception Architecture for Computer
 #    Vision <https://arxiv.org/abs/1512.00567>`__, 2016.
+# .. [4] R. Agarwal et al., `On-Policy Distillation of Language Models: Learning from Self-Generated Mistakes
+#    <https://arxiv.org/abs/2306.13649>`__, 2024.

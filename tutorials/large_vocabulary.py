@@ -19,14 +19,13 @@ import sys
 import time
 from pathlib import Path
 
+import plots  # first: it says which Python this needs
 from gluon_kl import KLDivLoss, native
 
 import mxnet as mx
 import numpy as np
 from mxnet import autograd, gluon, nd
 from tqdm import tqdm
-
-import plots
 
 # There is no __file__ where sphinx-gallery runs this.
 SCRIPT = Path(plots.__file__).with_name("large_vocabulary.py")
@@ -52,7 +51,7 @@ option("--figures", type=Path, default=plots.FIGURES,
        help="folder for the figure (default: that of the project)")
 option("--weigh", choices=SUBJECTS,
        help="only print the memory of one loss, for this page itself")
-options = parser.parse_args(None if __name__ == "__main__" else [])
+options = parser.parse_args(None if "__file__" in globals() else [])
 
 # %%
 # What is weighed
@@ -192,11 +191,11 @@ plt.style.use(plots.STYLE)
 
 relative = {name: value / seconds["MXNet's own, hybridized"]
             for name, value in seconds.items()}
-fig, (top, bottom) = plt.subplots(2, 1, figsize=(5.8, 5.2))
+fig, (top, bottom) = plt.subplots(2, 1, figsize=(5, 5))
 fig.suptitle(f"One step of the loss, {options.rows} × {options.categories:,}")
 top.set_title("Memory, in copies of pred")
 plots.draw_bars(top, SUBJECTS, memory.values(), "%.1f")
-bottom.set_title("Time (MXNet's own, hybridized: 1)")
+bottom.set_title("Time, second bar = 1")
 plots.draw_bars(bottom, SUBJECTS, relative.values(), "%.2f")
 
 # %%

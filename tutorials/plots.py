@@ -4,6 +4,7 @@ from itertools import cycle
 from pathlib import Path
 
 import numpy as np
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.ticker import LogLocator
 
 STYLE = ["default", Path(__file__).resolve().with_name("matplotlibrc")]
@@ -11,7 +12,11 @@ FIGURES = Path(__file__).resolve().parent.parent / "figures"
 # With the version of the software left out, the same picture is the same file everywhere.
 PNG = {"dpi": 150, "metadata": {"Software": None}}
 
-FIRST, SECOND = "#0072B2", "#E69F00"  # blue and orange, told apart by every kind of colour vision
+# Blue, orange and a dull purple, told apart by every kind of colour vision, each 3:1 and more against a white page, and
+# against a dark one, where the site turns light into dark. Thin as letters are, they need a darker orange.
+FIRST, SECOND, THIRD = "#0072B2", "#D17200", "#A55A78"
+LETTERS = {FIRST: FIRST, SECOND: "#A85B00", THIRD: THIRD}
+GREY = "#767676"
 
 
 def draw_distributions(ax, categories, first, second, names=None):
@@ -44,22 +49,30 @@ def draw_descent(ax, categories, stages):
     values = np.array(list(stages.values()))
     places = np.arange(len(categories))
     ax.vlines(places, values.min(axis=0), values.max(axis=0), color="#C8C8C8", linewidth=2, zorder=1)
-    for name, row, marker, color in zip(stages, values, "oDs^", ("#8A8A8A", SECOND, "#56B4E9", FIRST)):
-        ax.plot(places, row, marker, color=color, markeredgecolor="white", markersize=9, label=name)
+    for name, row, marker, color, size in zip(stages, values, "oDs^", (GREY, SECOND, THIRD, FIRST), (11, 6, 10, 7)):
+        hollow = {"markerfacecolor": "none", "markeredgewidth": 1.8} if size > 9 else {}  # a later one shows inside
+        ax.plot(places, row, marker, color=color, markersize=size, label=name, **hollow)
     ax.set_xticks(places)
     ax.set_xticklabels(categories)
     label_nats(ax)
-    ax.set_ylim(top=values.max() * 5)  # room for the legend
+    ax.set_ylim(values.min() / 1.5, values.max() * 6)  # room for marks and for the legend
     ax.legend(loc="upper center", ncol=2)
 
 
-def label_nats(ax):
+def label_nats(ax, subs=(1, 2, 5)):
     """Make the vertical axis one of divergences: logarithmic, since they fall by factors, with plain numbers."""
     ax.set_yscale("log")
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_locator(LogLocator(subs=subs))
     ax.yaxis.set_major_formatter("{x:g}")
     ax.minorticks_off()
     ax.set_ylabel("divergence (nats)")
+
+
+def name_line(ax, x, y, name, color, **placing):
+    """Write a line's name beside its point (x, y), to the right unless told otherwise, in the line's colour."""
+    placing = {"xytext": (6, 0), "ha": "left", "va": "center", **placing}
+    ax.annotate(name, (x, y), textcoords="offset points", color=LETTERS.get(color, color), fontsize=11,
+                annotation_clip=False, **placing)
 
 
 def draw_scan(ax, pixels):
@@ -73,8 +86,8 @@ def draw_scan(ax, pixels):
 def draw_seeds(ax, places, groups):
     """Draw one line per entry of `groups`, names to arrays (places, seeds): the mean, with a dot for every seed."""
     positions = np.arange(len(places))
-    shifts = np.linspace(-0.08, 0.08, len(groups))
-    for (name, values), shift, color, marker in zip(groups.items(), shifts, (SECOND, FIRST, "#009E73"), "oDs"):
+    shifts = np.linspace(-0.16, 0.16, len(groups))
+    for (name, values), shift, color, marker in zip(groups.items(), shifts, (SECOND, FIRST, THIRD), "oDs"):
         across = np.repeat(positions[:, None] + shift, values.shape[1], axis=1)
         ax.plot(across.ravel(), values.ravel(), marker, color=color, markersize=5, alpha=0.45, markeredgewidth=0)
         ax.plot(positions + shift, values.mean(axis=1), f"-{marker}", color=color, markeredgecolor="white", label=name)
@@ -112,22 +125,26 @@ def draw_runs(ax, curves):
         update = np.arange(1, values.shape[1] + 1)
         (line,) = ax.plot(update, np.round(values.mean(axis=0), 1), dashes, label=name)
         ax.fill_between(update, values.min(axis=0), values.max(axis=0), color=line.get_color(), alpha=0.15, linewidth=0)
+    ax.set_ylim(bottom=0)
     count_along(ax, "updates")
-    ax.legend()
+    ax.legend(loc="upper left")
 
 
-def draw_bounded(ax, curves, bound):
-    """Draw every run of each entry of `curves`, names to arrays (runs, updates), as a thin line; the bound dashed."""
-    for values, color in zip(curves.values(), (FIRST, SECOND, "#009E73")):
-        ax.plot(np.arange(1, values.shape[1] + 1), np.round(values.T, 5), color=color, linewidth=1, alpha=0.8)
-    ax.axhline(bound, color="black", linewidth=1.5, linestyle="--")
-    ax.set_yscale("log")
-    count_along(ax, "updates")
+def draw_bounded(axes, curves, bound):
+    """Draw each entry of `curves`, names to arrays (runs, updates), on an axes of its own: every run, and the bound."""
+    for ax, (name, values), color in zip(axes, curves.items(), (FIRST, SECOND, THIRD)):
+        ax.set_title(name, color=LETTERS[color], fontsize=12)
+        ax.plot(np.arange(1, values.shape[1] + 1), np.round(values.T, 5), color=color, linewidth=1)
+        ax.axhline(bound, color="black", linewidth=1.5, linestyle="--")
+        label_nats(ax, subs=(1,))
+        count_along(ax, "updates")
+    for ax in axes[1:]:
+        ax.set_ylabel("")
 
 
 def draw_roles(ax, workers):
     """Show which process of a distributed training sends what to which."""
-    box = {"boxstyle": "round,pad=0.5", "facecolor": "white", "edgecolor": "#8A8A8A"}
+    box = {"boxstyle": "round,pad=0.5", "facecolor": "white", "edgecolor": GREY}
     middle = (workers - 1) / 2
     ax.set_xlim(-0.5, workers - 0.5)
     ax.set_ylim(-0.4, 2.4)
@@ -141,7 +158,7 @@ def draw_roles(ax, workers):
             ax.annotate("", head + (shift, 0), tail + (shift, 0),
                         arrowprops={"arrowstyle": "->", "color": color, "linewidth": 2})
     ax.text(middle, 1.2, "gradients up", color=FIRST, ha="center", va="center")
-    ax.text(middle, 0.8, "parameters down", color="#A66F00", ha="center", va="center")
+    ax.text(middle, 0.8, "parameters down", color=LETTERS[SECOND], ha="center", va="center")
 
 
 def draw_agreement(ax, alone, together):
@@ -155,77 +172,161 @@ def draw_agreement(ax, alone, together):
     ax.legend()
 
 
+def list_names(ax):
+    """Add a legend with every name once, however many lines bear it."""
+    handles, names = ax.get_legend_handles_labels()
+    once = dict(zip(names, handles))
+    ax.legend(once.values(), once)
+
+
 def count_along(ax, name):
     """Label the horizontal axis as a count of something, at whole numbers."""
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set_xlabel(name)
 
 
-def draw_level(ax, value, name, dashes):
-    """Draw a thin black line at one height, to compare the others with."""
-    ax.axhline(value, color="black", linewidth=1.2, linestyle=dashes, label=name)
+def draw_level(ax, value, name, dashes, side="above"):
+    """Draw a thin black line at one height, to compare the others with; its name is above, below or right of it."""
+    ax.axhline(value, color="black", linewidth=1.2, linestyle=dashes)
+    sides = {"above": (0, (2, 3), "bottom"), "below": (0, (2, -3), "top"), "right": (1, (3, 0), "center")}
+    x, shift, place = sides[side]
+    ax.annotate(name, (x, value), shift, xycoords=("axes fraction", "data"), textcoords="offset points", va=place,
+                fontsize=11)
 
 
 def draw_dimensions(ax, history, awake):
-    """Draw one line per latent dimension of `history` (epochs, dimensions), grey if it ends below `awake`."""
+    """Draw one line per latent dimension of `history` (epochs, dimensions), grey and dashed if it ends below `awake`.
+
+    The vertical axis is logarithmic and yet reaches 0: what falls asleep and what starts far above 1 are both seen.
+    """
     for path in history.T:
         alive = path[-1] > awake
-        ax.plot(np.arange(len(path)), path, color=FIRST if alive else "#8A8A8A", linewidth=1.8 if alive else 1.4,
-                linestyle="-" if alive else "--")
-    ax.set_ylim(bottom=0)
+        ax.plot(np.arange(len(path)), path, color=FIRST if alive else GREY, linewidth=1.8 if alive else 1.4,
+                linestyle="-" if alive else "--", label="awake in the end" if alive else "asleep in the end")
+    ax.set_yscale("function", functions=(lambda nats: np.log1p(10 * nats), lambda place: np.expm1(place) / 10))
+    ax.set_yticks([0, 0.1, 0.3, 1, 3, 10])
+    ax.yaxis.set_major_formatter("{x:g}")
     ax.set_ylabel("nats per scan")
 
 
-def draw_sheet(ax, images):
-    """Show a table of small pictures (rows, columns, height, width), dark ink on white."""
+def draw_sheet(ax, images, edge=None):
+    """Show a table of small pictures (rows, columns, height, width), dark ink on white.
+
+    With `edge` it keeps its axes, and the outer pictures' centres lie `edge` away from 0.
+    """
     rows, columns, height, width = images.shape
     sheet = np.full((rows, columns, height + 2, width + 2), np.nan)
     sheet[:, :, 1:-1, 1:-1] = images
-    ax.pcolormesh(sheet.swapaxes(1, 2).reshape(rows * (height + 2), -1), cmap="Greys", vmin=0, vmax=1)
+    sheet = sheet.swapaxes(1, 2).reshape(rows * (height + 2), -1)
+    if edge is None:
+        places = ()
+        ax.invert_yaxis()
+        ax.set_axis_off()
+    else:
+        ends = np.array([-edge, edge])
+        places = (np.linspace(*ends * (1 + 1 / (columns - 1)), sheet.shape[1] + 1),
+                  np.linspace(*-ends * (1 + 1 / (rows - 1)), sheet.shape[0] + 1))
+        ax.grid(False)
+    ax.pcolormesh(*places, sheet, cmap="Greys", vmin=0, vmax=1)
     ax.set_aspect("equal")
-    ax.invert_yaxis()
-    ax.set_axis_off()
 
 
 def draw_plane(ax, points, digits, edge):
     """Put each point (x, y) on the plane as the digit that it stands for."""
     colors = ["0072B2", "B37400", "00805D", "B8558C", "D55E00", "3389B8", "000000", "806318", "7A52A5", "707070"]
     for (x, y), digit in zip(points, digits):  # markers of letters differ with matplotlib's version, text does not
-        ax.text(x, y, str(digit), color=f"#{colors[digit]}", fontsize=9, ha="center", va="center", clip_on=True,
+        ax.text(x, y, str(digit), color=f"#{colors[digit]}", fontsize=11, ha="center", va="center", clip_on=True,
                 in_layout=False)
     ax.set(xlim=(-edge, edge), ylim=(-edge, edge), aspect="equal")
     ax.grid(True, axis="both")
-    ax.set_xlabel("first latent variable")
-    ax.set_ylabel("second latent variable")
 
 
 def draw_fits(ax, places, target, fits):
     """Draw a distribution over ordered places as bars, and others over it as lines, one per entry of `fits`."""
     ax.bar(places, target, width=places[1] - places[0], color="#BFBFBF", label="target")
-    for (name, probabilities), dashes, color in zip(fits.items(), ("-", (0, (3, 2)), ":"), (FIRST, SECOND, "#009E73")):
+    for (name, probabilities), dashes, color in zip(fits.items(), ("-", (0, (3, 2)), ":"), (FIRST, SECOND, THIRD)):
         ax.plot(places, probabilities, linestyle=dashes, color=color, label=name)
-    ax.set_yticks([])
-    ax.grid(False)
+    ax.yaxis.get_major_locator().set_params(nbins=3)
+    ax.set_ylabel("probability")
     ax.margins(y=0.3)  # room for the legend
-    ax.legend(loc="upper center", ncol=3)
+    ax.legend(loc="upper center", ncol=3, columnspacing=1.2)
 
 
 def draw_dial(ax, shares, curves):
-    """Draw one line of divergences per entry of `curves`, over shares from 0 to 1."""
-    for (name, values), dashes, color in zip(curves.items(), ("-", "--"), (FIRST, SECOND)):
-        ax.plot(shares, values, dashes, color=color, label=name)
-        ax.plot(shares[[0, -1]], values[[0, -1]], "o", color=color, markersize=7, clip_on=False)
-    ax.set_xlim(0, 1)
+    """Draw one line of divergences per entry of `curves`, over shares from 0, KL(p ‖ q), to 1, KL(q ‖ p)."""
+    for (name, values), dashes, color, place in zip(
+            curves.items(), ("-", "--"), (FIRST, SECOND), ((0.86, (-4, 6), "right"), (0.12, (6, 4), "left"))):
+        ax.plot(shares, values, dashes, color=color)
+        ax.plot(shares[[0, -1]], values[[0, -1]], "o", color=color, markersize=7)
+        share, shift, side = place
+        name_line(ax, share, np.interp(share, shares, values), name, color, xytext=shift, ha=side, va="bottom")
+    ax.set_xticks([0, 0.25, 0.5, 0.75, 1])
+    ax.set_xticklabels(["0\nKL(p ‖ q)", "0.25", "0.5", "0.75", "1\nKL(q ‖ p)"])
+    label_nats(ax)
+    ax.margins(x=0.04, y=0.08)
+
+
+def draw_temperatures(axes, categories, softened):
+    """Draw one distribution per axes, each entry of `softened` a title and its probabilities, the first on top."""
+    places = np.arange(len(categories))
+    for ax, (title, probabilities) in zip(axes, softened.items()):
+        ax.set_title(title)
+        bars = ax.barh(places, probabilities, color=FIRST)
+        ax.bar_label(bars, [share_of(p) for p in probabilities], padding=3, fontsize=11)
+        ax.set_xlim(0, 1.35)  # room for what stands beside a bar
+        ax.set_xticks([])
+        ax.spines["bottom"].set_visible(False)
+        ax.grid(False)
+    axes[0].set_yticks(places)
+    axes[0].set_yticklabels(categories)
+    axes[0].set_ylim(len(categories) - 0.5, -0.5)
+
+
+def share_of(probability):
+    """Write a probability in per cent, with two digits, or that it is next to nothing."""
+    if probability < 0.001:
+        return "< 0.1%"
+    return f"{probability:.0%}" if probability >= 0.1 else f"{probability:.1%}"
+
+
+def draw_told(ax, steps, results):
+    """Draw what each entry of `results` is, names to arrays (runs, steps, 2), and dashed what it says of itself."""
+    for (name, values), color in zip(results.items(), (FIRST, SECOND)):
+        true, told = np.round(values.mean(axis=0), 4).T
+        ax.plot(steps, true, color=color, label=name)
+        if not np.array_equal(true, told):
+            ax.plot(steps, told, "--", color=color, label=f"{name},\nas its own loss tells")
     label_nats(ax)
     ax.legend()
 
 
-def draw_temperatures(axes, categories, softened):
-    """Draw one distribution per axes, each entry of `softened` a title and its probabilities."""
-    for ax, (title, probabilities) in zip(axes, softened.items()):
-        ax.set_title(title)
-        ax.bar(np.arange(len(categories)), probabilities, color=FIRST)
-        ax.set_xticks(np.arange(len(categories)))
-        ax.set_xticklabels(categories, rotation=90)
-        ax.set_ylim(0, 1)
-    axes[0].set_ylabel("probability")
+def draw_phrases(ax, phrases, values):
+    """Write one phrase per row, each letter on a shade of its value, and hatch what is left of a row: padding.
+
+    Returns the shades, for a colour bar.
+    """
+    longest = max(map(len, phrases))
+    shades = np.full((len(phrases), longest), np.nan)
+    for i, phrase in enumerate(phrases):
+        shades[i, :len(phrase)] = values[i, :len(phrase)]
+        for k, letter in enumerate(phrase):
+            ax.text(k + 0.5, i + 0.5, letter, fontfamily="DejaVu Sans Mono", fontsize=11, ha="center",
+                    va="center_baseline")
+        ax.barh(i + 0.5, longest - len(phrase), 0.9, len(phrase), color="none", edgecolor="#B0B0B0", hatch="///",
+                linewidth=0)
+    drawn = ax.pcolormesh(np.round(shades, 3), cmap=LinearSegmentedColormap.from_list("to_second", ["white", SECOND]),
+                          vmin=0, edgecolor="white", linewidth=1)
+    ax.text(longest, len(phrases) + 0.2, "hatched: padding", ha="right", va="top", fontsize=11)
+    ax.invert_yaxis()
+    ax.set_axis_off()
+    return drawn
+
+
+def draw_ranked(ax, groups):
+    """Draw the values of each entry of `groups`, a dict from names to arrays, from the largest to the smallest."""
+    for (name, values), marker, color in zip(groups.items(), "oD", (SECOND, FIRST)):
+        ranked = np.round(np.sort(values)[::-1], 3)
+        ax.plot(np.arange(1, len(ranked) + 1), ranked, marker, color=color, markersize=5)
+        name_line(ax, len(ranked) / 2, ranked[len(ranked) // 2], name, color, xytext=(0, 8), va="bottom")
+    ax.set_ylim(bottom=0)
+    ax.yaxis.set_major_formatter("{x:.0%}")

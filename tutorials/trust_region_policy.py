@@ -26,6 +26,7 @@ This page builds such a method for the cart and pole of Gymnasium. ``KLDivLoss``
 import argparse
 from pathlib import Path
 
+import plots  # first: it says which Python this needs
 from gluon_kl import KLDivLoss
 
 import matplotlib.pyplot as plt
@@ -34,8 +35,6 @@ import numpy as np
 from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from mxnet import autograd, gluon, nd
 from tqdm import tqdm
-
-import plots
 
 parser = argparse.ArgumentParser(
     description="Natural-gradient steps within a trust region, on CartPole.")
@@ -50,7 +49,7 @@ option("--delta", type=float, default=0.01,
        help="bound on the mean divergence (default: %(default)s)")
 option("--figures", type=Path, default=plots.FIGURES,
        help="folder for the figure (default: that of the project)")
-options = parser.parse_args(None if __name__ == "__main__" else [])
+options = parser.parse_args(None if "__file__" in globals() else [])
 plt.style.use(plots.STYLE)
 
 # %%
@@ -58,14 +57,16 @@ plt.style.use(plots.STYLE)
 # -------------------------
 # A pole stands on a cart; each time step the agent pushes the cart left or right, and earns 1 for as long as
 # the pole stays up, 500 at most. The policy is a small network from the four numbers that describe cart and
-# pole to two logits. It computes in float64, since a derivative will soon be taken by differences.
+# pole to two probabilities: it ends in a softmax, as policies do. It computes in float64, since a derivative
+# will soon be taken by differences.
 
 
 def make_policy(seed, hidden=32):
     mx.random.seed(seed)
     policy = gluon.nn.HybridSequential()
     policy.add(gluon.nn.Dense(hidden, activation="tanh", in_units=4),
-               gluon.nn.Dense(2, in_units=hidden))
+               gluon.nn.Dense(2, in_units=hidden),
+               gluon.nn.HybridLambda("softmax"))
     policy.initialize(mx.init.Xavier())
     policy.cast("float64")
     policy.hybridize()
@@ -82,8 +83,8 @@ def play(policy, games, rng):
     playing = np.ones(games.num_envs, dtype=bool)
     states, actions, played = [], [], []
     while playing.any():
-        logits = policy(nd.array(state, dtype="float64"))
-        right = nd.softmax(logits).asnumpy()[:, 1]
+        chances = policy(nd.array(state, dtype="float64"))
+        right = chances.asnumpy()[:, 1]
         action = (rng.random(games.num_envs) < right).astype(int)
         states.append(state)
         actions.append(action)
@@ -149,33 +150,38 @@ def gradient(policy, function):
                            for p in policy.collect_params().values()])
 
 
-def surrogate(policy, states, actions, advantage, old_logits):
-    log_ratio = nd.log_softmax(policy(states)) - nd.log_softmax(old_logits)
-    return (nd.exp(nd.pick(log_ratio, actions)) * advantage).mean()
+def surrogate(policy, states, actions, advantage, old):
+    ratio = nd.pick(policy(states), actions) / nd.pick(old, actions)
+    return (ratio * advantage).mean()
 
 
 # %%
 # The divergence that measures a step
 # -----------------------------------
-# The old policy is the label and the new one is ``pred``, both as logits. ``reduction="sum"`` gives the
-# divergence itself, one number per state. Turning the logits (0, 0) into (0, 1) moves 23 % of the decisions:
+# The old policy is the label and the new one is ``pred``, both as probabilities: ``pred_space="probs"``.
+# ``reduction="sum"`` gives the divergence itself, one number per state. Moving a quarter of the decisions of an
+# even policy, in a game with a third action that its rules forbid just now:
 
-divergence = KLDivLoss(
-    from_logits=False, label_space="logits", reduction="sum")
+divergence = KLDivLoss(pred_space="probs", reduction="sum")
 divergence.hybridize()
 
 
-def mean_divergence(policy, states, old_logits):
+def mean_divergence(policy, states, old):
     """KL(old || new) averaged over the states."""
-    return divergence(policy(states), old_logits).mean()
+    return divergence(policy(states), old).mean()
 
 
-value = divergence(nd.array([[0.0, 1.0]]), nd.array([[0.0, 0.0]]))
+pred = nd.array([[0.25, 0.75, 0.0]])
+pred.attach_grad()
+with autograd.record():
+    value = divergence(pred, nd.array([[0.5, 0.5, 0.0]]))
+value.backward()
 print(f"{value.asscalar():.4f} nats")
+print(f"gradient {pred.grad.asnumpy().round(4)}")
 
 # %%
-# Near the old policy this form of the loss keeps its digits: it is exactly 0 for equal logits, and never
-# negative. Both matter here, where the divergences are a hundredth of a nat and less.
+# The forbidden action has the probability 0 in both. Logarithms of your own would make that 0 times minus
+# infinity and the gradient NaN; here it adds nothing to either.
 #
 # The divergence that shapes a step
 # ---------------------------------
@@ -198,13 +204,13 @@ print(f"{value.asscalar():.4f} nats")
 # gradients need. A little damping keeps them from taking directions that change no decision for free.
 
 
-def fisher_vector_product(policy, states, old_logits, vector, length=1e-3):
+def fisher_vector_product(policy, states, old, vector, length=1e-3):
     """F v at the policy's parameters.
 
     From gradients of the mean divergence, `length` away on either side.
     """
     def old_to_new():
-        return mean_divergence(policy, states, old_logits)
+        return mean_divergence(policy, states, old)
 
     here = get_parameters(policy)
     size = np.linalg.norm(vector)
@@ -235,19 +241,18 @@ def conjugate_gradient(product, target, steps=10):
 
 # %%
 # Is the product right? For a handful of states the matrix can be built after all, from the Jacobian
-# :math:`J` of the logits: :math:`F = \frac{1}{N} \sum_s J_s^\top (\mathrm{diag}(p_s) - p_s p_s^\top) J_s`.
+# :math:`J` of the probabilities: :math:`F = \frac{1}{N} \sum_s J_s^\top \mathrm{diag}(1/p_s) J_s`.
 
 
 def explicit_fisher(policy, states):
     total = 0
     for i in range(len(states)):
         state = states[i:i + 1]
-        p = nd.softmax(policy(state)).asnumpy()[0]
+        p = policy(state).asnumpy()[0]
         jacobian = np.array([
             gradient(policy, lambda state=state, k=k: policy(state)[:, k])
             for k in range(2)])
-        spread = np.diag(p) - np.outer(p, p)
-        total = total + jacobian.T @ spread @ jacobian
+        total = total + jacobian.T @ np.diag(1 / p) @ jacobian
     return total / len(states)
 
 
@@ -280,13 +285,13 @@ def trust_region_step(policy, batch, delta, damping=1e-3, shrink=0.7):
 
     Returns that divergence.
     """
-    states, _, _, old_logits = batch
-    old = get_parameters(policy)
+    states, _, _, old = batch
+    start = get_parameters(policy)
     before = surrogate(policy, *batch).asscalar()
     g = gradient(policy, lambda: surrogate(policy, *batch))
     # The matrix needs fewer states than the gradient.
     every = max(1, len(states) // 500)
-    few = states[::every], old_logits[::every]
+    few = states[::every], old[::every]
 
     def product(vector):
         return fisher_vector_product(policy, *few, vector) + damping * vector
@@ -294,13 +299,13 @@ def trust_region_step(policy, batch, delta, damping=1e-3, shrink=0.7):
     direction = conjugate_gradient(product, g)
     step = direction * np.sqrt(2 * delta / (direction @ product(direction)))
     for _ in range(15):
-        set_parameters(policy, np.round(old + step, 4))
-        measured = mean_divergence(policy, states, old_logits).asscalar()
+        set_parameters(policy, np.round(start + step, 4))
+        measured = mean_divergence(policy, states, old).asscalar()
         after = surrogate(policy, *batch).asscalar()
         if measured <= delta and after > before:
             return measured
         step = step * shrink
-    set_parameters(policy, old)
+    set_parameters(policy, start)
     return 0.0
 
 
@@ -309,10 +314,10 @@ def plain_step(policy, batch, rate):
 
     Returns the divergence that it caused.
     """
-    states, _, _, old_logits = batch
+    states, _, _, old = batch
     g = gradient(policy, lambda: surrogate(policy, *batch))
     set_parameters(policy, np.round(get_parameters(policy) + rate * g, 4))
-    return mean_divergence(policy, states, old_logits).asscalar()
+    return mean_divergence(policy, states, old).asscalar()
 
 
 # %%
@@ -333,9 +338,9 @@ def train(step, seed, updates, episodes, bound=np.inf, progress=lambda: None):
         states, actions, played = play(policy, games, rng)
         inputs = states[played], actions[played], advantages(states, played)
         inputs = [nd.array(x, dtype="float64") for x in inputs]
-        old_logits = policy(inputs[0])
-        step(policy, (*inputs, old_logits))
-        measured = mean_divergence(policy, inputs[0], old_logits).asscalar()
+        old = policy(inputs[0])
+        step(policy, (*inputs, old))
+        measured = mean_divergence(policy, inputs[0], old).asscalar()
         if not measured <= bound:
             raise RuntimeError(f"update {update} of seed {seed} moved the "
                                f"policy by {measured} nats, over {bound}")
@@ -375,19 +380,23 @@ with tqdm(total=updates, unit="update", disable=None) as bar:
 # %%
 # What happened
 # -------------
-# Above, how long the pole stayed up, as mean and range over the seeds; below, in the same colours, how far each
-# update moved the policy, every seed a line.
+# Above, how long the pole stayed up, as mean and range over the seeds; below, how far each update moved the
+# policy, every seed a line, and dashed the bound.
 
 returns = {name: run["returns"] for name, run in runs.items()}
 divergences = {name: run["divergences"] for name, run in runs.items()}
 
-fig, (upper, lower) = plt.subplots(2, 1, sharex=True, figsize=(5.8, 6))
+fig = plt.figure(figsize=(5, 6.2))
 fig.suptitle("CartPole, with and without a trust region")
-upper.set_title("Steps the pole stays up")
-plots.draw_runs(upper, returns)
-upper.set_xlabel("")
-lower.set_title(f"KL(old ‖ new) in nats, and the bound {options.delta:g}")
-plots.draw_bounded(lower, divergences, options.delta)
+upper, lower = fig.subfigures(2, 1)
+ax = upper.subplots()
+ax.set_title("How long the pole stays up")
+plots.draw_runs(ax, returns)
+ax.set_ylabel("steps")
+lower.suptitle(f"KL(old ‖ new), and the bound of {options.delta:g} nats",
+               x=0.17, ha="left", fontsize=13, fontweight="normal")
+plots.draw_bounded(lower.subplots(1, 3, sharex=True, sharey=True),
+                   divergences, options.delta)
 options.figures.mkdir(exist_ok=True)
 fig.savefig(options.figures / "trust_region_policy.png", **plots.PNG)
 
@@ -413,8 +422,8 @@ for name in runs:
 # What to take away
 # -----------------
 #
-# * Measure a step by what it does to the decisions: the mean of ``KLDivLoss(from_logits=False,
-#   label_space="logits", reduction="sum")`` over the states, with the old policy as the label.
+# * Measure a step by what it does to the decisions: the mean of ``KLDivLoss(pred_space="probs",
+#   reduction="sum")`` over the states, with the old policy as the label.
 # * The gradient of that mean, taken on either side of the old policy, is all that a natural gradient needs.
 # * Measure again after the step. The quadratic picture proposes, the divergence decides.
 #

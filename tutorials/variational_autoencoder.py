@@ -33,7 +33,8 @@ lets it happen, one dimension after the other; then it postpones it, and then pr
 import argparse
 from pathlib import Path
 
-from gluon_kl import GaussianKLLoss, KLDivLoss
+import plots  # first: it says which Python this needs
+from gluon_kl import BernoulliKLLoss, GaussianKLLoss
 
 import matplotlib.pyplot as plt
 import mxnet as mx
@@ -42,8 +43,6 @@ from mxnet import autograd, gluon, nd
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from tqdm import tqdm
-
-import plots
 
 parser = argparse.ArgumentParser(
     description="Train autoencoders on digits, collapsing and not.")
@@ -60,7 +59,7 @@ option("--seed", type=int, default=0,
        help="of weights, batches and noise (default: %(default)s)")
 option("--figures", type=Path, default=plots.FIGURES,
        help="folder for the figures (default: that of the project)")
-options = parser.parse_args(None if __name__ == "__main__" else [])
+options = parser.parse_args(None if "__file__" in globals() else [])
 options.figures.mkdir(parents=True, exist_ok=True)
 plt.style.use(plots.STYLE)
 
@@ -128,21 +127,14 @@ def array(x):
 # The losses
 # ----------
 #
-# :class:`~gluon_kl.KLDivLoss` measures the drawing: a pixel has two categories, paper and ink, with the scores 0 and
-# whatever the network gives. :class:`~gluon_kl.GaussianKLLoss` knows the divergence of normal distributions in closed
-# form. With ``reduction="none"`` it tells what each latent dimension carries.
+# :class:`~gluon_kl.BernoulliKLLoss` measures the drawing: a pixel is ink or paper, its label is the share of ink, and
+# the network gives its score before the sigmoid. :class:`~gluon_kl.GaussianKLLoss` knows the divergence of normal
+# distributions in closed form. With ``reduction="none"`` it tells what each latent dimension carries.
 
-drawing_loss = KLDivLoss(from_logits=False, reduction="sum")
+misdrawn = BernoulliKLLoss(reduction="sum")
 per_dimension = GaussianKLLoss(reduction="none")
-drawing_loss.hybridize(static_alloc=True, static_shape=True)
+misdrawn.hybridize(static_alloc=True, static_shape=True)
 per_dimension.hybridize()
-
-
-def misdrawn(drawing, scans):
-    """Nats by which each drawing differs from its scan."""
-    scores = nd.stack(nd.zeros_like(drawing), drawing, axis=2)
-    shares = nd.stack(1 - scans, scans, axis=2)
-    return drawing_loss(scores, shares)
 
 
 def carried(net, latent):
@@ -237,21 +229,21 @@ runs = {
     "free nats": (free, free_history),
 }
 fig, axes = plt.subplots(
-    3, 1, figsize=(6.4, 8.4), sharex=True, sharey=True)
+    3, 1, figsize=(5, 8.4), sharex=True, sharey=True)
 fig.suptitle("What each latent dimension carries")
 for ax, (name, (_, history)) in zip(axes, runs.items()):
     plots.draw_dimensions(ax, history, AWAKE)
     awake = np.sum(history[-1] > AWAKE)
     ax.set_title(f"{name}: {awake} of {options.latent} awake")
-    ax.set_ylim(0, 1.5)
+plots.list_names(axes[0])
 axes[-1].set_xlabel("epochs")
 fig.savefig(options.figures / "autoencoder_dimensions.png", **plots.PNG)
 
 # %%
-# Dashed grey lines are dimensions that end asleep. Without a price, at the start of the lower two, all of them carry
-# far more than fits in the picture; then the price rises. Annealing alone only gives them a better start, and some are
-# given up later, when the price has risen. Free nats hold all of them, at half a nat and above. In one number per run,
-# what is left of the dimension that carries least:
+# Dashed grey lines are dimensions that end asleep. (The axis is a logarithmic one that reaches 0.) Without a price,
+# at the start of the lower two, dimensions carry up to ten nats; then the price rises. Annealing alone only
+# gives them a better start, and some are given up later, when the price has risen. Free nats hold all of them, at half
+# a nat and above. In one number per run, what is left of the dimension that carries least:
 
 print("nats of the least dimension")
 for name, (_, history) in runs.items():
@@ -335,7 +327,7 @@ for name, net in (("plain", plain), ("free nats", free)):
     means = means_of(net, options.latent, examples)
     drawings[f"drawn again: {name}"] = draw_from(net, means)
 
-fig, axes = plt.subplots(3, 1, figsize=(6.4, 3.4))
+fig, axes = plt.subplots(3, 1, figsize=(5, 2.8))
 fig.suptitle("Ten scans, and two networks that draw them")
 for ax, (name, images) in zip(axes, drawings.items()):
     plots.draw_sheet(ax, images[None])
@@ -347,7 +339,7 @@ fig.savefig(options.figures / "autoencoder_drawings.png", **plots.PNG)
 
 draws = np.random.RandomState(2).randn(40, options.latent)
 
-fig, axes = plt.subplots(2, 1, figsize=(6.4, 5.6))
+fig, axes = plt.subplots(2, 1, figsize=(5, 4.6))
 fig.suptitle("Digits that nobody wrote")
 for ax, name, net in zip(axes, ("plain", "free nats"), (plain, free)):
     plots.draw_sheet(ax, draw_from(net, draws).reshape(4, 10, 8, 8))
@@ -360,32 +352,38 @@ fig.savefig(options.figures / "autoencoder_samples.png", **plots.PNG)
 # Two dimensions, to look at
 # --------------------------
 #
-# With two latent dimensions everything that the network knows fits on paper. Above, where the held-out scans land;
-# nobody told the network which digit they are. Below, what the decoder draws at each place of the same plane.
+# With two latent dimensions everything that the network knows fits on paper. Above, where twenty held-out scans of each
+# digit land; nobody told the network which digit they are. Below, what the decoder draws at each place of the same
+# plane.
 
 plane = make_network(2)
 report(fit(plane, always, 2))
 
 EDGE = 2.5
-steps = np.linspace(-EDGE, EDGE, 13)
+steps = np.linspace(-EDGE, EDGE, 11)
 places = np.array([(x, y) for y in steps[::-1] for x in steps])
 
-fig, (top, bottom) = plt.subplots(2, 1, figsize=(6.4, 12))
+fig, (top, bottom) = plt.subplots(2, 1, figsize=(5, 10))
 fig.suptitle("The latent plane, read and drawn")
-means = means_of(plane, 2, held_out)
-plots.draw_plane(top, means, held_out_digits, EDGE)
+some = np.sort(np.concatenate([
+    np.flatnonzero(held_out_digits == digit)[:20] for digit in range(10)]))
+means = means_of(plane, 2, held_out[some])
+plots.draw_plane(top, means, held_out_digits[some], EDGE)
 top.set_title("where held-out scans land")
-drawn = draw_from(plane, places).reshape(13, 13, 8, 8)
-plots.draw_sheet(bottom, drawn)
+drawn = draw_from(plane, places).reshape(11, 11, 8, 8)
+plots.draw_sheet(bottom, drawn, EDGE)
 bottom.set_title("what is drawn there")
+bottom.set_xlabel("first latent variable")
+for ax in (top, bottom):
+    ax.set_ylabel("second latent variable")
 fig.savefig(options.figures / "autoencoder_plane.png", **plots.PNG)
 
 # %%
 # What to take away
 # -----------------
 #
-# * Sum both losses: ``KLDivLoss(reduction="sum")`` or a cross-entropy summed over pixels, and ``GaussianKLLoss()``,
-#   which sums by default.
+# * Sum both losses: ``BernoulliKLLoss(reduction="sum")`` or a cross-entropy summed over pixels, and
+#   ``GaussianKLLoss()``, which sums by default.
 # * Watch ``GaussianKLLoss(reduction="none")`` per dimension. The total hides who is asleep.
 # * Multiply the latent loss by a weight that rises. Annealing postpones the collapse, and spares some dimensions.
 # * ``free_nats`` prevents it, at a price in the bound that you should know.

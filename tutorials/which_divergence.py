@@ -134,7 +134,7 @@ best = {name: min((fits[name, start] for start in starts),
 others = {"Jensen-Shannon": "middle", "KL(q ‖ p)": "right"}
 
 fig, axes = plt.subplots(
-    3, 1, figsize=(5.8, 7.2), sharex=True, sharey=True)
+    3, 1, figsize=(5, 6.8), sharex=True, sharey=True)
 fig.suptitle("One bell for two peaks, three answers")
 for ax, (name, scores) in zip(axes, best.items()):
     bells = {"best": scores.softmax()[0].asnumpy()}
@@ -205,7 +205,7 @@ fig, ax = plt.subplots()
 ax.set_title("Where the covering bell loses its lead")
 plots.draw_dial(ax, shares, curves)
 ax.set_xlabel("beta")
-ax.set_ylabel("JS / (beta (1 - beta)), nats")
+ax.set_ylabel("JS / (beta (1 − beta)) (nats)")
 fig.savefig(plots.FIGURES / "which_beta.png", **plots.PNG)
 
 # %%
@@ -278,7 +278,7 @@ for temperature in (1, 2, 5, 10, 20):
         array(student), array(teacher))
     scaled = gradient_size(
         lambda pred, label, T=temperature: (
-            DistillationLoss(T)(pred, None, label)),
+            DistillationLoss(T, hard_weight=0)(pred, None, label)),
         array(student), array(teacher))
     print(f"{temperature:2}  {bare:10.4f}  {scaled:7.4f}")
 

@@ -1,0 +1,122 @@
+"""The sparse autoencoder's page: what it prints, draws and claims, and the functions that its readers would copy."""
+
+import gallery
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+FIGURES = ["sparse_activity.png", "sparse_units.png"]
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """What a run with every argument left out but the folder prints, and that folder."""
+    folder = tmp_path_factory.mktemp("figures") / "new"
+    printed, errors = gallery.run("sparse_autoencoder", tmp_path_factory.mktemp("elsewhere"), "--figures", folder)
+    assert errors == "", "the progress bar is for terminals"
+    return printed.splitlines(), folder
+
+
+@pytest.fixture(scope="module")
+def inside(tmp_path_factory):
+    return gallery.names_of("sparse_autoencoder", "--epochs", 2, "--hidden", 16, "--activity", 0.1,
+                            "--figures", tmp_path_factory.mktemp("small"))
+
+
+def coins(label, pred):
+    """KL(Bernoulli(label) || Bernoulli(pred)), from the formula, for labels between 0 and 1."""
+    return label * np.log(label / pred) + (1 - label) * np.log((1 - label) / (1 - pred))
+
+
+def rows(lines, name):
+    """The numbers of every line that starts with `name`."""
+    return [gallery.numbers(line[len(name):]) for line in lines if line.startswith(name)]
+
+
+def test_what_speaking_costs(page):
+    start = page[0].index("speaks for   costs") + 1
+    found = np.array([gallery.numbers(line) for line in page[0][start:start + 5]])
+    np.testing.assert_array_equal(found[:, 0], [1, 5, 20, 50, 99])
+    np.testing.assert_allclose(found[:, 1], coins(0.05, found[:, 0] / 100), atol=6e-5)
+    assert found[1, 1] == 0
+
+
+def test_the_penalty_silences(page):
+    """Off by, mean loudness in per cent, loud units per scan."""
+    dense, sparse = (rows(page[0], name)[0] for name in ("dense", "sparse"))
+    assert dense[1] > 40 and dense[2] > 20
+    assert 5 < sparse[1] < 15 and sparse[2] < 4
+    assert dense[0] < sparse[0] < 2 * dense[0], "silence has a price, and not any price"
+
+
+def test_the_loudest_unit_knows_the_digit(page):
+    dense, sparse = (rows(page[0], name)[1][0] for name in ("dense", "sparse"))
+    assert dense < 20
+    assert sparse > 55
+
+
+def test_output_fits_a_phone(page):
+    assert max(map(len, page[0])) <= gallery.PHONE
+    assert "nan" not in "\n".join(page[0]).lower()
+
+
+def test_figures_are_the_committed_ones(page):
+    assert sorted(figure.name for figure in page[1].iterdir()) == FIGURES
+    assert not gallery.stale(page[1])
+
+
+def test_help_names_every_size(tmp_path):
+    printed, _ = gallery.run("sparse_autoencoder", tmp_path, "--help")
+    for option in ("--epochs", "--hidden", "--activity", "--weight", "--figures"):
+        assert option in printed
+    assert not list(tmp_path.iterdir())
+
+
+def test_arguments_are_obeyed(inside):
+    assert {name: loud.shape for name, loud in inside["loudness"].items()} == dict.fromkeys(
+        ("dense", "sparse"), (600, 16))
+    assert inside["penalty"](inside["array"]([[0.1, 0.2]]), 0.1).asnumpy()[0, 0] == 0
+
+
+def test_the_losses_are_the_formula(inside):
+    random = np.random.RandomState(0)
+    shares, scores = random.rand(5, 64), random.randn(5, 64)
+    found = inside["drawing_loss"](inside["array"](scores), inside["array"](shares)).asnumpy()
+    np.testing.assert_allclose(found, coins(shares, 1 / (1 + np.exp(-scores))).sum(axis=1), rtol=1e-9)
+    loud = random.rand(1, 16)
+    found = inside["silence_loss"](inside["array"](loud), 0.1).asnumpy()
+    np.testing.assert_allclose(found, coins(0.1, loud).sum(axis=1), rtol=1e-9)
+
+
+def test_draw_units_turns_one_up_at_a_time(inside):
+    net, loud = inside["networks"]["sparse"], inside["loudness"]["sparse"]
+    drawn = inside["draw_units"]("sparse")
+    assert drawn.shape == (16, 8, 8)
+    weight, bias = (p.data().asnumpy() for p in net.decoder.collect_params().values())
+    units = loud.mean(axis=0)
+    units[3] = 1
+    np.testing.assert_allclose(drawn[3].ravel(), 1 / (1 + np.exp(-(weight @ units + bias))), rtol=1e-9)
+
+
+def test_read_by_loudest(inside):
+    """A network whose loudest unit is made to name the digit reads everything; one that never differs, a tenth."""
+    class Oracle:
+        def __init__(self, answers):
+            self.answers = answers
+
+        def __call__(self, scans):
+            loud = np.eye(16)[self.answers[len(scans)]]
+            return None, inside["array"](loud)
+
+    digits = {1197: inside["digits"], 600: inside["held_out_digits"]}
+    assert inside["read_by_loudest"](Oracle(digits)) == 1
+    assert inside["read_by_loudest"](Oracle({n: 0 * names for n, names in digits.items()})) < 0.12
+
+
+def test_draw_ranked_goes_down(inside):
+    _, ax = plt.subplots()
+    inside["plots"].draw_ranked(ax, {"one": np.array([0.1, 0.3, 0.2]), "two": np.array([0.5, 0.4, 0.6])})
+    assert [line.get_ydata().tolist() for line in ax.lines] == [[0.3, 0.2, 0.1], [0.6, 0.5, 0.4]]
+    assert [text.get_text() for text in ax.texts] == ["one", "two"]
+    assert len({line.get_marker() for line in ax.lines}) == 2, "told apart without colour"
+    plt.close("all")
