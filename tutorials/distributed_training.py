@@ -26,14 +26,14 @@ import sys
 import threading
 from pathlib import Path
 
+import plots  # first: it says which Python this needs
+from gluon_kl import KLDivLoss
+
 import mxnet as mx
 import numpy as np
 from mxnet import autograd, gluon, nd
 from sklearn.datasets import load_digits
 from tqdm import tqdm
-
-import plots
-from gluon_kl import KLDivLoss
 
 # There is no __file__ where sphinx-gallery runs this.
 SCRIPT = Path(plots.__file__).with_name("distributed_training.py")
@@ -61,7 +61,7 @@ option("--save", metavar="FILE",
        help="where the worker of rank 0 writes the trained parameters")
 option("--figures", type=Path, default=plots.FIGURES,
        help="folder for the figure (default: that of the project)")
-options = parser.parse_args(None if __name__ == "__main__" else [])
+options = parser.parse_args(None if "__file__" in globals() else [])
 
 # %%
 # The training, for any number of workers

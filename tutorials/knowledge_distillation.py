@@ -31,6 +31,10 @@ and are then tested on hundreds. Every comparison is run from five seeds, and ev
 import argparse
 from pathlib import Path
 
+import plots  # first: it says which Python this needs
+from gluon_kl import DistillationLoss
+from gluon_kl.metric import KLDivergence
+
 import matplotlib.pyplot as plt
 import mxnet as mx
 import numpy as np
@@ -38,10 +42,6 @@ from mxnet import autograd, gluon, nd
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from tqdm import tqdm
-
-import plots
-from gluon_kl import DistillationLoss
-from gluon_kl.metric import KLDivergence
 
 parser = argparse.ArgumentParser(
     description="Distil a digit reader into a smaller one.")
@@ -58,7 +58,7 @@ option("--temperature", type=float, default=4.0,
        help="softens the teacher's opinion (default: %(default)s)")
 option("--figures", type=Path, default=plots.FIGURES,
        help="folder for the figures (default: that of the project)")
-options = parser.parse_args(None if __name__ == "__main__" else [])
+options = parser.parse_args(None if "__file__" in globals() else [])
 options.figures.mkdir(parents=True, exist_ok=True)
 T = options.temperature
 plt.style.use(plots.STYLE)

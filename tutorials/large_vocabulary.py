@@ -19,13 +19,13 @@ import sys
 import time
 from pathlib import Path
 
+import plots  # first: it says which Python this needs
+from gluon_kl import KLDivLoss, native
+
 import mxnet as mx
 import numpy as np
 from mxnet import autograd, gluon, nd
 from tqdm import tqdm
-
-import plots
-from gluon_kl import KLDivLoss, native
 
 # There is no __file__ where sphinx-gallery runs this.
 SCRIPT = Path(plots.__file__).with_name("large_vocabulary.py")
@@ -51,7 +51,7 @@ option("--figures", type=Path, default=plots.FIGURES,
        help="folder for the figure (default: that of the project)")
 option("--weigh", choices=SUBJECTS,
        help="only print the memory of one loss, for this page itself")
-options = parser.parse_args(None if __name__ == "__main__" else [])
+options = parser.parse_args(None if "__file__" in globals() else [])
 
 # %%
 # What is weighed

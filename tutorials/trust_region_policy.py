@@ -26,15 +26,15 @@ This page builds such a method for the cart and pole of Gymnasium. ``KLDivLoss``
 import argparse
 from pathlib import Path
 
+import plots  # first: it says which Python this needs
+from gluon_kl import KLDivLoss
+
 import matplotlib.pyplot as plt
 import mxnet as mx
 import numpy as np
 from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from mxnet import autograd, gluon, nd
 from tqdm import tqdm
-
-import plots
-from gluon_kl import KLDivLoss
 
 parser = argparse.ArgumentParser(
     description="Natural-gradient steps within a trust region, on CartPole.")
@@ -49,7 +49,7 @@ option("--delta", type=float, default=0.01,
        help="bound on the mean divergence (default: %(default)s)")
 option("--figures", type=Path, default=plots.FIGURES,
        help="folder for the figure (default: that of the project)")
-options = parser.parse_args(None if __name__ == "__main__" else [])
+options = parser.parse_args(None if "__file__" in globals() else [])
 plt.style.use(plots.STYLE)
 
 # %%

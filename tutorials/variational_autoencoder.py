@@ -33,6 +33,9 @@ lets it happen, one dimension after the other; then it postpones it, and then pr
 import argparse
 from pathlib import Path
 
+import plots  # first: it says which Python this needs
+from gluon_kl import GaussianKLLoss, KLDivLoss
+
 import matplotlib.pyplot as plt
 import mxnet as mx
 import numpy as np
@@ -40,9 +43,6 @@ from mxnet import autograd, gluon, nd
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from tqdm import tqdm
-
-import plots
-from gluon_kl import GaussianKLLoss, KLDivLoss
 
 parser = argparse.ArgumentParser(
     description="Train autoencoders on digits, collapsing and not.")
@@ -59,7 +59,7 @@ option("--seed", type=int, default=0,
        help="of weights, batches and noise (default: %(default)s)")
 option("--figures", type=Path, default=plots.FIGURES,
        help="folder for the figures (default: that of the project)")
-options = parser.parse_args(None if __name__ == "__main__" else [])
+options = parser.parse_args(None if "__file__" in globals() else [])
 options.figures.mkdir(parents=True, exist_ok=True)
 plt.style.use(plots.STYLE)
 
