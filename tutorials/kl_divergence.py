@@ -279,8 +279,8 @@ for name, pred, label in rows:
 # Two repairs that hide it
 # ^^^^^^^^^^^^^^^^^^^^^^^^
 #
-# An infinite loss looks like a bug, and two repairs are common: add a small value to both sides, as MXNet's tutorial
-# advises, or clip the prediction from below. Both make the number finite. But which number?
+# An infinite loss looks like a bug, and two repairs are common: add a small value to all probabilities, as MXNet's
+# tutorial advises [3]_, or clip the prediction from below. Both make the number finite. But which number?
 
 
 def added(pred, label, small):
@@ -329,7 +329,7 @@ for name, way in ways.items():
 
 # %%
 # Both repairs go silent where the network is most wrong: the loss no longer grows, and the slope, which should stay at
-# -0.2, is gone. Clipping ends it at once, adding little by little. The better cure is a prediction that never says
+# −0.2, is gone. Clipping ends it at once, adding little by little. The better cure is a prediction that never says
 # never. Softmax of finite scores is one, so with ``from_logits=False`` you will hardly meet infinity at all.
 #
 # .. raw:: html
