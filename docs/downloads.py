@@ -43,8 +43,8 @@ def complete_archives(app):
 def offer_archive(app, page, source):
     """Offer the archive alone at the end of a tutorial: neither script nor notebook runs without the rest."""
     if page.startswith("gallery/"):
-        text = re.sub(r"^ +\.\. container:: sphx-glr-download sphx-glr-download-(python|jupyter)\n\n.*\n", "", source[0],
-                      flags=re.MULTILINE)
+        single = r"^ +\.\. container:: sphx-glr-download sphx-glr-download-(python|jupyter)\n\n.*\n"
+        text = re.sub(single, "", source[0], flags=re.MULTILINE)
         source[0] = text.replace("Download zipped: ", "Script, notebook and what they import: ")
 
 

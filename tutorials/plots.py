@@ -18,10 +18,10 @@ try:
         if not find_spec(name):
             raise ModuleNotFoundError(f"No module named {name!r}")
 except ModuleNotFoundError as reason:
-    sys.exit(f"{reason}\nThis is Python {sys.version.split()[0]}, {sys.executable}. "
-             + ("Run the tutorials with .venv/bin/python; if it is not there, `python3 tasks.py tutorial` makes it."
-                if CHECKOUT else "Take one with gluon_kl, matplotlib, scikit-learn and tqdm (for the policies, gymnasium): "
-                                 "gluon_kl's extra 'tutorial' installs them."))
+    advice = ("Run the tutorials with .venv/bin/python; if it is not there, `python3 tasks.py tutorial` makes it."
+              if CHECKOUT else "Take one with gluon_kl, matplotlib, scikit-learn and tqdm (for the policies, gymnasium "
+                               "too): gluon_kl's extra 'tutorial' installs them.")
+    sys.exit(f"{reason}\nThis is Python {sys.version.split()[0]}, {sys.executable}. {advice}")
 
 STYLE = ["default", HERE / "matplotlibrc"]
 FIGURES = HERE.parent / "figures" if CHECKOUT else HERE
