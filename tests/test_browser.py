@@ -85,6 +85,7 @@ def visits(browser, site, address):  # noqa: F811
             console.clear(), requests.clear()
             page.goto(address + name, wait_until="load")
             page.evaluate("() => window.MathJax ? MathJax.startup.promise : null")
+            page.evaluate("() => document.querySelectorAll('details.fold').forEach(fold => fold.open = true)")
             seen = page.evaluate("""() => ({
                 theme: document.documentElement.dataset.theme,
                 width: document.documentElement.scrollWidth,
