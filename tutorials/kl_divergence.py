@@ -98,11 +98,11 @@ print(f"KL(dist_1 || dist_3) = {kl_divergence(dist_1, dist_3):.4f}")
 #         data-label="0.3 0.4 0.1 0.2" data-pred="0.2 0.5 0.2 0.1">
 
 fig, (left, right) = plt.subplots(1, 2)
-fig.suptitle("Where the divergence comes from")
+fig.suptitle("Where the 0.1017 nats come from")
 left.set_title("Shares")
 plots.draw_distributions(
     left, weather, dist_1, dist_2, ("pred", "label"))
-right.set_title("Terms, in all 0.1017")
+right.set_title("Terms")
 plots.draw_terms(
     right, weather, {"KL": dist_2 * np.log(dist_2 / dist_1)})
 fig.savefig(plots.FIGURES / "terms.png", **plots.PNG)

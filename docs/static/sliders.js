@@ -64,6 +64,7 @@ class Sliders {
       <div><dt>${this.title(divergence)}</dt><dd data-result="${divergence}"></dd></div>`).join("");
     return `
       <div class="sliders-tool" role="group" aria-label="Two distributions to move">
+        <div class="sliders-results" role="status"><dl>${results}</dl></div>
         <div class="sliders-row sliders-head">
           <span></span>
           <div>${this.names.map((name, side) => `<span class="sliders-key sliders-side-${side}">${name}</span>`).join("")}
@@ -73,7 +74,6 @@ class Sliders {
           </div>
         </div>
         ${rows}
-        <div class="sliders-results" role="status"><dl>${results}</dl></div>
         <p class="sliders-buttons">
           <button type="button" data-do="swap">Swap ${this.names.join(" and ")}</button>
           <button type="button" data-do="reset">Start again</button>
