@@ -89,8 +89,8 @@ print(f"KL(dist_1 || dist_3) = {kl_divergence(dist_1, dist_3):.4f}")
 # ^^^^^^^^^^^^^^^^^
 #
 # Each category adds one term to the sum. Where the label, what really happened, is above the prediction, the term is
-# positive, elsewhere negative, and yet the total never is. Move a share (the others keep their proportions), swap the
-# two, and try to do without snow: with a prediction of 0 the divergence is infinite.
+# positive, elsewhere negative, and yet the total never is. On the site you can move a share (the others keep their
+# proportions), swap the two, and forecast no snow at all: with a prediction of 0 the divergence is infinite.
 #
 # .. raw:: html
 #

@@ -94,8 +94,8 @@ def fit(loss, centre, steps=400):
 #   some too.
 # * :class:`~gluon_kl.JSDivLoss` compares both with their mixture and never exceeds log 2 = 0.6931 [2]_.
 #
-# Here they are over four categories, with the term that each category adds to the last two. Take a share of :math:`q`
-# to 0, then one of :math:`p`: which divergence becomes infinite, and which never does?
+# Here they are over four categories, with the term that each category adds to the last two. On the site you can take a
+# share of :math:`q` to 0, then one of :math:`p`: which divergence becomes infinite, and which never does?
 #
 # .. raw:: html
 #
