@@ -387,17 +387,16 @@ TUTORIALS = sorted(script.stem for script in (tasks.ROOT / "tutorials").glob("*.
 
 # Runs a notebook as Jupyter would: cell by cell in one namespace without __file__, under arguments of Jupyter's own.
 JUPYTER = """
-import json, os, sys
+import json, os, sys, types
 import matplotlib
 matplotlib.use("Agg")
-notebook = sys.argv[1]
+path = os.path.abspath(sys.argv[1])
 sys.argv = ["ipykernel_launcher.py", "-f", "kernel.json"]
-sys.path.insert(0, os.path.dirname(os.path.abspath(notebook)))
-names = sys.modules["__main__"].__dict__
-names.pop("__file__", None)
-for cell in json.load(open(notebook, encoding="utf-8"))["cells"]:
+sys.path.insert(0, os.path.dirname(path))
+sys.modules["__main__"] = main = types.ModuleType("__main__")
+for cell in json.load(open(path, encoding="utf-8"))["cells"]:
     if cell["cell_type"] == "code":
-        exec(compile("".join(cell["source"]), "<cell>", "exec"), names)
+        exec(compile("".join(cell["source"]), "<cell>", "exec"), main.__dict__)
 """
 
 
