@@ -3,10 +3,17 @@
 Nothing here knows of Blocks, and inputs are already of one floating dtype.
 Where a formula meets infinities it selects the argument, never the result:
 ``where(c, a, f(b))`` would send NaN back through ``f`` at the points not taken.
+
+In graphs of a user's, rank, shapes and dtypes are unknown. So that these can be inferred, printed and run without
+rows there too, no operator is used that fails on an unknown or empty shape (``slice_axis``, ``linalg_gemm2``,
+``reshape`` with -1 behind a 0), and none takes the result of another that has one axis (``arange_like``,
+``shape_array``): ``mx.viz.print_summary`` would fail.
 """
 
 import math
 from typing import Any, Optional
+
+import mxnet as mx
 
 SPACES = ("probs", "log_probs", "logits")
 
@@ -23,13 +30,24 @@ def log_softmax(F: Any, logits: Any, axis: int) -> Any:
     """
     # Tiny weights keep the sum of large finite logits from overflowing; -inf, a mask, stays below inf.
     total = F.sum(logits * 1e-30, axis=axis, keepdims=True)
-    return F.log_softmax(logits + F.broadcast_like(0.0 / (total < math.inf), logits), axis=axis)
+    sound = is_finite(total) + (total < -_HUGE)
+    return F.log_softmax(logits + F.broadcast_like(0.0 / sound, logits), axis=axis)
+
+
+def is_finite(x: Any) -> Any:
+    """1 where `x` is finite, else 0.
+
+    No comparison with infinity: MXNet reads an infinite scalar as text, and fails wherever some earlier
+    overflow of the process, such as that of ``math.exp(1000)``, has left its mark in errno.
+    """
+    return x - x == 0
 
 
 def log_of_probs(F: Any, probs: Any) -> Any:
     """Logarithm of probabilities: -inf, with a gradient of 0, where one is 0."""
     absent = probs == 0
-    return F.log(probs + absent) - absent / (1 - absent)
+    here = 1 - absent
+    return F.log(probs * here + absent) - absent / here
 
 
 def to_log(F: Any, x: Any, space: str, axis: int) -> Any:
@@ -39,16 +57,20 @@ def to_log(F: Any, x: Any, space: str, axis: int) -> Any:
     return log_of_probs(F, x) if space == "probs" else x
 
 
-def sum_per_sample(F: Any, terms: Any, batch_axis: int, mean: bool) -> Any:
-    """Reduce every axis but `batch_axis`, by sum or mean: shape (batch,)."""
+def sum_per_sample(F: Any, terms: Any, batch_axis: int, mean: bool, long: bool = False, scale: float = 1.0) -> Any:
+    """Reduce every axis but `batch_axis`, by sum or mean, times `scale`: shape (batch,).
+
+    `long` asks for sums in float64: the fast one adds up in the dtype of the terms.
+    """
     if batch_axis != 0:
         terms = F.swapaxes(terms, dim1=0, dim2=batch_axis)
-    rows = F.reshape(terms, shape=(0, -1))
-    ones = F.ones_like(F.slice_axis(rows, axis=0, begin=0, end=1))
-    sums = F.linalg_gemm2(rows, ones, transpose_b=True)
+    rows = F.Flatten(terms)
+    ones = F.ones_like(F.slice(rows, begin=(0,), end=(1,)))
+    wide = [F.cast(x, dtype="float64") if long else x for x in (rows, ones)]
+    sums = _dot(wide[0], F.transpose(wide[1]))
     if mean:
-        sums = F.broadcast_div(sums, F.sum(ones, axis=1, keepdims=True))
-    return F.reshape(sums, shape=(-1,))
+        sums = F.broadcast_div(sums, F.sum(wide[1], axis=1, keepdims=True))
+    return F.reshape(sums if scale == 1 else sums * scale, shape=(-1,))
 
 
 def relative_entropy(F: Any, log_pred: Any, label: Any, epsilon: float, label_grad: bool = True) -> Any:
@@ -59,20 +81,21 @@ def relative_entropy(F: Any, log_pred: Any, label: Any, epsilon: float, label_gr
     """
     absent = label == 0
     # Not log(1) at zeros: with zeros scattered among them, its short cut is a branch that processors mispredict.
-    surprise = F.log(label + 0.5 * absent) - _unless_absent(F, log_pred, label)
-    if label_grad:
-        surprise = surprise + absent * (math.log(2) + math.log(epsilon) * _is_finite(F, log_pred))
-    return label * surprise
-
-
-def _is_finite(F: Any, x: Any) -> Any:
-    return F.abs(x) < math.inf
+    log_label = F.log(label + 0.5 * absent)
+    surprise = log_label - _unless_absent(F, log_pred, label)
+    if not label_grad:
+        return label * surprise
+    # The logarithm's own derivative, label * (1 / label), overflows at the smallest labels: it is taken out of the
+    # graph, and the 1 that it comes to is that of a difference which is 0.
+    at_zero = absent * (math.log(2) - 1 + math.log(epsilon) * is_finite(log_pred))
+    surprise = F.BlockGrad(log_label + at_zero) - _unless_absent(F, log_pred, label)
+    return label * surprise + (label - F.BlockGrad(label))
 
 
 def _unless_absent(F: Any, log_pred: Any, label: Any) -> Any:
     """`log_pred`, but the label where that is 0 and `log_pred` not finite. A label of -1 may be taken for 0."""
     # A condition that rarely fails: `where` takes ten times as long where it can't be predicted.
-    return F.where(label + _is_finite(F, log_pred), log_pred, label)
+    return F.where(label + is_finite(log_pred), log_pred, label)
 
 
 def relative_entropy_of_logs(F: Any, log_pred: Any, log_label: Any) -> Any:
@@ -149,16 +172,31 @@ def js_terms(
                   + (1 - beta) * (q * log_share(log_q, beta * F.expm1(ratio))))
 
 
+def unit(F: Any, x: Any) -> Any:
+    """A 1 of x's dtype, with as many axes as `x`."""
+    first = F.zeros_like(F.slice(x, begin=(0,), end=(1,)))
+    return (_numpy(first).sum(first.as_np_ndarray(), keepdims=True) + 1).as_nd_ndarray()
+
+
+def more_than_one(F: Any, x: Any, axis: int, batch_axis: int) -> Any:
+    """1 where `axis` has several categories and is not the `batch_axis`, else 0; also where the rank is unknown."""
+    sample = F.slice(x, begin=(None,) * batch_axis + (0,), end=(None,) * batch_axis + (1,)) if batch_axis >= 0 else \
+        F.slice_axis(x, axis=batch_axis, begin=0, end=1)
+    return F.sum(F.ones_like(sample), axis=axis, keepdims=True) > 1
+
+
+def _numpy(x: Any) -> Any:
+    return mx.np if isinstance(x, mx.nd.NDArray) else mx.sym.np
+
+
+def _dot(x: Any, y: Any) -> Any:
+    """NumPy's dot of legacy arrays or Symbols."""
+    return _numpy(x).dot(x.as_np_ndarray(), y.as_np_ndarray()).as_nd_ndarray()
+
+
 def categories(F: Any, x: Any, axis: int) -> Any:
     """The number of categories along `axis`, shape (1,), also where shapes are unknown."""
     return F.slice_axis(F.contrib.arange_like(x, axis=axis), axis=0, begin=-1, end=None) + 1
-
-
-def differs_in_rank(F: Any, x: Any, rank: int) -> Any:
-    """0 if `x` has `rank` axes, else 1: shape (1,), of x's dtype, also where shapes are unknown."""
-    differs = F.cast(F.size_array(F.shape_array(x)) != rank, dtype="float32").as_np_ndarray()
-    one = F.ones_like(F.slice_axis(F.reshape(x, shape=(-1,)), axis=0, begin=0, end=1)).as_np_ndarray()
-    return (differs * one).as_nd_ndarray()
 
 
 def one_hot(F: Any, index: Any, pred: Any, axis: int) -> Any:
