@@ -324,6 +324,7 @@ for temperature in (1, 2, 5, 10, 20):
 # something bounded, or supports that may not meet              :class:`~gluon_kl.JSDivLoss`
 # a student of a larger model                                   :class:`~gluon_kl.DistillationLoss`
 # Gaussian latent variables                                     :class:`~gluon_kl.GaussianKLLoss`
+# many yes-or-no answers at once; units that seldom fire        :class:`~gluon_kl.BernoulliKLLoss`
 # ============================================================  ==========================================
 #
 # .. rubric:: Sources
