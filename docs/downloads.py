@@ -10,7 +10,7 @@ IMPORTED = ("plots.py", "matplotlibrc")  # by every tutorial
 MARKDOWN = (
     (r"^\.\. raw:: html\n\n *<details.*?><summary>(.*?)</summary>\n", r"**\1**\n"),
     (r"^\.\. raw:: html\n\n(?: +.*\n)+", ""),
-    (r"^\.\. rubric:: (.*)$", r"**\1**"),
+    (r"^\.\. (?:rubric|admonition):: (.*)$", r"**\1**"),
     (r"^\.\. \[(\d+)\] ", r"\n[\1] "),
     (r" ?\[(\d+)\]_", r" [\1]"),
     (r":(?:class|meth|func|doc):`~?(?:gluon_kl\.)?([^`<]*?)(?: <[^`]*>)?`", r"**\1**"),
