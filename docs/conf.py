@@ -6,7 +6,7 @@ from pathlib import Path
 
 import gluon_kl
 
-sys.path.insert(0, str(Path(__file__).parent))  # for reading_order
+sys.path.insert(0, str(Path(__file__).parent))  # for reading_order and downloads
 
 project = "gluon_kl"
 author = "the gluon_kl authors"
@@ -20,6 +20,7 @@ extensions = [
     "sphinx.ext.napoleon",  # numpydoc leaves out a section that it does not know, such as Inputs
     "sphinx.ext.viewcode",
     "sphinx_gallery.gen_gallery",
+    "downloads",
     "myst_parser",  # for CHANGELOG.md
 ]
 exclude_patterns = ["_build", "gallery/backreferences", "templates"]
@@ -68,7 +69,8 @@ html_title = "gluon_kl"  # a longer one overflows a phone
 html_static_path = ["static", str(mathjax_files)]
 html_favicon = "static/icon.svg"
 html_context = {"default_mode": "auto"}
-html_css_files = ["site.css"]
+html_css_files = ["site.css", "tutorial.css"]
+html_js_files = [("sliders.js", {"defer": "defer"})]
 html_copy_source = False
 html_show_sourcelink = False
 html_show_sphinx = False

@@ -1,16 +1,25 @@
-"""The rendered site in a real browser: mathematics, console, requests, accessibility, phones, keyboard."""
+"""The rendered site in a real browser: mathematics, console, requests, accessibility, phones, keyboard, what moves."""
 
 import functools
 import http.server
+import json
 import os
 import shutil
+import subprocess
+import sys
 import threading
 import warnings
+import zipfile
 from types import SimpleNamespace
 from urllib.parse import urldefrag
 
+import mxnet as mx
+import numpy as np
 import pytest
 from rendered import pages, site  # noqa: F401
+
+import tasks
+from gluon_kl import JSDivLoss, KLDivLoss, ReverseKLDivLoss
 
 pytestmark = [pytest.mark.site, pytest.mark.browser]
 
@@ -52,9 +61,9 @@ def address(site):  # noqa: F811
     server.shutdown()
 
 
-def open_page(browser, theme, size, console, requests):
+def open_page(browser, theme, size, console, requests, **options):
     """A new tab, with a profile of its own, that writes down what it logs and what it asks for."""
-    page = browser.new_context(color_scheme=theme, viewport=size).new_page()
+    page = browser.new_context(color_scheme=theme, viewport=size, **options).new_page()
     page.on("console", lambda message: console.append(f"{message.text} {message.location['url']}")
             if message.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: console.append(str(error)))
@@ -76,6 +85,7 @@ def visits(browser, site, address):  # noqa: F811
             console.clear(), requests.clear()
             page.goto(address + name, wait_until="load")
             page.evaluate("() => window.MathJax ? MathJax.startup.promise : null")
+            page.evaluate("() => document.querySelectorAll('details.fold').forEach(fold => fold.open = true)")
             seen = page.evaluate("""() => ({
                 theme: document.documentElement.dataset.theme,
                 width: document.documentElement.scrollWidth,
@@ -185,3 +195,254 @@ def test_keyboard_reaches_the_menu(browser, address):
     page.keyboard.press("Enter")
     page.wait_for_url("**/contract.html")
     page.context.close()
+
+
+@pytest.mark.parametrize("words", ["nan", "negative", "one_hot", "wrong scale", "slow"])
+def test_search_finds_troubleshooting(browser, address, words):
+    page = open_page(browser, "light", DESKTOP, [], [])
+    page.goto(f"{address}search.html?q={words.replace(' ', '+')}")
+    page.wait_for_selector("#search-results li a")
+    page.wait_for_function("!document.querySelector('#search-results .search-summary').textContent.includes('...')")
+    found = page.eval_on_selector_all("#search-results li > a", "links => links.map(link => link.href)")
+    page.context.close()
+    assert any("/troubleshooting.html" in link for link in found[:5]), found
+
+
+# Two distributions to move
+
+SLIDERS = {"gallery/kl_divergence.html": ("kl",), "gallery/which_divergence.html": ("reverse_kl", "js")}
+LOSSES = {"kl": KLDivLoss, "reverse_kl": ReverseKLDivLoss, "js": JSDivLoss}
+START = {"gallery/kl_divergence.html": [[.3, .4, .1, .2], [.2, .5, .2, .1]],
+         "gallery/which_divergence.html": [[.45, .05, .05, .45], [.1, .4, .4, .1]]}
+
+
+@pytest.fixture(params=SLIDERS)
+def sliders(request, browser, address):
+    """A page with sliders, opened on a phone with a touch screen."""
+    page = open_page(browser, "light", PHONE, [], [], has_touch=True)
+    page.goto(address + request.param)
+    page.wait_for_selector(".sliders-tool")
+    yield page, request.param
+    page.context.close()
+
+
+def number(text):
+    """Read a number as the page writes it."""
+    return float(text.replace("\u2212", "-").replace("∞", "inf"))
+
+
+def shown(page):
+    """All numbers of the sliders' box: results by name, terms by name, and the shares, two rows."""
+    return page.evaluate("""() => ({
+        results: Object.fromEntries([...document.querySelectorAll('[data-result]')].map(
+            cell => [cell.dataset.result, cell.textContent])),
+        terms: [...document.querySelectorAll('.sliders-lane')].map(
+            lane => [lane.dataset.term, lane.nextElementSibling.textContent]),
+        shares: [0, 1].map(side => [...document.querySelectorAll(`input[data-side="${side}"]`)].map(
+            input => input.parentElement.nextElementSibling.textContent)),
+    })""")
+
+
+def agrees(page, name, shares):
+    """Check every number on the page against the package, for the shares that should be there."""
+    now = shown(page)
+    label, pred = np.array(shares)
+    for row, written in zip((label, pred), now["shares"]):
+        for value, text in zip(row, written):
+            assert text == "<0.01" if 0 < value < 0.005 else number(text) == pytest.approx(value, abs=0.00501)
+    arrays = mx.nd.array(pred[None], dtype="float64").log(), mx.nd.array(label[None], dtype="float64")
+    for divergence, loss in LOSSES.items():
+        value = loss(reduction="sum")(*arrays).asscalar()
+        assert number(now["results"][divergence]) == pytest.approx(value, abs=5.01e-5), divergence
+    mean = KLDivLoss(reduction="mean")(*arrays).asscalar()
+    assert number(now["results"]["mean"]) == pytest.approx(mean, abs=5.01e-5)
+    for divergence in SLIDERS[name]:
+        terms = LOSSES[divergence](reduction="none")(*arrays).asnumpy()[0]
+        written = [number(text) for term, text in now["terms"] if term == divergence]
+        np.testing.assert_allclose(written, terms, rtol=0, atol=5.01e-5, err_msg=divergence)
+
+
+def moved(shares, side, place, value):
+    """Move one share; the others of its side keep their proportions."""
+    shares = np.array(shares, dtype=float)
+    rest = np.delete(shares[side], place)
+    shares[side] = np.insert((1 - value) * (rest / rest.sum() if rest.sum() else np.full(len(rest), 1 / len(rest))),
+                             place, value)
+    return shares
+
+
+def slider(page, side, place):
+    return page.locator(f'input[data-side="{side}"]').nth(place)
+
+
+def test_sliders_by_keyboard(sliders):
+    page, name = sliders
+    shares = START[name]
+    agrees(page, name, shares)
+    tab_to(page, '.sliders input[data-side="0"]', most=200)
+    for _ in range(7):
+        page.keyboard.press("ArrowRight")
+    agrees(page, name, moved(shares, 0, 0, shares[0][0] + 0.07))
+    slider(page, 1, 3).focus()
+    page.keyboard.press("End")
+    agrees(page, name, moved(moved(shares, 0, 0, shares[0][0] + 0.07), 1, 3, 1))
+    page.keyboard.press("ArrowLeft")  # the others are what they were before, in proportion
+    agrees(page, name, moved(moved(shares, 0, 0, shares[0][0] + 0.07), 1, 3, 0.99))
+    assert slider(page, 1, 3).get_attribute("aria-valuetext") == "0.99"
+    assert len(set(page.eval_on_selector_all(".sliders input", "all => all.map(one => one.ariaLabel)"))) == 8
+
+
+def test_a_pred_of_0_is_infinitely_wrong(sliders):
+    page, name = sliders
+    slider(page, 1, 3).focus()
+    page.keyboard.press("Home")
+    shares = moved(START[name], 1, 3, 0)
+    agrees(page, name, shares)
+    results = shown(page)["results"]
+    assert results["kl"] == results["mean"] == "∞"
+    assert number(results["js"]) < np.log(2)
+    tab_to(page, "[data-do=swap]")
+    page.keyboard.press("Enter")
+    agrees(page, name, shares[::-1])
+    assert shown(page)["results"]["reverse_kl"] == "∞"
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    agrees(page, name, START[name])
+
+
+def test_disjoint_distributions_are_log_2_apart(sliders):
+    page, name = sliders
+    for side, place in ((0, 0), (1, 3)):
+        slider(page, side, place).focus()
+        page.keyboard.press("End")
+    agrees(page, name, [[1, 0, 0, 0], [0, 0, 0, 1]])
+    assert shown(page)["results"] == {"kl": "∞", "reverse_kl": "∞", "js": "0.6931", "mean": "∞"}
+    slider(page, 0, 1).focus()
+    page.keyboard.press("ArrowRight")
+    agrees(page, name, [[0.99, 0.01, 0, 0], [0, 0, 0, 1]])
+    page.keyboard.press("Home")
+    slider(page, 0, 0).focus()
+    page.keyboard.press("Home")  # nothing is left to keep its proportions: the rest is shared out evenly
+    agrees(page, name, [[0, 1 / 3, 1 / 3, 1 / 3], [0, 0, 0, 1]])
+
+
+def test_sliders_by_touch(sliders):
+    page, name = sliders
+    bar = slider(page, 0, 1)
+    bar.scroll_into_view_if_needed()
+    box = bar.bounding_box()
+    assert box["height"] >= 24 and box["x"] >= 0 and box["x"] + box["width"] <= PHONE["width"]
+    thumb = 20  # the track ends half a thumb before the slider does
+    page.touchscreen.tap(box["x"] + thumb / 2 + 0.75 * (box["width"] - thumb), box["y"] + box["height"] / 2)
+    share = float(bar.input_value())
+    assert share == pytest.approx(0.75, abs=0.03)
+    agrees(page, name, moved(START[name], 0, 1, share))
+
+
+def test_bars_show_the_shares(sliders):
+    """Each as long as its share of the track, and the results in sight while the last slider moves."""
+    page, name = sliders
+    page.evaluate("document.querySelector('.sliders-buttons').scrollIntoView({block: 'end', behavior: 'instant'})")
+    lengths = page.eval_on_selector_all(".sliders-bar", """bars => bars.map(
+        bar => bar.firstElementChild.getBoundingClientRect().width / bar.getBoundingClientRect().width)""")
+    np.testing.assert_allclose(lengths, np.transpose(START[name]).ravel(), atol=0.01)
+    box, header = (page.locator(part).bounding_box() for part in (".sliders-results", ".bd-header"))
+    assert header["y"] + header["height"] <= box["y"] + 1 < slider(page, 1, 3).bounding_box()["y"]
+
+
+@pytest.mark.parametrize("name", SLIDERS)
+@pytest.mark.parametrize("scripts", [True, False])
+def test_a_figure_stands_where_scripts_are_off(browser, address, name, scripts):
+    page = open_page(browser, "light", DESKTOP, [], [], java_script_enabled=scripts)
+    page.goto(address + name)
+    assert page.locator(".sliders-tool").is_visible() == scripts
+    assert page.locator(".sliders img").first.is_visible() == (not scripts)
+    page.context.close()
+
+
+# What folds away
+
+
+def test_folds_open_by_keyboard_and_on_paper(browser, address):
+    page = open_page(browser, "light", DESKTOP, [], [])
+    page.goto(address + "gallery/kl_divergence.html")
+    folds = page.locator("details.fold")
+    inside = [fold.locator("p").first for fold in folds.all()]
+    assert len(inside) == 3
+    assert not any(paragraph.is_visible() for paragraph in inside)
+    for paragraph in inside:
+        tab_to(page, "details.fold > summary", most=200)
+        page.keyboard.press("Enter")
+        assert paragraph.is_visible()
+        page.keyboard.press("Enter")
+        assert not paragraph.is_visible()
+    page.emulate_media(media="print")
+    assert all(paragraph.is_visible() and paragraph.bounding_box()["height"] > 10 for paragraph in inside)
+    page.context.close()
+
+
+# Downloads
+
+TUTORIALS = sorted(script.stem for script in (tasks.ROOT / "tutorials").glob("*.py") if script.stem != "plots")
+
+# Runs a notebook as Jupyter would: cell by cell in one namespace without __file__, under arguments of Jupyter's own.
+JUPYTER = """
+import json, os, sys, types
+import matplotlib
+matplotlib.use("Agg")
+path = os.path.abspath(sys.argv[1])
+sys.argv = ["ipykernel_launcher.py", "-f", "kernel.json"]
+sys.path.insert(0, os.path.dirname(path))
+sys.modules["__main__"] = main = types.ModuleType("__main__")
+for cell in json.load(open(path, encoding="utf-8"))["cells"]:
+    if cell["cell_type"] == "code":
+        exec(compile("".join(cell["source"]), "<cell>", "exec"), main.__dict__)
+"""
+
+
+@pytest.fixture(scope="module", params=TUTORIALS)
+def download(request, browser, address, tmp_path_factory):
+    """The folder that a reader has after following the link at the end of a tutorial."""
+    folder = tmp_path_factory.mktemp("download")
+    page = open_page(browser, "light", DESKTOP, [], [], accept_downloads=True)
+    page.goto(f"{address}gallery/{request.param}.html")
+    links = page.locator(".sphx-glr-download a").all()
+    assert len(links) == 1, "neither script nor notebook runs without the rest"
+    with page.expect_download() as arriving:
+        links[0].click()
+    arriving.value.save_as(folder / "archive.zip")
+    page.context.close()
+    with zipfile.ZipFile(folder / "archive.zip") as archive:
+        archive.extractall(folder)
+    return folder / request.param
+
+
+def run_download(folder, *command):
+    """Run something in a download, away from the checkout; return what it printed."""
+    environment = dict(os.environ, PYTHONPATH=str(tasks.ROOT))
+    done = subprocess.run([sys.executable, *command], cwd=str(folder), env=environment, timeout=600,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_download_is_whole(download):
+    assert {file.name for file in download.iterdir()} == {
+        f"{download.name}.py", f"{download.name}.ipynb", "plots.py", "matplotlibrc"}
+    for name in (f"{download.name}.py", "plots.py", "matplotlibrc"):
+        assert (download / name).read_bytes() == (tasks.ROOT / "tutorials" / name).read_bytes()
+    cells = json.loads((download / f"{download.name}.ipynb").read_text("utf-8"))["cells"]
+    text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    assert not [line for line in text.split("\n") if line.startswith(".. ") or ":class:`" in line or "]_" in line]
+
+
+def test_a_downloaded_script_runs(download):
+    """In full where it takes no arguments; the others run in tests of their own and here say what they take."""
+    takes_arguments = "argparse" in (download / f"{download.name}.py").read_text("utf-8")
+    assert run_download(download, f"{download.name}.py", *(["--help"] if takes_arguments else []))
+
+
+def test_a_downloaded_notebook_runs(download):
+    """From its first cell to its last, its figures beside it."""
+    assert run_download(download, "-c", JUPYTER, f"{download.name}.ipynb")
+    assert list(download.glob("*.png"))

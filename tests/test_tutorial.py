@@ -1,5 +1,6 @@
 """The walkthrough runs as a user would run it, and what it prints and draws is right."""
 
+import ast
 import os
 import re
 import shutil
@@ -10,12 +11,14 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pytest
+from bs4 import BeautifulSoup
+from rendered import site  # noqa: F401
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 ROOT = Path(__file__).resolve().parent.parent
-FIGURES = ["digits_training.png", "digits_votes.png", "distributions.png"]
+FIGURES = ["digits_training.png", "digits_votes.png", "distributions.png", "terms.png"]
 PHONE = 44  # characters of output that fit a screen 390 pixels wide
 
 D1 = np.array([0.2, 0.5, 0.2, 0.1])
@@ -97,6 +100,40 @@ def numbers(line):
     return [float(number) for number in re.findall(r"-?\d+\.\d+|inf", line)]
 
 
+def with_sun(score):
+    """The scores of the experiment in step 5, one per category."""
+    return np.array([score, *SCORES[[1, 2, 3]]])
+
+
+def added(pred, label, small):
+    """KL after adding a small value to both sides, which then no longer sum to 1."""
+    return kl(label + small, pred + small)
+
+
+def clipped(pred, label, small):
+    return kl(label, np.clip(pred, small, 1))
+
+
+def repairs():
+    """What step 5 prints of the two repairs: their numbers, then loss and slope for ever lower scores for sun."""
+    for name, pred, label in (("4 against 1", D4, D1), ("1 against 2", D1, D2)):
+        yield f"distribution {name}", []
+        for small in (1e-12, 1e-7, 1e-3):
+            yield f"{small:7g}: added", [*([small] if small == 1e-3 else []), added(pred, label, small),
+                                         clipped(pred, label, small)]
+    for name, loss in {"from_logits=False": lambda pred: kl(D1, pred),
+                       "added": lambda pred: added(pred, D1, 1e-7),
+                       "clipped": lambda pred: clipped(pred, D1, 1e-7)}.items():
+        yield name, []
+        yield "  pred of sun", []
+        for score in (-5, -15, -25, -50):
+            step = 1e-4
+            around = [loss(softmax(with_sun(score + shift))) for shift in (-step, step)]
+            yield f"  {softmax(with_sun(score))[0]:11.1e}", [
+                float(f"{softmax(with_sun(score))[0]:.1e}".split("e")[0]), loss(softmax(with_sun(score))),
+                (around[1] - around[0]) / (2 * step)]
+
+
 def expected_lines():
     """Pair what each line of steps 1 to 6 starts with and the numbers it must hold, from the formula."""
     label = np.array([0.4, 0.4, 0.2, 0.0])
@@ -127,6 +164,7 @@ def expected_lines():
         ("distribution 4 against 1:", [np.inf]),
         ("distribution 1 against 4:", [0.529007]),
         ("distribution 4 against 4:", [0]),
+        *repairs(),
         ("epsilon 1e-12: value", [kl(D4, D1)]),
         ("[", [np.log(1e-12 / 0.2), slope[0], np.log(1e-12 / 0.2), slope[1]]),
         ("epsilon 0.001:", [0.001, kl(D4, D1)]),
@@ -204,6 +242,46 @@ def test_figures_are_written_and_those_committed(output, copy):
         assert (copy / "figures" / name).read_bytes() == (ROOT / "figures" / name).read_bytes(), f"{name} is stale"
 
 
+# Any Python that is not the right one, and any folder
+
+SCRIPTS = sorted(path for path in (ROOT / "tutorials").glob("*.py") if path.stem != "plots")
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_a_wrong_python_hears_which_is_right(script, tmp_path):
+    """Without its packages this Python is as wrong as any other; one that is too old still reads the scripts."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    downloaded = tmp_path / "downloaded"
+    downloaded.mkdir()
+    for file in (script, script.with_name("plots.py")):
+        ast.parse(file.read_text("utf-8"), feature_version=(3, 6))
+        shutil.copy(file, downloaded)
+    for where, advice in ((script, "tutorials with .venv/bin/python"), (downloaded / script.name, "extra 'tutorial'")):
+        done = subprocess.run([sys.executable, "-S", str(where)], cwd=str(tmp_path), env=environment, timeout=60,
+                              capture_output=True, text=True)
+        assert done.returncode == 1
+        assert done.stderr.startswith("No module named 'gluon_kl'\nThis is Python ")
+        assert sys.version.split()[0] in done.stderr and advice in done.stderr
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_gluon_kl_is_imported_before_mxnet(script):
+    """On Pythons and NumPys newer than MXNet nothing else works."""
+    imported = [node.module if isinstance(node, ast.ImportFrom) else node.names[0].name
+                for node in ast.parse(script.read_text("utf-8")).body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    assert imported.index("plots") < imported.index("gluon_kl") < imported.index("mxnet")
+
+
+@pytest.mark.site
+def test_the_walkthrough_is_short_unfolded(site):  # noqa: F811
+    article = BeautifulSoup((site / "gallery" / "kl_divergence.html").read_text("utf-8"), "html.parser").article
+    folds = article.select("details")
+    assert len(folds) == 3
+    for left_out in (*folds, *article.select("div.highlight, .sphx-glr-footer, .sphx-glr-download-link-note")):
+        left_out.extract()
+    assert len(article.get_text(" ").split()) < 2300
+
+
 @pytest.fixture(scope="module")
 def plots():
     sys.path.insert(0, str(ROOT / "tutorials"))
@@ -237,6 +315,21 @@ def test_draw_distributions(ax, plots):
 def test_draw_distributions_without_names_has_no_legend(ax, plots):
     plots.draw_distributions(ax, "abcd", D1, D2)
     assert ax.get_legend() is None
+
+
+def test_draw_terms(ax, plots):
+    """One divergence with its numbers, several beside each other with a legend."""
+    terms = np.array([0.1216, -0.0893])
+    plots.draw_terms(ax, "ab", {"KL": terms})
+    assert [bar.get_height() for bar in ax.patches] == list(terms)
+    assert [text.get_text() for text in ax.texts] == ["0.12", "\u22120.09"]
+    assert ax.get_legend() is None
+    assert ax.get_ylabel() == "term (nats)"
+    ax.clear()
+    plots.draw_terms(ax, "ab", {"KL": terms, "JS": terms / 2})
+    edges = sorted((bar.get_x(), bar.get_x() + bar.get_width()) for bar in ax.patches)
+    assert all(end <= start + 1e-9 for (_, end), (start, _) in zip(edges, edges[1:])), "beside, not overlaid"
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["KL", "JS"]
 
 
 def test_draw_loss_curves(ax, plots):

@@ -4,10 +4,16 @@ KL divergence, step by step
 
 How wrong is a forecast? Not "right or wrong", but *how far* were the probabilities that it gave from those that came
 true? The **Kullback-Leibler divergence** answers with one number: 0 for a perfect forecast, and more the worse it
-was. A network can learn by making that number small.
+was. A network can learn by making that number small, and many do:
+
+* A **student** learns what a larger network believes, all of it and not just the answer:
+  :doc:`distillation <knowledge_distillation>`.
+* An **autoencoder** keeps its hidden variables close to a distribution that it can draw from:
+  :doc:`the variational one <variational_autoencoder>`.
+* A **policy** improves in steps that stay close to what it did before: :doc:`trust regions <trust_region_policy>`.
 
 This page starts from four kinds of weather and ends with a network that learns to be unsure where people are unsure.
-No knowledge beyond logarithms and a little MXNet is asked for. Every number below was printed by the code above it.
+It asks for logarithms and a little MXNet. Every number below was printed by the code above it.
 """
 
 # %%
@@ -17,6 +23,7 @@ No knowledge beyond logarithms and a little MXNet is asked for. Every number bel
 # Here are four distributions over the same four categories. Take ``dist_1`` for a forecast, and ``dist_2`` and
 # ``dist_3`` for what two seasons really brought. (``dist_4`` waits for step 5.)
 
+import plots  # first: it says which Python this needs
 from gluon_kl import KLDivLoss
 
 import matplotlib.pyplot as plt
@@ -25,8 +32,6 @@ import numpy as np
 from mxnet import autograd, gluon
 from sklearn.datasets import load_digits
 from tqdm import tqdm
-
-import plots
 
 plt.style.use(plots.STYLE)
 
@@ -80,6 +85,33 @@ print(f"KL(dist_1 || dist_3) = {kl_divergence(dist_1, dist_3):.4f}")
 # :math:`p` decides which surprises happen and how often, so swapping the two asks another question. It is no
 # distance in the sense of geometry.
 #
+# Something to move
+# ^^^^^^^^^^^^^^^^^
+#
+# Each category adds one term to the sum. Where the label, what really happened, is above the prediction, the term is
+# positive, elsewhere negative, and yet the total never is. On the site you can move a share (the others keep their
+# proportions), swap the two, and forecast no snow at all: with a prediction of 0 the divergence is infinite.
+#
+# .. raw:: html
+#
+#    <div class="sliders" data-categories="sun cloud rain snow" data-names="label pred" data-terms="kl"
+#         data-label="0.3 0.4 0.1 0.2" data-pred="0.2 0.5 0.2 0.1">
+
+fig, (left, right) = plt.subplots(1, 2)
+fig.suptitle("Where the 0.1017 nats come from")
+left.set_title("Shares")
+plots.draw_distributions(
+    left, weather, dist_1, dist_2, ("pred", "label"))
+right.set_title("Terms")
+plots.draw_terms(
+    right, weather, {"KL": dist_2 * np.log(dist_2 / dist_1)})
+fig.savefig(plots.FIGURES / "terms.png", **plots.PNG)
+
+# %%
+# .. raw:: html
+#
+#    </div>
+#
 # 2. The loss: log-probabilities against probabilities
 # ----------------------------------------------------
 #
@@ -122,7 +154,8 @@ print(rounded(divergence(forecasts.log(), seasons)))
 # %%
 # The usual accident is a forgotten logarithm, probabilities where log-probabilities belong. The loss does not look
 # at values while it trains, but *you* can tell: no divergence is below zero. (``divergence.check_inputs(pred, label)``
-# looks for this and other mix-ups when asked to, say on the first batch.)
+# looks for this and other mix-ups when asked to, say on the first batch. A network that ends in a softmax needs no
+# logarithm but ``pred_space="probs"``.)
 
 print(rounded(divergence(forecasts, seasons)))
 
@@ -185,23 +218,31 @@ divergence_of_logits = KLDivLoss(
 print(rounded(divergence_of_logits(pred_scores, label_scores)))
 
 # %%
-# Step 1 built the divergence as a difference of two average surprises. Their names are *cross-entropy* and *entropy*,
-# and the two routes meet:
+# TensorFlow has the same number in two calls. Step 1 built the divergence as a difference of two average surprises,
+# *cross-entropy* and *entropy*:
 #
 # .. math:: \mathrm{KL}(p \,\|\, q) = H(p, q) - H(p)
+#
+# ``tf.nn.softmax_cross_entropy_with_logits`` [2]_ gives the first, and, asked about the label's own scores, the second:
 
-p = label_scores.softmax()
-cross_entropy = -(p * pred_scores.log_softmax()).sum(axis=1)
-entropy = -(p * label_scores.log_softmax()).sum(axis=1)
+
+def softmax_cross_entropy(labels, logits):
+    """Compute what TensorFlow's function of that name does."""
+    return -(labels * logits.log_softmax()).sum(axis=1)
+
+
+labels = label_scores.softmax()
+cross_entropy = softmax_cross_entropy(labels, pred_scores)
+entropy = softmax_cross_entropy(labels, label_scores)
 
 print("cross-entropy:    ", rounded(cross_entropy))
 print("entropy of label: ", rounded(entropy))
 print("difference:       ", rounded(cross_entropy - entropy))
 
 # %%
-# TensorFlow users will know the first term as ``tf.nn.softmax_cross_entropy_with_logits`` [2]_. The entropy does not
-# depend on the prediction, so both losses give a network the same gradient. But only the divergence tells how much is
-# left to learn: it ends at 0, cross-entropy at whatever the entropy of the labels happens to be.
+# The routes meet. The entropy does not depend on the prediction, so cross-entropy and divergence give a network the
+# same gradient. But only the divergence tells how much is left to learn: it ends at 0, cross-entropy at whatever the
+# entropy of the labels happens to be.
 #
 # Subtracting two nearly equal numbers costs digits, which is why the loss does not compute it that way: for equal
 # scores it is exactly 0, and never below.
@@ -235,8 +276,65 @@ for name, pred, label in rows:
 # is undefined in MXNet's own loss to this day, since it multiplies :math:`0 \cdot \infty`. Here the missing terms are
 # left out before anything is multiplied.
 #
-# What epsilon does, and what it does not
-# ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+# Two repairs that hide it
+# ^^^^^^^^^^^^^^^^^^^^^^^^
+#
+# An infinite loss looks like a bug, and two repairs are common: add a small value to all probabilities, as MXNet's
+# tutorial advises [3]_, or clip the prediction from below. Both make the number finite. But which number?
+
+
+def added(pred, label, small):
+    """Compute the divergence with a small value on both sides."""
+    return divergence((pred + small).log(), label + small)
+
+
+def clipped(pred, label, small):
+    """Compute the divergence with pred cut off below."""
+    return divergence(pred.clip(small, 1).log(), label)
+
+
+for name, pred, label in [("4 against 1", dist_4, dist_1),
+                          ("1 against 2", dist_1, dist_2)]:
+    print(f"distribution {name}")
+    for small in (1e-12, 1e-7, 1e-3):
+        values = [repair(batch(pred), batch(label), small).asscalar()
+                  for repair in (added, clipped)]
+        print(f"{small:7g}: added {values[0]:7.4f}"
+              f"  clipped {values[1]:7.4f}")
+
+# %%
+# The first three lines measure the small value, not the forecast: make it a thousand times smaller and the "divergence"
+# grows by 2.8. And added to a pair that had no trouble (the true figure is 0.1017), the largest one changes the answer.
+#
+# Worse is what training sees. Let a network grow ever surer that there is no sun, while the label says one day in five,
+# and look at the slope that its score for sun receives, the only thing that could bring it back:
+
+SMALL = 1e-7
+ways = {
+    "from_logits=False": divergence_of_scores,
+    "added": lambda z, label: added(z.softmax(), label, SMALL),
+    "clipped": lambda z, label: clipped(z.softmax(), label, SMALL),
+}
+for name, way in ways.items():
+    print(f"{name}\n  pred of sun     loss    slope")
+    for score in (-5, -15, -25, -50):
+        z = mx.nd.array([[score, 1.3068528, 0.39056206, -0.30258512]])
+        z.attach_grad()
+        with autograd.record():
+            value = way(z, batch(dist_1))
+        value.backward()
+        print(f"  {z.softmax()[0, 0].asscalar():11.1e}"
+              f"  {value.asscalar():7.4f}"
+              f"  {round(z.grad[0, 0].asscalar(), 4) + 0:7.4f}")
+
+# %%
+# Both repairs go silent where the network is most wrong: the loss no longer grows, and the slope, which should stay at
+# −0.2, is gone. Clipping ends it at once, adding little by little. The better cure is a prediction that never says
+# never. Softmax of finite scores is one, so with ``from_logits=False`` you will hardly meet infinity at all.
+#
+# .. raw:: html
+#
+#    <details class="fold"><summary>And what does the loss's own epsilon do?</summary>
 #
 # The logarithm of a zero *label* must never be taken. There, and nowhere else, ``epsilon`` stands in for it. No value
 # changes, whatever you choose; what changes is the slope that a label of 0 sees, if labels are being learned as well:
@@ -252,9 +350,12 @@ for epsilon in (1e-12, 1e-3):
     print(rounded(label.grad)[0])
 
 # %%
-# Epsilon does **not** soften a prediction of 0: an infinite loss stays infinite, because the model really is infinitely
-# wrong. The cure is a prediction that never says never. Softmax of finite scores is one, so with
-# ``from_logits=False`` you will hardly meet the case.
+# It does **not** soften a prediction of 0: an infinite loss stays infinite, because the model really is infinitely
+# wrong.
+#
+# .. raw:: html
+#
+#    </details>
 #
 # Masks
 # ^^^^^
@@ -309,24 +410,30 @@ for name, pred, label in rows:
     print(f"{name:13}  {summed:6.4f}   {averaged:6.4f}")
 
 # %%
-# What does MXNet's own loss do? That depends on the day you installed it:
+# ``gluon_kl`` lets you say which one you mean:
+#
+# * ``reduction="mean"``, the default: what Gluon documents, and MXNet up to 1.8 computes.
+# * ``reduction="sum"``: the divergence in nats, and what MXNet 1.9 computes. Take it to keep a learning rate that was
+#   found there, and whenever the number is to be read by people.
+# * ``reduction="none"``: the terms themselves; ``"row_mean"``: nats per position of a sequence.
+#
+# .. raw:: html
+#
+#    <details class="fold"><summary>And MXNet's own loss? That depends on the day you installed it</summary>
 
 builtin = gluon.loss.KLDivLoss()
 value = builtin(batch(dist_1).log(), batch(dist_2)).asscalar()
 print(f"mxnet {mx.__version__}: {value:.4f}")
 
 # %%
-# The sum, this time. Releases 1.2 to 1.8, and the 2.0 beta, average. In June 2020 a user reported that the loss
-# disagrees with cross-entropy by the number of categories [5]_; the change to a sum [6]_ was carried over to the 1.x
-# line [7]_ and came out in 1.9, with a docstring that still says "averaged". So an upgrade silently multiplied every
-# gradient of this loss, by 1000 for 1000 categories, and learning rates that had been fine were not.
+# Releases 1.2 to 1.8, and the 2.0 beta, average; 1.9 adds. In June 2020 a user reported that the loss disagrees with
+# cross-entropy by the number of categories [5]_; the change to a sum [6]_ was carried over to the 1.x line [7]_ and
+# came out in 1.9, with a docstring that still says "averaged". So an upgrade silently multiplied every gradient of this
+# loss, by 1000 for 1000 categories, and learning rates that had been fine were not.
 #
-# ``gluon_kl`` lets you say which one you mean:
+# .. raw:: html
 #
-# * ``reduction="mean"``, the default: what Gluon documents, and MXNet up to 1.8.
-# * ``reduction="sum"``: the divergence in nats, and what MXNet 1.9 computes. Take it to keep a learning rate that was
-#   found there, and whenever the number is to be read by people.
-# * ``reduction="none"``: the terms themselves.
+#    </details>
 #
 # 7. Learning from people who disagree
 # ------------------------------------
@@ -372,8 +479,16 @@ print(f"all readers agree on {agreed:.1%} of those")
 # told which digit was meant. Most labels hold exact zeros, digits that no reader voted for; step 5 is why that is no
 # trouble.
 #
-# (64-bit numbers are for this page's sake: they keep differences of round-off between machines far below the four
-# decimals printed. In your own code 32 bits do.)
+# .. raw:: html
+#
+#    <details class="fold"><summary>Why 64-bit numbers?</summary>
+#
+# For this page's sake: they keep differences of round-off between machines far below the four decimals printed. In your
+# own code 32 bits do.
+#
+# .. raw:: html
+#
+#    </details>
 
 
 def make_network():
@@ -501,6 +616,18 @@ fig.savefig(plots.FIGURES / "digits_votes.png", **plots.PNG)
 # * Networks give scores: ``KLDivLoss(from_logits=False)``. Both sides scores: add ``label_space="logits"``.
 # * ``reduction="sum"`` for nats per sample, ``"mean"`` for Gluon's documented scale.
 # * A label of 0 is harmless. A prediction of 0 where the label is not is infinitely wrong, and says so.
+#
+# Where to go next
+# ----------------
+#
+# * Two distributions that cannot become equal: :doc:`which_divergence`
+# * A small network that learns from a large one: :doc:`knowledge_distillation`
+# * Latent variables that stay awake: :doc:`variational_autoencoder`
+# * Steps that a policy survives: :doc:`trust_region_policy`
+# * Several machines, or 32,000 categories: :doc:`distributed_training`, :doc:`large_vocabulary`
+# * A number that looks wrong: :doc:`/troubleshooting`
+# * The same call in MXNet, torch, Keras and TensorFlow: :doc:`/moving`
+# * Every class and argument: :doc:`/api`
 #
 # .. rubric:: Sources
 #

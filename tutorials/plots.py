@@ -1,14 +1,31 @@
 """Drawing for the tutorials: each function puts arrays on an axes and does nothing else."""
 
+import sys
+from importlib.util import find_spec
 from itertools import cycle
 from pathlib import Path
 
-import numpy as np
-from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.ticker import LogLocator
+HERE = Path(__file__).resolve().parent
+CHECKOUT = HERE.name == "tutorials"  # and not a folder that somebody downloaded
 
-STYLE = ["default", Path(__file__).resolve().with_name("matplotlibrc")]
-FIGURES = Path(__file__).resolve().parent.parent / "figures"
+try:
+    import gluon_kl  # noqa: F401, first: it readies MXNet for this Python
+    import mxnet  # noqa: F401
+    import numpy as np
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.ticker import LogLocator
+
+    for name in ("sklearn", "tqdm"):
+        if not find_spec(name):
+            raise ModuleNotFoundError(f"No module named {name!r}")
+except ModuleNotFoundError as reason:
+    advice = ("Run the tutorials with .venv/bin/python; if it is not there, `python3 tasks.py tutorial` makes it."
+              if CHECKOUT else "Take one with gluon_kl, matplotlib, scikit-learn and tqdm (for the policies, gymnasium "
+                               "too): gluon_kl's extra 'tutorial' installs them.")
+    sys.exit(f"{reason}\nThis is Python {sys.version.split()[0]}, {sys.executable}. {advice}")
+
+STYLE = ["default", HERE / "matplotlibrc"]
+FIGURES = HERE.parent / "figures" if CHECKOUT else HERE
 # With the version of the software left out, the same picture is the same file everywhere.
 PNG = {"dpi": 150, "metadata": {"Software": None}}
 
@@ -32,6 +49,23 @@ def draw_distributions(ax, categories, first, second, names=None):
     ax.set_ylim(0, 1)
     ax.set_ylabel("probability")
     if names:
+        ax.legend()
+
+
+def draw_terms(ax, categories, divergences):
+    """Draw the terms of divergences, a dict from names to one term per category, as bars beside each other."""
+    places = np.arange(len(categories))
+    width = 0.8 / len(divergences)
+    for i, ((name, terms), color) in enumerate(zip(divergences.items(), ("#B8558C", "#009E73"))):
+        bars = ax.bar(places - 0.4 + (i + 0.5) * width, terms, width, color=color, label=name)
+        if len(divergences) == 1:
+            ax.bar_label(bars, [f"{term:.2f}".replace("-", "\u2212") for term in terms], padding=2, fontsize=11)
+    ax.axhline(0, color="black", linewidth=0.8)
+    ax.set_xticks(places)
+    ax.set_xticklabels(categories)
+    ax.margins(y=0.15)
+    ax.set_ylabel("term (nats)")
+    if len(divergences) > 1:
         ax.legend()
 
 

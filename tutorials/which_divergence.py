@@ -18,6 +18,8 @@ temperature of a softmax, the other dial of those who learn from soft labels.
 # right. The model is a single bell, with two parameters: its centre and its width. Its raw scores are a parabola, and
 # softmax makes a bell of them.
 
+# sphinx_gallery_thumbnail_number = 2
+import plots  # first: it says which Python this needs
 from gluon_kl import DistillationLoss, JSDivLoss, KLDivLoss, ReverseKLDivLoss
 
 import matplotlib.pyplot as plt
@@ -25,8 +27,6 @@ import mxnet as mx
 import numpy as np
 from mxnet import autograd, gluon
 from tqdm import tqdm
-
-import plots
 
 plt.style.use(plots.STYLE)
 
@@ -93,6 +93,36 @@ def fit(loss, centre, steps=400):
 # * :class:`~gluon_kl.ReverseKLDivLoss` is KL(q ‖ p). The model decides: wherever *it* puts mass, the target must have
 #   some too.
 # * :class:`~gluon_kl.JSDivLoss` compares both with their mixture and never exceeds log 2 = 0.6931 [2]_.
+#
+# Here they are over four categories, with the term that each category adds to the last two. On the site you can take a
+# share of :math:`q` to 0, then one of :math:`p`: which divergence becomes infinite, and which never does?
+#
+# .. raw:: html
+#
+#    <div class="sliders" data-categories="a b c d" data-names="p q" data-terms="reverse_kl js"
+#         data-label="0.45 0.05 0.05 0.45" data-pred="0.1 0.4 0.4 0.1">
+
+categories = ["a", "b", "c", "d"]
+p, q = np.array([[0.45, 0.05, 0.05, 0.45], [0.1, 0.4, 0.4, 0.1]])
+labels, preds = mx.nd.array(p[None]), mx.nd.array(q[None]).log()
+terms = {
+    "KL(q ‖ p)": ReverseKLDivLoss(reduction="none")(preds, labels),
+    "JS": JSDivLoss(reduction="none")(preds, labels),
+}
+
+fig, (upper, lower) = plt.subplots(2, 1, figsize=(5, 5.6))
+fig.suptitle("What each category adds")
+upper.set_title("Shares")
+plots.draw_distributions(upper, categories, q, p, ("q", "p"))
+lower.set_title("Terms")
+plots.draw_terms(lower, categories, {
+    name: values[0].asnumpy() for name, values in terms.items()})
+fig.savefig(plots.FIGURES / "which_terms.png", **plots.PNG)
+
+# %%
+# .. raw:: html
+#
+#    </div>
 #
 # The way down can end in different valleys, so each loss gets three starts: left, middle and right.
 
@@ -294,6 +324,7 @@ for temperature in (1, 2, 5, 10, 20):
 # something bounded, or supports that may not meet              :class:`~gluon_kl.JSDivLoss`
 # a student of a larger model                                   :class:`~gluon_kl.DistillationLoss`
 # Gaussian latent variables                                     :class:`~gluon_kl.GaussianKLLoss`
+# many yes-or-no answers at once; units that seldom fire        :class:`~gluon_kl.BernoulliKLLoss`
 # ============================================================  ==========================================
 #
 # .. rubric:: Sources

@@ -1,0 +1,55 @@
+"""What a reader of a tutorial takes home: one archive that runs as it stands."""
+
+import json
+import re
+import zipfile
+from pathlib import Path
+
+IMPORTED = ("plots.py", "matplotlibrc")  # by every tutorial
+# What sphinx-gallery leaves in a notebook as reStructuredText, and what says the same there.
+MARKDOWN = (
+    (r"^\.\. raw:: html\n\n *<details.*?><summary>(.*?)</summary>\n", r"**\1**\n"),
+    (r"^\.\. raw:: html\n\n(?: +.*\n)+", ""),
+    (r"^\.\. (?:rubric|admonition):: (.*)$", r"**\1**"),
+    (r"^\.\. \[(\d+)\] ", r"\n[\1] "),
+    (r" ?\[(\d+)\]_", r" [\1]"),
+    (r":(?:class|meth|func|doc):`~?(?:gluon_kl\.)?([^`<]*?)(?: <[^`]*>)?`", r"**\1**"),
+    (r"(\]\([^()\s]*\))_", r"\1"),
+)
+
+
+def tidied(notebook):
+    """Turn what is left of reStructuredText in a notebook into Markdown."""
+    content = json.loads(notebook)
+    for cell in content["cells"]:
+        if cell["cell_type"] == "markdown":
+            text = "".join(cell["source"]) + "\n"
+            for pattern, replacement in MARKDOWN:
+                text = re.sub(pattern, replacement, text, flags=re.MULTILINE)
+            cell["source"] = [text.strip("\n")]
+    return json.dumps(content, ensure_ascii=False, indent=1)
+
+
+def complete_archives(app):
+    """Add to the archive of each tutorial what its script and its notebook import."""
+    gallery, tutorials = Path(app.srcdir) / "gallery", Path(app.srcdir).parent / "tutorials"
+    for tutorial in gallery.glob("*.ipynb"):
+        with zipfile.ZipFile(tutorial.with_suffix(".zip"), "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr(f"{tutorial.stem}/{tutorial.name}", tidied(tutorial.read_text("utf-8")))
+            for file in (tutorial.with_suffix(".py"), *(tutorials / name for name in IMPORTED)):
+                archive.write(file, f"{tutorial.stem}/{file.name}")
+
+
+def offer_archive(app, page, source):
+    """Offer the archive alone at the end of a tutorial: neither script nor notebook runs without the rest."""
+    if page.startswith("gallery/"):
+        single = r"^ +\.\. container:: sphx-glr-download sphx-glr-download-(python|jupyter)\n\n.*\n"
+        text = re.sub(single, "", source[0], flags=re.MULTILINE)
+        source[0] = text.replace("Download zipped: ", "Script, notebook and what they import: ")
+
+
+def setup(app):
+    """Connect to Sphinx; the archives after sphinx-gallery has written its own."""
+    app.connect("builder-inited", complete_archives, priority=900)
+    app.connect("source-read", offer_archive)
+    return {"parallel_read_safe": True}
