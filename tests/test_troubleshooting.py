@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "troubleshooting.rst"
 # These change the process that they run in, or start others.
 ALONE = {"AMP", "DataLoader workers"}
+OF_THE_OPERATOR = {"Slow"}
 BLOCK = re.compile(r"\.\. code-block:: (\w+)\n((?:   :.*\n)*)\n((?:   .*\n|\n)+)")
 
 
@@ -60,6 +61,8 @@ def compare(title):
 
 @pytest.mark.parametrize("title", [title for title in sections() if title not in ALONE])
 def test_snippets_do_what_they_show(title, path):
+    if title in OF_THE_OPERATOR and path != "native":
+        pytest.skip("it shows that the operator is there")
     compare(title)
 
 
