@@ -2,15 +2,17 @@
 
 from typing import Any, Callable, Optional, Tuple
 
-from gluon_kl import diagnostics, divergence, native
+from gluon_kl import diagnostics, divergence
 from gluon_kl.inputs import (
     CheckedLoss,
     Facts,
+    Frame,
     check_axis,
     check_between,
     check_flag,
     check_positive,
     check_same_shape,
+    fit_sample_weight,
     normal_axis,
     weigh,
 )
@@ -134,7 +136,7 @@ class DistillationLoss(CheckedLoss):
         return tuple(None if name == self._unused else x
                      for name, x in zip(self._names, (pred, label, teacher_pred, weight)))
 
-    def _check(self, *arrays: Any) -> Tuple[Tuple[Any, ...], Facts]:
+    def _check(self, *arrays: Any) -> Tuple[Tuple[Any, ...], Frame]:
         pred, label, teacher_pred, weight = self._used(*arrays)
         shape = pred.shape
         axis = normal_axis("axis", self._axis, shape, "pred")
@@ -150,7 +152,9 @@ class DistillationLoss(CheckedLoss):
             raise ValueError(
                 f"label of class indices must have the shape of pred without axis {self._axis}, "
                 f"{shape[:axis] + shape[axis + 1:]}, not {label.shape}; for one-hot rows set sparse_label=False")
-        return self._observe((pred, label, teacher_pred), weight, shape, batch_axis, axis)
+        frame = Frame(shape, batch_axis, axis)
+        weight = None if weight is None else fit_sample_weight(weight, frame)
+        return (pred, label, teacher_pred, weight), frame
 
     def check_inputs(self, pred: Any, label: Any, teacher_pred: Any) -> None:
         """Look at the values once, on a first batch or while debugging, and name a likely mistake.
@@ -176,7 +180,7 @@ class DistillationLoss(CheckedLoss):
         diagnostics.check_distillation(pred, label, teacher_pred, self._sparse_label, axis)
 
     def _compute(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
-        pred, label, teacher_pred, weight = self._lifted(F, facts, self._used(*inputs))
+        pred, label, teacher_pred, weight = self._lifted(F, facts, self._used(*inputs), self._axis)
         parts = []
         if label is not None:
             parts.append(self._hard_weight * self._hard(F, facts, pred, label, weight))
@@ -191,8 +195,6 @@ class DistillationLoss(CheckedLoss):
             if self._weight == 0:
                 label = F.zeros_like(label)  # the class that there always is
             label = divergence.one_hot(F, label, pred, self._axis)
-            if native.reaches(facts, weight):  # one-hot rows have no entropy: their divergence is the cross-entropy
-                return self._fused(F, facts, pred, label, weight, label_space="probs")
 
         def terms(pred: Any, label: Any) -> Any:
             return divergence.cross_entropy(F, divergence.log_softmax(F, pred, self._axis), label)
@@ -202,9 +204,6 @@ class DistillationLoss(CheckedLoss):
     def _soft(self, F: Any, facts: Optional[Facts], pred: Any, teacher_pred: Any, weight: Any) -> Any:
         """T^2 KL(teacher || pred), averaged over all elements of a sample; no gradient to the teacher."""
         teacher_pred = F.BlockGrad(teacher_pred)
-        if native.reaches(facts, weight):
-            return self._fused(F, facts, pred, teacher_pred, weight, label_space="logits",
-                               inv_temperature=1 / self._temperature) * self._temperature**2
 
         def terms(pred: Any, teacher_pred: Any) -> Any:
             return self._temperature**2 * divergence.kl_terms(
@@ -212,13 +211,6 @@ class DistillationLoss(CheckedLoss):
                 label_space="logits", axis=self._axis, whole_rows=weight is None if facts is None else facts.row_weight)
 
         return self._unfused(F, facts, terms, pred, teacher_pred, weight)
-
-    def _fused(self, F: Any, facts: Optional[Facts], pred: Any, target: Any, weight: Any, **options: Any) -> Any:
-        wanted = None if facts is None else (facts.recorded[0], False)
-        return native.kl_divergence(F, pred, target, weight, wanted=wanted, small=facts is not None and facts.small,
-                                    axis=self._axis, mean=True,
-                                    batch_axis=self._batch_axis, pred_space="logits",
-                                    scale=1 if self._weight is None else self._weight, **options)
 
     def _unfused(
         self, F: Any, facts: Optional[Facts], terms: Callable[..., Any], pred: Any, target: Any, weight: Any,

@@ -8,6 +8,8 @@ Where a formula meets infinities it selects the argument, never the result:
 import math
 from typing import Any, Optional
 
+import mxnet as mx
+
 SPACES = ("probs", "log_probs", "logits")
 
 # Finite in float32, yet beyond any difference of two logarithms.
@@ -23,13 +25,24 @@ def log_softmax(F: Any, logits: Any, axis: int) -> Any:
     """
     # Tiny weights keep the sum of large finite logits from overflowing; -inf, a mask, stays below inf.
     total = F.sum(logits * 1e-30, axis=axis, keepdims=True)
-    return F.log_softmax(logits + F.broadcast_like(0.0 / (total < math.inf), logits), axis=axis)
+    sound = is_finite(total) + (total < -_HUGE)
+    return F.log_softmax(logits + F.broadcast_like(0.0 / sound, logits), axis=axis)
+
+
+def is_finite(x: Any) -> Any:
+    """1 where `x` is finite, else 0.
+
+    No comparison with infinity: MXNet reads an infinite scalar as text, and fails wherever some earlier
+    overflow of the process, such as that of ``math.exp(1000)``, has left its mark in errno.
+    """
+    return x - x == 0
 
 
 def log_of_probs(F: Any, probs: Any) -> Any:
     """Logarithm of probabilities: -inf, with a gradient of 0, where one is 0."""
     absent = probs == 0
-    return F.log(probs + absent) - absent / (1 - absent)
+    here = 1 - absent
+    return F.log(probs * here + absent) - absent / here
 
 
 def to_log(F: Any, x: Any, space: str, axis: int) -> Any:
@@ -39,16 +52,21 @@ def to_log(F: Any, x: Any, space: str, axis: int) -> Any:
     return log_of_probs(F, x) if space == "probs" else x
 
 
-def sum_per_sample(F: Any, terms: Any, batch_axis: int, mean: bool) -> Any:
-    """Reduce every axis but `batch_axis`, by sum or mean: shape (batch,)."""
+def sum_per_sample(F: Any, terms: Any, batch_axis: int, mean: bool, long: bool = False) -> Any:
+    """Reduce every axis but `batch_axis`, by sum or mean: shape (batch,).
+
+    `long` asks for sums in float64: the fast one adds up in the dtype of the terms.
+    """
     if batch_axis != 0:
         terms = F.swapaxes(terms, dim1=0, dim2=batch_axis)
-    rows = F.reshape(terms, shape=(0, -1))
-    ones = F.ones_like(F.slice_axis(rows, axis=0, begin=0, end=1))
-    sums = F.linalg_gemm2(rows, ones, transpose_b=True)
+    rows = F.Flatten(terms)
+    wide = F.cast(rows, dtype="float64") if long else rows
+    # NumPy's dot: the row sum that is fast and that an empty batch does not crash.
+    sums = _dot(wide, F.ones_like(F.contrib.arange_like(wide, axis=1)))
     if mean:
-        sums = F.broadcast_div(sums, F.sum(ones, axis=1, keepdims=True))
-    return F.reshape(sums, shape=(-1,))
+        ones = F.ones_like(F.contrib.arange_like(rows, axis=1))
+        sums = F.broadcast_div(sums, F.sum(ones, axis=0, keepdims=True))
+    return sums
 
 
 def relative_entropy(F: Any, log_pred: Any, label: Any, epsilon: float, label_grad: bool = True) -> Any:
@@ -59,20 +77,21 @@ def relative_entropy(F: Any, log_pred: Any, label: Any, epsilon: float, label_gr
     """
     absent = label == 0
     # Not log(1) at zeros: with zeros scattered among them, its short cut is a branch that processors mispredict.
-    surprise = F.log(label + 0.5 * absent) - _unless_absent(F, log_pred, label)
-    if label_grad:
-        surprise = surprise + absent * (math.log(2) + math.log(epsilon) * _is_finite(F, log_pred))
-    return label * surprise
-
-
-def _is_finite(F: Any, x: Any) -> Any:
-    return F.abs(x) < math.inf
+    log_label = F.log(label + 0.5 * absent)
+    surprise = log_label - _unless_absent(F, log_pred, label)
+    if not label_grad:
+        return label * surprise
+    # The logarithm's own derivative, label * (1 / label), overflows at the smallest labels: it is taken out of the
+    # graph, and the 1 that it comes to is that of a difference which is 0.
+    at_zero = absent * (math.log(2) - 1 + math.log(epsilon) * is_finite(log_pred))
+    surprise = F.BlockGrad(log_label + at_zero) - _unless_absent(F, log_pred, label)
+    return label * surprise + (label - F.BlockGrad(label))
 
 
 def _unless_absent(F: Any, log_pred: Any, label: Any) -> Any:
     """`log_pred`, but the label where that is 0 and `log_pred` not finite. A label of -1 may be taken for 0."""
     # A condition that rarely fails: `where` takes ten times as long where it can't be predicted.
-    return F.where(label + _is_finite(F, log_pred), log_pred, label)
+    return F.where(label + is_finite(log_pred), log_pred, label)
 
 
 def relative_entropy_of_logs(F: Any, log_pred: Any, log_label: Any) -> Any:
@@ -154,11 +173,22 @@ def categories(F: Any, x: Any, axis: int) -> Any:
     return F.slice_axis(F.contrib.arange_like(x, axis=axis), axis=0, begin=-1, end=None) + 1
 
 
-def differs_in_rank(F: Any, x: Any, rank: int) -> Any:
+def unit(F: Any, x: Any, axis: int) -> Any:
+    """A 1 of x's dtype: shape (1,), also where shapes are unknown or another axis than `axis` is empty."""
+    return F.ones_like(F.slice_axis(F.contrib.arange_like(x, axis=axis), axis=0, begin=0, end=1))
+
+
+def differs_in_rank(F: Any, x: Any, rank: int, axis: int) -> Any:
     """0 if `x` has `rank` axes, else 1: shape (1,), of x's dtype, also where shapes are unknown."""
     differs = F.cast(F.size_array(F.shape_array(x)) != rank, dtype="float32").as_np_ndarray()
-    one = F.ones_like(F.slice_axis(F.reshape(x, shape=(-1,)), axis=0, begin=0, end=1)).as_np_ndarray()
-    return (differs * one).as_nd_ndarray()
+    return (differs * unit(F, x, axis).as_np_ndarray()).as_nd_ndarray()
+
+
+def _dot(x: Any, y: Any) -> Any:
+    """NumPy's dot of legacy arrays or Symbols."""
+    x, y = x.as_np_ndarray(), y.as_np_ndarray()
+    np = mx.np if isinstance(x, mx.np.ndarray) else mx.sym.np
+    return np.dot(x, y).as_nd_ndarray()
 
 
 def one_hot(F: Any, index: Any, pred: Any, axis: int) -> Any:

@@ -7,9 +7,11 @@ from gluon_kl.inputs import (
     REDUCTIONS,
     CheckedLoss,
     Facts,
+    Frame,
     check_choice,
     check_not_negative,
     check_same_shape,
+    fit_sample_weight,
     normal_axis,
     weigh,
 )
@@ -126,14 +128,14 @@ class GaussianKLLoss(CheckedLoss):
     ) -> Any:
         return super().__call__(mean, log_variance, prior_mean, prior_log_variance, sample_weight)
 
-    def _check(self, *arrays: Any) -> Tuple[Tuple[Any, ...], Facts]:
+    def _check(self, *arrays: Any) -> Tuple[Tuple[Any, ...], Frame]:
         *parameters, weight = arrays
         mean = parameters[0]
         for name, x in zip(self._names[1:], parameters[1:]):
             if x is not None:
                 check_same_shape("mean", name, mean.shape, x.shape)
-        batch_axis = normal_axis("batch_axis", self._batch_axis, mean.shape, "mean")
-        return self._observe(parameters, weight, mean.shape, batch_axis, None)
+        frame = Frame(mean.shape, normal_axis("batch_axis", self._batch_axis, mean.shape, "mean"), None)
+        return (*parameters, None if weight is None else fit_sample_weight(weight, frame, "mean")), frame
 
     def _compute(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
         *parameters, weight = self._lifted(F, facts, inputs)

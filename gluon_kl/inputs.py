@@ -4,29 +4,44 @@ What may come in (array kinds, shapes, dtypes, sample weights), how it is lifted
 floating dtype, and how one block keeps one graph for each way of being called.
 """
 
+import ctypes
 import math
 import numbers
 import operator
+import threading
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import mxnet as mx
 import numpy as np
 from mxnet import autograd
+from mxnet.base import _LIB
 from mxnet.gluon.loss import Loss
 from mxnet.ndarray import NDArray
 from mxnet.ndarray.sparse import BaseSparseNDArray
 from mxnet.symbol import Symbol
 
-from gluon_kl.divergence import sum_per_sample
-from gluon_kl.native import SMALL, to_float
-from gluon_kl.native.requests import follow
+from gluon_kl.divergence import is_finite, sum_per_sample, unit
+from gluon_kl.native import SMALL, fused, fused_in_graph, to_float
 
 REDUCTIONS = ("mean", "sum", "none")
 
-# np.dtype(x).name takes microseconds.
-_DTYPE_NAMES: Dict[Any, str] = {bool: "bool", **{np.dtype(name).type: name for name in (
+# np.dtype(x).name takes microseconds. MXNet spells bfloat16, which NumPy has not, as a record of 16 bits.
+_DTYPE_NAMES: Dict[Any, str] = {bool: "bool", np.dtype([("bfloat16", np.uint16)]): "bfloat16",
+                                **{np.dtype(name).type: name for name in (
     "float16", "float32", "float64", "uint8", "int8", "int32", "int64", "bool")}}
-_GRAPH_FIELDS = ("_cached_graph", "_cached_op", "_cached_op_args", "_in_format", "_out_format")
+_CARRIED = {"bool": "uint8", "bfloat16": "float32"}  # what an operator of an extension cannot take, and what stands in
+_LENT = ("cpu_shared", "cpu_pinned")  # memory of a DataLoader's, as good as any other of the CPU
+_GRAPH_OPTIONS = ("static_alloc", "static_shape", "inline_limit", "forward_bulk_size", "backward_bulk_size")
+_LONG = 1 << 14  # terms of a sample: beyond, MXNet's fast sum in float32 is off by more than 1e-6
+_TRACING = threading.Lock()
+
+
+class Frame(NamedTuple):
+    """How the first input is laid out: axes counted from the front; `axis` None where there are no categories."""
+
+    shape: Tuple[int, ...]
+    batch_axis: int
+    axis: Optional[int]
 
 
 class Facts(NamedTuple):
@@ -38,6 +53,7 @@ class Facts(NamedTuple):
     row_weight: bool  # sample_weight, if any, is one number per row along the axis
     device: Any
     small: bool  # fewer elements than native.SMALL
+    long: bool  # more terms a sample than _LONG
 
 
 def check_number(name: str, value: Any) -> None:
@@ -77,6 +93,8 @@ def check_not_negative(name: str, value: Any) -> None:
 
 def check_axis(name: str, value: Any) -> int:
     try:
+        if isinstance(value, (bool, np.bool_)):
+            raise TypeError
         return operator.index(value)
     except TypeError:
         raise TypeError(f"{name} must be an integer, not {value!r}") from None
@@ -115,44 +133,77 @@ def check_same_shape(first: str, second: str, shape: Tuple[int, ...], other: Tup
         raise ValueError(f"{first} and {second} must have the same shape, not {shape} and {other}; nothing broadcasts")
 
 
-def check_same_device(names: Sequence[str], inputs: Sequence[Any]) -> Any:
-    device = inputs[0].context
-    for name, x in zip(names[1:], inputs[1:]):
-        if x is not None and x.context != device:
-            raise ValueError(f"{names[0]} is on {device} but {name} on {x.context}; move one with as_in_context")
-    return device
+def check_same_place(names: Sequence[str], inputs: Sequence[Any]) -> Tuple[Tuple[Any, ...], Any]:
+    """The inputs on one device, and that device; an error if they come from several.
+
+    All kinds of CPU memory are one place: what a DataLoader's workers hand out is copied.
+    """
+    device = next((x.context for x in inputs if x is not None and x.context.device_type not in _LENT), mx.cpu(0))
+    moved = []
+    for name, x in zip(names, inputs):
+        context = device if x is None else x.context
+        if context != device:
+            if context.device_type not in _LENT or device.device_type != "cpu":
+                raise ValueError(f"{names[0]} is on {inputs[0].context} but {name} on {context}; "
+                                 f"move one with as_in_context")
+            x = x.as_in_context(device)
+        moved.append(x)
+    return tuple(moved), device
 
 
-def fit_sample_weight(weight: Any, shape: Tuple[int, ...], batch_axis: int, of: str = "pred") -> Any:
-    """`weight` with as many axes as `shape`; (batch,) means per sample."""
-    size = weight.shape
+def fit_sample_weight(weight: Any, frame: Frame, of: str = "pred") -> Any:
+    """`weight` with as many axes as the first input; (batch,) means per sample, a missing `axis` per row."""
+    shape, batch_axis, axis = frame
+    size, batch = weight.shape, shape[batch_axis]
     if len(size) == len(shape) and all(have in (1, want) for have, want in zip(size, shape)):
         return weight
-    batch = shape[batch_axis]
     if size == (batch,):
         return weight.reshape(tuple(batch if i == batch_axis else 1 for i in range(len(shape))))
+    rows = None if axis is None else shape[:axis] + shape[axis + 1:]
+    if size == rows:
+        return weight.expand_dims(axis)
     raise ValueError(
         f"sample_weight of shape {size} does not fit {of} of shape {shape}: pass {(batch,)}, "
-        f"or {len(shape)} axes each of which is 1 or that of {of}"
+        + (f"{rows}, " if rows not in (None, (batch,)) else "")
+        + f"or {len(shape)} axes each of which is 1 or that of {of}"
     )
 
 
-def lift(F: Any, facts: Optional[Facts], inputs: Sequence[Any]) -> List[Any]:
-    """The inputs in one floating dtype: float64 if any of them is, else float32; None stays None."""
+def follow(x: Any) -> Tuple[bool, Any]:
+    """Whether autograd, while it records, may ask for a gradient of this array, and the array to give an operator.
+
+    It may if the array is marked, or computed from such. A marked one comes behind a view: where its gradients
+    add up (``grad_req="add"``), MXNet's own reshape adds, and the operator of an extension would not. One that
+    autograd does not follow is detached: recording would mark it, until the next backward, like one that it follows.
+    """
+    if x is None:
+        return False, None
+    if x.grad is not None:
+        return True, x.reshape(x.shape)
+    # Only arrays that autograd follows have a gradient state to write; what is written is what was there.
+    state = ctypes.c_int()
+    _LIB.MXNDArrayGetGradState(x.handle, ctypes.byref(state))
+    return (True, x) if _LIB.MXNDArraySetGradState(x.handle, state) == 0 else (False, x.detach())
+
+
+def lift(F: Any, facts: Optional[Facts], inputs: Sequence[Any], axis: int) -> List[Any]:
+    """The inputs in one floating dtype: float64 if any of them is, else float32; None stays None.
+
+    `axis` is one that is never empty.
+    """
     if facts is None:
-        return _lift_unknown(F, inputs)
+        return _lift_unknown(F, inputs, axis)
     target = "float64" if "float64" in facts.dtypes else "float32"
     return [x if dtype in (None, target) else F.cast(x, dtype=target) for x, dtype in zip(inputs, facts.dtypes)]
 
 
-def _lift_unknown(F: Any, inputs: Sequence[Any]) -> List[Any]:
+def _lift_unknown(F: Any, inputs: Sequence[Any], axis: int) -> List[Any]:
     """`lift` inside a graph that does not know its dtypes: NumPy's type promotion, by factors of one."""
     floats = [x if x is None else to_float(F, x) for x in inputs]
-    one = F.ones(shape=(1,), dtype="float32").as_np_ndarray()
-    for x in floats:
-        if x is not None:
-            first = F.reshape(F.slice_axis(x, axis=0, begin=0, end=1), shape=(-1,))
-            one = one * F.ones_like(F.slice_axis(first, axis=0, begin=0, end=1)).as_np_ndarray()
+    present = [x for x in floats if x is not None]
+    one = unit(F, present[0], axis).as_np_ndarray()
+    for x in present[1:]:
+        one = one * unit(F, x, axis).as_np_ndarray()
     return [x if x is None else (x.as_np_ndarray() * one).as_nd_ndarray() for x in floats]
 
 
@@ -175,7 +226,7 @@ def weigh(
         return weighted
     # The derivative with respect to a weight of 0 is the term itself, if its row is finite.
     silent = F.BlockGrad(terms(*(F.BlockGrad(x) for x in inputs)))
-    finite = F.abs(silent if axis is None else F.sum(silent, axis=axis, keepdims=True)) < math.inf
+    finite = is_finite(silent if axis is None else F.sum(silent, axis=axis, keepdims=True))
     return weighted + weight * F.where(off * F.broadcast_like(finite, off), silent, zero)
 
 
@@ -184,44 +235,76 @@ def _legacy(x: Any) -> Any:
     return x.as_nd_ndarray() if isinstance(x, (mx.np.ndarray, mx.sym.np._Symbol)) else x
 
 
+class _NoRows(autograd.Function):
+    """The result for inputs that hold nothing: nothing, and gradients of 0 to all of them."""
+
+    def __init__(self, shape: Tuple[int, ...], dtype: str) -> None:
+        super().__init__()
+        self._result = shape, dtype
+
+    def forward(self, *inputs: Any) -> Any:
+        self._inputs = inputs
+        shape, dtype = self._result
+        return mx.np.zeros(shape, dtype=dtype, ctx=inputs[0].context).as_nd_ndarray()
+
+    def backward(self, *_: Any) -> Any:
+        return tuple(mx.nd.zeros_like(x) for x in self._inputs)
+
+
+class _Graph:
+    """One kind of call, traced at its first time; made and used by one thread at a time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._op: Any = None
+        self._hook: Any = None
+
+    def __call__(self, loss: "CheckedLoss", facts: Facts, inputs: Sequence[Any]) -> Any:
+        with self._lock:
+            if self._op is None:
+                self._trace(loss, facts, inputs)
+            if loss._callback is not self._hook:
+                self._hook = loss._callback
+                self._op._register_op_hook(self._hook, loss._monitor_all)
+            return self._op(*[inputs[i] for i in self._used])
+
+    def _trace(self, loss: "CheckedLoss", facts: Facts, inputs: Sequence[Any]) -> None:
+        names = [None if x is None else f"data{i}" for i, x in enumerate(inputs)]
+        with _TRACING, facts.device, mx.name.Prefix(loss.prefix):
+            out = loss._compute(mx.sym, facts, *[None if name is None else mx.sym.var(name) for name in names])
+        self._used = [names.index(name) for name in out.list_inputs()]
+        indices = [("data_indices", list(range(len(self._used)))), ("param_indices", [])]
+        op = mx.nd.CachedOp(out, indices + sorted(loss._graph_options.items()))
+        self._op = op
+
+
 class CheckedLoss(Loss):
     """A Gluon loss that checks real arrays, lifts dtypes, and may be called in changing ways.
 
-    A subclass names its array inputs in `_names`, checks them in ``_check(*arrays)`` (which
-    returns what `_observe` does), and computes in
-    ``_compute(F, facts, *inputs)``, where facts is None on Symbols of unknown origin.
+    A call takes two steps. `forward` sees what the user passes: it checks real arrays, fits the sample weight and
+    notes the facts. ``_compute(F, facts, *inputs)`` lifts dtypes and computes, on arrays, in a graph of our own for
+    each value of the facts (hybridized), or with facts None in a graph of the user's, where nothing is known.
+
+    A subclass names its array inputs in `_names` and checks them in ``_check(*arrays)``, which returns the inputs
+    that count and the frame of the first.
     """
 
     _names: Tuple[str, ...] = ("pred", "label", "sample_weight")
     _optional: Tuple[str, ...] = ("sample_weight",)
     _direction = ""
+    _reduction = "sum"
 
     def __init__(self, weight: Optional[float], batch_axis: int, **kwargs: Any) -> None:
         if weight is not None:
             check_number("weight", weight)
-        super().__init__(weight, check_axis("batch_axis", batch_axis), **kwargs)
-        self._facts: Optional[Facts] = None
+        # Not super(): of a loss that stands in for one of Gluon's, that would be the other's, with other arguments.
+        Loss.__init__(self, weight, check_axis("batch_axis", batch_axis), **kwargs)
+        self._graphs: Dict[Facts, _Graph] = {}
+        self._graph_options: Dict[str, Any] = {}
+        self._called_with: Optional[List[Any]] = None
 
-    def _check(self, *arrays: Any) -> Tuple[Tuple[Any, ...], Facts]:
+    def _check(self, *arrays: Any) -> Tuple[Tuple[Any, ...], Frame]:
         raise NotImplementedError
-
-    def _observe(
-        self, inputs: Sequence[Any], weight: Any, shape: Tuple[int, ...], batch_axis: int, axis: Optional[int],
-    ) -> Tuple[Tuple[Any, ...], Facts]:
-        """The checked inputs and the fitted sample_weight, as an operator may be given them, and their facts.
-
-        `shape` is that of the first, `axis` that of the categories, if there is one.
-        """
-        if weight is not None:
-            weight = fit_sample_weight(weight, shape, batch_axis, self._names[0])
-        row_weight = weight is None or axis is None or weight.shape[axis] == 1
-        inputs = (*inputs, weight)
-        device = check_same_device(self._names, inputs)
-        dtypes = tuple([x if x is None else _DTYPE_NAMES[x.dtype] for x in inputs])
-        recorded: Tuple[bool, ...] = (False,) * len(inputs)
-        if autograd.is_recording():
-            recorded, inputs = zip(*[follow(x) for x in inputs])
-        return inputs, Facts(len(shape), dtypes, recorded, row_weight, device, math.prod(shape) < SMALL)
 
     def _compute(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
         raise NotImplementedError
@@ -238,17 +321,27 @@ class CheckedLoss(Loss):
             raise TypeError(f"{self._names[0]} must be an MXNet array, not a Symbol: a Symbol has no values")
         return [_legacy(x) for x in inputs]
 
-    def _lifted(self, F: Any, facts: Optional[Facts], inputs: Sequence[Any]) -> List[Any]:
+    def _lifted(self, F: Any, facts: Optional[Facts], inputs: Sequence[Any], axis: int = -1) -> List[Any]:
         """The inputs in one floating dtype; if the weight of the loss is 0, ones, whose terms are finite."""
         if self._weight == 0:
             inputs = [x if x is None else F.ones_like(x) for x in inputs]
-        return lift(F, facts, inputs)
+        return lift(F, facts, inputs, axis)
+
+    def _call_fused(self, F: Any, facts: Optional[Facts], names: Sequence[str], inputs: Sequence[Any],
+                    fixed: Sequence[str] = (), **options: Any) -> Any:
+        """The operator on `inputs`, which it knows by `names`; those in `fixed` get no gradient."""
+        if facts is None:
+            return fused_in_graph(dict(zip(names, inputs)), fixed, **options)
+        grad = [name for name, asked in zip(names, facts.recorded) if asked and name not in fixed]
+        taken = [F.cast(x, dtype=_CARRIED[dtype]) if dtype in _CARRIED else x
+                 for x, dtype in zip(inputs, facts.dtypes)]
+        return fused(F, dict(zip(names, taken)), grad, **options)
 
     def _reduced(self, F: Any, facts: Optional[Facts], terms: Any, reduction: str) -> Any:
         """The terms of each sample reduced, times the weight of the loss."""
         if reduction != "none":
             batch_axis = self._batch_axis if facts is None else self._batch_axis % facts.ndim
-            terms = sum_per_sample(F, terms, batch_axis, reduction == "mean")
+            terms = sum_per_sample(F, terms, batch_axis, reduction == "mean", facts is not None and facts.long)
         return terms if self._weight is None else terms * self._weight
 
     def forward(self, *inputs: Any) -> Any:
@@ -259,37 +352,66 @@ class CheckedLoss(Loss):
             with self.name_scope():
                 out = self._compute(mx.sym, None, *legacy)
         else:
-            checked, facts = self._check(*legacy)
-            if self._active:
-                out = self._run_graph(facts, checked)
+            checked, frame = self._check(*legacy)
+            if 0 in frame.shape:
+                out = self._without_rows(checked, frame, numpy_kind)
             else:
-                out = self._compute(mx.nd, facts, *checked)
+                out = self._run(*self._observe(checked, frame))
         return out.as_np_ndarray() if numpy_kind else out
 
-    def hybrid_forward(self, F: Any, x: Any, *inputs: Any) -> Any:
-        """Trace the graph of the facts at hand; only a hybridized block of our own comes here."""
-        return self._compute(F, self._facts, x, *inputs)
+    def _observe(self, inputs: Sequence[Any], frame: Frame) -> Tuple[Sequence[Any], Facts]:
+        """The checked inputs as an operator may be given them, and what is known of them."""
+        inputs, device = check_same_place(self._names, inputs)
+        dtypes = tuple([x if x is None else _DTYPE_NAMES[x.dtype] for x in inputs])
+        recorded: Tuple[bool, ...] = (False,) * len(inputs)
+        if autograd.is_recording():
+            recorded, inputs = zip(*[follow(x) for x in inputs])
+        shape, batch_axis, axis = frame
+        weight, size = inputs[-1], math.prod(shape)
+        row_weight = weight is None or axis is None or weight.shape[axis] == 1
+        return inputs, Facts(len(shape), dtypes, recorded, row_weight, device, size < SMALL,
+                             size > _LONG * shape[batch_axis])
 
-    def _run_graph(self, facts: Facts, inputs: Sequence[Any]) -> Any:
-        """Run the graph that was traced for these facts, having made it Gluon's one cached graph."""
-        if facts != self._facts:
-            if self._cached_op is not None:
-                self._graphs[self._facts] = [getattr(self, field) for field in _GRAPH_FIELDS]
-            for field, value in zip(_GRAPH_FIELDS, self._graphs.get(facts, ((), None, [], None, None))):
-                setattr(self, field, value)
-            self._facts = facts
-        if self._cached_op is None or self._callback:
-            with facts.device:
-                return self._call_cached_op(*inputs)
+    def _run(self, inputs: Sequence[Any], facts: Facts) -> Any:
+        if not self._active:
+            return self._compute(mx.nd, facts, *inputs)
+        graph = self._graphs.get(facts)
+        if graph is None:
+            self._called_with = [x if x is None else x.shape for x in inputs]
+            graph = self._graphs.setdefault(facts, _Graph())
+        return graph(self, facts, inputs)
+
+    def _without_rows(self, inputs: Sequence[Any], frame: Frame, numpy_kind: bool) -> Any:
+        """What no rows give: MXNet's operators would divide by their number."""
+        shape, batch_axis, axis = frame
+        name = self._names[0]
+        if not numpy_kind:
+            raise ValueError(f"{name} has shape {shape}, and MXNet takes a 0 there for a length that it does not know "
+                             f"yet: pass mx.np arrays, under mx.npx.set_np(), for batches that may be empty")
+        if axis is not None and shape[axis] == 0:
+            raise ValueError(f"{name} of shape {shape} has no categories along axis {axis}")
         present = [x for x in inputs if x is not None]
-        return self._cached_op(*[present[i] for _, i in self._cached_op_args])
+        dtype = "float64" if any(x.dtype == np.float64 for x in present) else "float32"
+        with mx.util.np_shape(True):
+            return _NoRows(shape if self._reduction == "none" else (shape[batch_axis],), dtype)(*present)
 
-    def _clear_cached_op(self) -> None:
-        super()._clear_cached_op()
-        self._graphs: dict = {}
-        self._facts = None
+    def hybrid_forward(self, F: Any, x: Any, *inputs: Any) -> Any:
+        """What Gluon traces where it looks at the graph itself: infer_shape, optimize_for, export."""
+        return self._compute(F, None, x, *inputs)
+
+    def hybridize(self, active: bool = True, *args: Any, **kwargs: Any) -> None:
+        """Run as graphs, one for each kind of call, or no longer; arguments as for every Gluon block."""
+        super().hybridize(active, *args, **kwargs)
+        self._graphs = {}
+        self._graph_options = {name: kwargs[name] for name in _GRAPH_OPTIONS if name in kwargs}
+
+    def export(self, path: str, *args: Any, **kwargs: Any) -> Any:
+        """Write the graph to ``path-symbol.json``; arguments as for every Gluon block, called once before."""
+        if self._called_with is not None:
+            self._clear_cached_op()
+            self._get_graph(*[x if x is None else mx.sym.var("data") for x in self._called_with])
+        return super().export(path, *args, **kwargs)
 
     def __getstate__(self) -> dict:
-        """Everything but the cached graphs, which hold handles that can be neither copied nor pickled."""
-        return {**self.__dict__, "_cached_graph": (), "_cached_op": None, "_cached_op_args": [],
-                "_graphs": {}, "_facts": None}
+        """Everything but the graphs, which hold handles that can be neither copied nor pickled."""
+        return {**self.__dict__, "_graphs": {}, "_cached_graph": ()}

@@ -1,18 +1,22 @@
 """The divergences between two arrays of distributions, as Gluon losses."""
 
-from typing import Any, Optional, Tuple
+from typing import Any, Dict, Optional, Tuple
+
+from mxnet import gluon
 
 from gluon_kl import diagnostics, divergence, native
 from gluon_kl.inputs import (
     REDUCTIONS,
     CheckedLoss,
     Facts,
+    Frame,
     check_axis,
     check_between,
     check_choice,
     check_flag,
     check_positive,
     check_same_shape,
+    fit_sample_weight,
     normal_axis,
     weigh,
 )
@@ -47,13 +51,13 @@ class PairLoss(CheckedLoss):
     def __call__(self, pred: Any, label: Any, sample_weight: Any = None) -> Any:
         return super().__call__(pred, label, sample_weight)
 
-    def _check(self, *arrays: Any) -> Tuple[Tuple[Any, ...], Facts]:
+    def _check(self, *arrays: Any) -> Tuple[Tuple[Any, ...], Frame]:
         pred, label, weight = arrays
         shape = pred.shape
         check_same_shape("pred", "label", shape, label.shape)
-        axis = normal_axis("axis", self._axis, shape, "pred")
-        batch_axis = normal_axis("batch_axis", self._batch_axis, shape, "pred")
-        return self._observe((pred, label), weight, shape, batch_axis, axis)
+        frame = Frame(shape, normal_axis("batch_axis", self._batch_axis, shape, "pred"),
+                      normal_axis("axis", self._axis, shape, "pred"))
+        return (pred, label, None if weight is None else fit_sample_weight(weight, frame)), frame
 
     def check_inputs(self, pred: Any, label: Any) -> None:
         """Look at the values once, on a first batch or while debugging, and name a likely mistake.
@@ -93,12 +97,12 @@ class PairLoss(CheckedLoss):
         if (self._axis < 0) == (self._batch_axis < 0):
             return self._axis != self._batch_axis
         # One counts from the back: they meet at one rank.
-        return divergence.differs_in_rank(F, pred, abs(self._axis - self._batch_axis))
+        return divergence.differs_in_rank(F, pred, abs(self._axis - self._batch_axis), self._axis)
 
     def _compute(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
-        if self._reduction != "none" and self._weight != 0 and native.reaches(facts, inputs[2]):
+        if self._weight != 0 and native.reaches(facts):
             return self._fused(F, facts, *inputs)
-        pred, label, weight = self._lifted(F, facts, inputs)
+        pred, label, weight = self._lifted(F, facts, inputs, self._axis)
         whole_rows = self._whole_rows(F, facts, pred, weight)
         label_grad, weight_grad = (True, True) if facts is None else facts.recorded[1:]
 
@@ -108,7 +112,20 @@ class PairLoss(CheckedLoss):
         out = weigh(F, terms, (pred, label), weight, self._axis, weight_grad)
         return self._reduced(F, facts, out, self._reduction)
 
+    def _form(self) -> Dict[str, Any]:
+        """What the operator computes for this loss, by its own words."""
+        raise NotImplementedError
+
+    def _fused(self, F: Any, facts: Optional[Facts], pred: Any, label: Any, weight: Any) -> Any:
+        options = dict(
+            axis=self._axis, batch_axis=self._batch_axis, pred=self._pred_space, target=self._label_space,
+            reduction=self._reduction, scale=1.0 if self._weight is None else float(self._weight), **self._form())
+        if facts is not None and facts.small and weight is None and self._label_space != "logits":
+            options["keep"] = 0
+        return self._call_fused(F, facts, ("pred", "target", "weight"), (pred, label, weight), **options)
+
     def _terms(self, F: Any, pred: Any, label: Any, whole_rows: Any, label_grad: bool) -> Any:
+        """The same from MXNet's operators, element by element."""
         raise NotImplementedError
 
     def _kl_terms(
@@ -123,30 +140,8 @@ class PairLoss(CheckedLoss):
             F, label, pred, pred_space=self._label_space, label_space=self._pred_space, axis=self._axis,
             whole_rows=whole_rows)
 
-    def _fused(self, F: Any, facts: Optional[Facts], pred: Any, label: Any, weight: Any) -> Any:
-        """The result of the fused operator."""
-        raise NotImplementedError
 
-    def _fused_kl(
-        self, F: Any, facts: Optional[Facts], pred: Any, label: Any, weight: Any, swap: bool, **options: Any,
-    ) -> Any:
-        """KL(label || pred) by the fused operator, or KL(pred || label) if `swap`."""
-        sides = [(pred, self._pred_space), (label, self._label_space)]
-        wanted = None if facts is None else list(facts.recorded[:2])
-        if facts is not None:
-            sides = [(F.cast(x, "uint8") if dtype == "bool" else x, space)
-                     for (x, space), dtype in zip(sides, facts.dtypes)]
-        if swap:
-            sides.reverse()
-            wanted = wanted and wanted[::-1]
-        (q, q_space), (p, p_space) = sides
-        return native.kl_divergence(
-            F, q, p, weight, wanted=wanted, small=facts is not None and facts.small, axis=self._axis,
-            batch_axis=self._batch_axis, pred_space=q_space, label_space=p_space, mean=self._reduction == "mean",
-            scale=1 if self._weight is None else self._weight, **options)
-
-
-class KLDivLoss(PairLoss):
+class KLDivLoss(PairLoss, gluon.loss.KLDivLoss):
     r"""Kullback-Leibler divergence of a prediction from a target distribution, in nats.
 
     For each sample, with :math:`p` the label and :math:`q` the prediction,
@@ -262,8 +257,8 @@ class KLDivLoss(PairLoss):
     def _describe(self) -> str:
         return f"{super()._describe()}, epsilon={self._epsilon}"
 
-    def _fused(self, F: Any, facts: Optional[Facts], pred: Any, label: Any, weight: Any) -> Any:
-        return self._fused_kl(F, facts, pred, label, weight, swap=False, epsilon=self._epsilon)
+    def _form(self) -> Dict[str, Any]:
+        return {"epsilon": float(self._epsilon)}
 
     def _terms(self, F: Any, pred: Any, label: Any, whole_rows: Any, label_grad: bool) -> Any:
         return self._kl_terms(F, pred, label, whole_rows, label_grad, self._epsilon)
@@ -358,8 +353,8 @@ class ReverseKLDivLoss(PairLoss):
     ) -> None:
         super().__init__(from_logits, axis, weight, batch_axis, reduction, label_space, prefix=prefix, params=params)
 
-    def _fused(self, F: Any, facts: Optional[Facts], pred: Any, label: Any, weight: Any) -> Any:
-        return self._fused_kl(F, facts, pred, label, weight, swap=True)
+    def _form(self) -> Dict[str, Any]:
+        return {"form": "reverse_kl"}
 
     def _terms(self, F: Any, pred: Any, label: Any, whole_rows: Any, label_grad: bool) -> Any:
         return self._reverse_kl_terms(F, pred, label, whole_rows)
@@ -474,9 +469,10 @@ class JSDivLoss(PairLoss):
     def _describe(self) -> str:
         return f"{super()._describe()}, beta={self._beta}"
 
-    def _fused(self, F: Any, facts: Optional[Facts], pred: Any, label: Any, weight: Any) -> Any:
-        mixed = {} if self._beta in (0, 1) else {"beta": self._beta}
-        return self._fused_kl(F, facts, pred, label, weight, swap=self._beta == 1, **mixed)
+    def _form(self) -> Dict[str, Any]:
+        if self._beta in (0, 1):
+            return {"form": "reverse_kl" if self._beta else "kl"}
+        return {"form": "js", "beta": float(self._beta)}
 
     def _terms(self, F: Any, pred: Any, label: Any, whole_rows: Any, label_grad: bool) -> Any:
         if self._beta == 0:

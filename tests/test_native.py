@@ -15,7 +15,7 @@ from mxnet import autograd
 
 import oracle
 from gluon_kl import native
-from gluon_kl.native import requests
+
 
 needs_native = pytest.mark.skipif(not native.is_available(), reason=f"no fused operator: {native.why_not()}")
 pytestmark = needs_native

@@ -1,4 +1,4 @@
-"""The fused CPU operator: loaded once, on first use, through MXNet's extension interface.
+"""The fused CPU operator: loaded with the package, through MXNet's extension interface.
 
 `is_available` says whether it is there and `why_not` why it is not. ``GLUON_KL_NATIVE=0`` turns it off.
 """
@@ -6,22 +6,25 @@
 import ctypes
 import functools
 import importlib.machinery
+import itertools
 import os
 import threading
-import uuid
-from typing import Any, Dict, Optional, Sequence
+from typing import Any, Dict, Mapping, Optional, Sequence, Tuple
 
 import mxnet as mx
+from mxnet.base import _LIB, OpHandle, c_str, check_call, mx_uint
+from mxnet.name import NameManager
+from mxnet.ndarray.register import _make_ndarray_function
+from mxnet.symbol.register import _make_symbol_function
 
-from gluon_kl.native.requests import follow
-
-__all__ = ["info", "is_available", "kl_divergence", "reaches", "why_not"]
+__all__ = ["fused", "fused_in_graph", "info", "is_available", "reaches", "why_not"]
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
 _NAME = "_gluon_kl_divergence"
 _LOCK = threading.Lock()
-_DEFAULTS = {"axis": -1, "batch_axis": 0, "pred_space": "log_probs", "label_space": "probs", "mean": 1,
-             "scale": 1.0, "epsilon": 1e-12, "inv_temperature": 1.0, "beta": 0.0}
+_INTERFACES = ("1.9.", "2.0.")  # of MXNet's releases, those whose interface has the version that we are built for
+_DEFAULTS = {"form": "kl", "pred": "log_probs", "target": "probs", "axis": -1, "batch_axis": 0, "reduction": "sum",
+             "scale": 1.0, "epsilon": 1e-12, "temperature": 1.0, "beta": 0.5, "keep": 1, "value": 1}
 SMALL = 1 << 15  # elements: below, MXNet's bookkeeping costs more than arithmetic
 
 
@@ -46,9 +49,12 @@ def _load():
     """(library, None) or (None, reason), found once."""
     if os.environ.get("GLUON_KL_NATIVE") == "0":
         return None, "it is turned off by GLUON_KL_NATIVE=0"
+    if not mx.__version__.startswith(_INTERFACES):
+        return None, f"MXNet {mx.__version__} has another interface for operators than 1.9 and 2.0"
     try:
         path = _library_path()
-        mx.library.load(path, verbose=False)
+        # Not mx.library.load: that makes every function of MXNet's anew, and AMP's wrappers around them are gone.
+        check_call(_LIB.MXLoadLib(c_str(path), mx_uint(0)))
         return ctypes.CDLL(path), None
     except (_Unavailable, OSError, mx.MXNetError) as error:
         return None, str(error)
@@ -65,7 +71,9 @@ def _operators():
     library, reason = _loaded()
     if library is None:
         raise RuntimeError("the fused operator is not available: " + reason)
-    return getattr(mx.nd._internal, _NAME), getattr(mx.sym._internal, _NAME)
+    handle = OpHandle()
+    check_call(_LIB.NNGetOpHandle(c_str(_NAME), ctypes.byref(handle)))
+    return _make_ndarray_function(handle, _NAME, _NAME), _make_symbol_function(handle, _NAME, _NAME)
 
 
 def is_available() -> bool:
@@ -113,65 +121,60 @@ def info() -> Optional[Dict[str, Any]]:
     return {"isa": library.gluon_kl_isa().decode(), "threads": library.gluon_kl_threads()}
 
 
-def reaches(facts: Any, weight: Any) -> bool:
+def reaches(facts: Any) -> bool:
     """Whether the operator can take a call: the one rule that chooses between it and MXNet's operators.
 
-    Real arrays must be on a CPU, with one weight per row. Of Symbols without facts (inside a block of the user's)
-    neither is known: they must be free of weights, and MXNet built for CPUs alone.
+    Real arrays must be on a CPU. Where Symbols come without facts (inside a block of the user's) that is not known:
+    MXNet must be built for CPUs alone.
     """
     if facts is None:
-        return weight is None and is_available() and not mx.runtime.Features().is_enabled("CUDA")
-    return facts.row_weight and facts.device.device_type.startswith("cpu") and is_available()
+        return is_available() and not mx.runtime.Features().is_enabled("CUDA")
+    return facts.device.device_type == "cpu" and is_available()
 
 
 def to_float(F: Any, x: Any) -> Any:
-    """A Symbol of any dtype, boolean too, as float64 if it is that, else as float32: NumPy's type promotion."""
-    return (F.identity(x).as_np_ndarray() * F.ones(shape=(1,), dtype="float32").as_np_ndarray()).as_nd_ndarray()
+    """A Symbol of any dtype, boolean too, as float64 if it is that, else as float32: NumPy's type promotion.
+
+    Under AMP the identity is one of the functions that lift bfloat16.
+    """
+    x = F.identity(x)
+    one = F.ones_like(F.cast(F.size_array(x), dtype="float32"))  # `ones` has no input, which AMP's wrapper wants to see
+    return (x.as_np_ndarray() * one.as_np_ndarray()).as_nd_ndarray()
 
 
-def kl_divergence(
-    F: Any, pred: Any, label: Any, row_weight: Any = None, *, wanted: Optional[Sequence[bool]] = None,
-    small: bool = False, axis: int = -1, batch_axis: int = 0, pred_space: str = "log_probs",
-    label_space: str = "probs", mean: bool = True, scale: float = 1.0, epsilon: float = 1e-12,
-    inv_temperature: float = 1.0, beta: float = 0.0,
-) -> Any:
-    """KL(label || pred) per sample, in nats, as one operator; the Jensen-Shannon divergence for beta > 0.
+@functools.lru_cache(maxsize=1024)
+def _call_text(inputs: Tuple[str, ...], grad: Tuple[str, ...], options: Tuple[Tuple[str, Any], ...]) -> str:
+    """What a call asks for, as the operator reads it: what is at its default is left out."""
+    words = {} if inputs == ("pred", "target") else {"inputs": ",".join(inputs)}
+    if grad != ("pred",):
+        words["grad"] = ",".join(grad) or "-"
+    for name, value in options:
+        if value is not None and value != _DEFAULTS.get(name):
+            words[name] = repr(float(value)) if isinstance(value, float) else str(value)
+    return " ".join(f"{name}={value}" for name, value in words.items())
+
+
+def fused(F: Any, inputs: Mapping[str, Any], grad: Sequence[str], **options: Any) -> Any:
+    """A divergence per sample, in nats, as one operator.
+
+    The interface hides two things from an operator: that a gradient adds up (it would be lost) and that one is not
+    wanted. Arrays must have passed `inputs.follow`; Symbols go through `fused_in_graph` where the graph is not ours.
 
     Parameters
     ----------
     F : mxnet.nd or mxnet.sym
-        What `pred`, `label` and `row_weight` are made of.
-    pred, label : NDArray or Symbol
-        Of equal shape; any dtype but bool. Computed in float64 if any input is, else in float32.
-    row_weight : NDArray or Symbol, optional
-        As many axes as `pred`, 1 along `axis`, 1 or `pred`'s length elsewhere. A weight of 0 silences its rows,
-        NaN and inf included.
-    wanted : pair of bool, optional
-        Whether autograd may ask for the gradient to `pred`, and to `label`: no other is computed. Who knows has
-        passed the arrays through `requests.follow`. If None, arrays are looked at here; Symbols cannot be looked at,
-        so that both are computed.
-    small : bool
-        The arrays are so small that finding the softmax again in the backward pass costs less than MXNet's
-        bookkeeping for a second output that keeps it.
-    axis, batch_axis : int
-        The categories, and the axis that is kept. If they are the same, each category is its own sample.
-    pred_space, label_space : {"probs", "log_probs", "logits"}
-        What the numbers are; a softmax over `axis` is applied to logits.
-    mean : bool
-        Divide by the number of elements per sample.
-    scale : float
-        Multiplies the result.
-    epsilon : float
-        Stands in for a label of exactly 0 inside the logarithm of the label's gradient (`label_space="probs"`).
-    inv_temperature : float
-        Multiplies logits, on both sides, inside the softmax.
-    beta : float
-        0 for the divergence itself; between 0 and 1 the share of `label` in the mixture of `JSDivLoss`.
+        What the inputs are made of.
+    inputs : mapping of str to NDArray or Symbol
+        The arrays by the operator's names for them, in its order; None is left out. Any dtype but bool and bfloat16.
+    grad : sequence of str
+        The inputs whose gradients autograd may ask for: no other is computed.
+    **options
+        What the operator computes: native/op.cc lists names and values.
 
     Returns
     -------
     NDArray or Symbol
-        Shape (batch,), float32, or float64 if any input is.
+        Shape (batch,), or pred's for ``reduction="none"``; float32, or float64 if an input is.
 
     Raises
     ------
@@ -184,34 +187,54 @@ def kl_divergence(
     >>> from gluon_kl import native
     >>> logits, label = mx.nd.array([[2.0, 0.5, -1.0, 0.1]]), mx.nd.array([[0.3, 0.4, 0.1, 0.2]])
     >>> if native.is_available():
-    ...     loss = native.kl_divergence(mx.nd, logits, label, pred_space="logits", mean=False)
+    ...     loss = native.fused(mx.nd, {"pred": logits, "target": label}, grad=[], pred="logits")
     ...     assert loss.asnumpy().round(4) == 0.3526
     """
-    given = {"axis": axis, "batch_axis": batch_axis, "pred_space": pred_space, "label_space": label_space,
-             "mean": int(mean), "scale": float(scale), "epsilon": float(epsilon),
-             "inv_temperature": float(inv_temperature), "beta": float(beta)}
-    # MXNet hands every attribute over as text with every call: those at the operator's default are left out.
-    attributes = {name: value for name, value in given.items() if value != _DEFAULTS[name]}
-    inputs = [pred, label]
-    if row_weight is not None:
-        attributes["weighted"] = 1
-        inputs.append(row_weight)
-    recording = F is mx.nd and mx.autograd.is_recording()
-    guarded = wanted is not None
-    if recording and not guarded:
-        wanted, inputs = map(list, zip(*map(follow, inputs)))
-    if wanted is None or wanted[1]:
-        attributes["grad"] = "both" if wanted is None or wanted[0] else "label"
-    if (small and row_weight is None and label_space != "logits") or (F is mx.nd and not recording):
-        attributes["keep"] = 0
     array_operator, symbol_operator = _operators()
+    if F is mx.nd and not mx.autograd.is_recording():
+        options["keep"] = 0
+    present = {name: x for name, x in inputs.items() if x is not None}
+    text = _call_text(tuple(present), tuple(grad), tuple(options.items()))
+    attributes = {"call": text} if text else {}
     if F is mx.sym:
-        if not guarded:
-            # An operator of MXNet's own keeps grad_req="add" and sums over many uses right; unless its attributes
-            # tell it from every other, MXNet merges it with theirs and the sum lands on the operator again.
-            with mx.AttrScope(__gluon_kl_use__=uuid.uuid4().hex):
-                inputs[0] = mx.sym.identity(inputs[0])
-                inputs[1:] = [to_float(mx.sym, x) for x in inputs[1:]]  # booleans cannot reach an extension
-        return symbol_operator(*inputs, **attributes)[0]
-    result = array_operator(*inputs, **attributes)
+        return symbol_operator(*present.values(), **attributes)[0]
+    result = array_operator(*present.values(), **attributes)
     return result[0] if isinstance(result, list) else result
+
+
+def fused_in_graph(inputs: Mapping[str, Any], fixed: Sequence[str] = (), **options: Any) -> Any:
+    """`fused` on the Symbols of a user's graph, where neither dtypes are known nor which gradients are wanted.
+
+    The gradient to the first input is one node's; those to the others but `fixed`, which get none, are another's
+    that has no value, so that MXNet leaves out what nobody asks for.
+    """
+    (first, pred), *others = [(name, x) for name, x in inputs.items() if x is not None]
+    # An operator of MXNet's own keeps grad_req="add" and sums over many uses right; unless its attributes tell it
+    # from every other, MXNet merges it with theirs, and the sum lands on the operator again.
+    with mx.AttrScope(__gluon_kl_use__=_use()):
+        pred = mx.sym.identity(pred)
+        given = {first: pred, **{name: to_float(mx.sym, x) for name, x in others}}  # booleans cannot reach an operator
+    learned = [name for name, _ in others if name not in fixed]
+    if options.get("reduction") == "none":  # a second result of this size would cost more than a gradient
+        blocked = {name: mx.sym.BlockGrad(x) if name in fixed else x for name, x in given.items()}
+        return fused(mx.sym, blocked, [first, *learned], **options)
+    value = fused(mx.sym, {name: x if name == first else mx.sym.BlockGrad(x) for name, x in given.items()},
+                  [first], **options)
+    if not learned:
+        return value
+    silent = {name: x if name in learned else mx.sym.BlockGrad(x) for name, x in given.items()}
+    return value + fused(mx.sym, silent, learned, value=0, keep=0, **options)
+
+
+_USES = itertools.count()
+
+
+def _use() -> str:
+    """A text that no other use in the graph at hand has, and that a second trace of the same graph has again."""
+    # Gluon names what it traces by a manager that the outermost block enters, anew for each trace.
+    manager = getattr(NameManager._current, "value", None)
+    while manager is not None and manager._old_manager is not None and manager._old_manager._old_manager is not None:
+        manager = manager._old_manager
+    if manager is None or manager._old_manager is None:
+        return f"free{next(_USES)}"
+    return manager.get(None, "use")
