@@ -73,7 +73,8 @@ html_copy_source = False
 html_show_sourcelink = False
 html_show_sphinx = False
 html_use_index = False  # nothing leads there: the search and the page "API" do its work
-html_sidebars = {page: [] for page in ("index", "contract", "moving", "changelog", "benchmarks", "troubleshooting", "versions")}
+WITHOUT_SIDEBAR = ("index", "contract", "moving", "changelog", "benchmarks", "troubleshooting", "versions")
+html_sidebars = {page: [] for page in WITHOUT_SIDEBAR}
 html_theme_options = {
     "logo": {"text": "gluon_kl"},
     "navigation_with_keys": False,
