@@ -1,4 +1,4 @@
-"""The page Moving here: both lines of each of its pairs are run, and give the same numbers.
+"""What a newcomer copies: the pairs of lines of the page Moving here, README's rows, and the training loops.
 
 The other libraries are not installed here: each of their functions is written down as the formula that it stands for.
 """
@@ -20,7 +20,8 @@ from mxnet.gluon.loss import SoftmaxCELoss
 
 from gluon_kl import DistillationLoss, JSDivLoss, KLDivLoss
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "moving.rst"
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "moving.rst"
 BATCH, TIME, C, T = 3, 4, 5, 2.5
 
 
@@ -72,7 +73,7 @@ def tfp_kl(p, q):
 
 # optax.losses.kl_divergence and kl_divergence_with_log_targets
 def optax_kl(log_pred, label):
-    return (label * (np.log(label) - log_pred)).sum(-1)
+    return (scipy.special.xlogy(label, label) - label * log_pred).sum(-1)
 
 
 def optax_kl_log(log_pred, log_label):
@@ -199,6 +200,42 @@ def test_their_gradients_agree(library, names, sequences, path):
 def test_labels_of_0_in_tensorflows_row(names, path):
     zeros = {**names, "p": nd.array([[0, .25, .75, 0, 0]] * BATCH, dtype="float64"), "H": tf_cross_entropy}
     check(run_pairs([block for block in SECTIONS["TensorFlow"] if "xlogy" in block], zeros))
+
+
+def rows():
+    """The expression of each library in README's table."""
+    table = (ROOT / "README.md").read_text().split("| library |")[1].split("\n\n")[0]
+    return dict(re.findall(r"^\| (\S.*?) \| `(.+?)`", table, re.MULTILINE))
+
+
+@pytest.mark.parametrize("library", rows())
+def test_readmes_rows_agree(library, names, path):
+    """With zeros among the labels, too."""
+    label = nd.array([[0, .25, .75, 0, 0], [.1, .2, .3, .2, .2], [.5, 0, 0, 0, .5]], dtype="float64")
+    names.update(pred=names["b"], label=label, gluon=mx.gluon)
+    names["F"].log_softmax = lambda pred, axis: pred.log_softmax(axis=axis)
+    names["jax"] = Namespace(nn=Namespace(log_softmax=nd.log_softmax))
+    found = eval(rows()[library], names)
+    expected = KLDivLoss(from_logits=False, reduction="sum")(names["b"], label)
+    if library.startswith("MXNet") and not mx.__version__.startswith("1.9"):
+        expected = expected / C
+    np.testing.assert_allclose(numpy(found), numpy(expected), rtol=1e-5)
+
+
+@pytest.mark.parametrize("page, block", [
+    ("README.md", r"```python\n(.*?for data.*?)```"), ("docs/index.rst", r"code-block:: python\n\n(.*?)\n\n``net``"),
+])
+def test_training_loops_run(page, block, rng):
+    source = textwrap.dedent(re.search(block, (ROOT / page).read_text(), re.DOTALL).group(1))
+    net = mx.gluon.nn.Dense(C)
+    net.initialize(mx.init.Xavier())
+    names = {"net": net, "batches": [(nd.array(rng.randn(8, 3)), nd.array(rng.randn(8, C)).softmax())] * 20,
+             "trainer": mx.gluon.Trainer(net.collect_params(), "sgd", {"learning_rate": 1})}
+    data, label = names["batches"][0]
+    before = KLDivLoss(from_logits=False, reduction="sum")(net(data), label)
+    exec(source, names)
+    assert names["divergence"].shape == (8,)
+    assert names["divergence"].mean().asscalar() < before.mean().asscalar()
 
 
 def test_the_loss_of_mxnet_1_9_is_the_sum(names):
