@@ -79,7 +79,6 @@ html_theme_options = {
     "logo": {"text": "gluon_kl"},
     "navigation_with_keys": False,
     "navbar_align": "left",
-    "header_links_before_dropdown": 8,
     "footer_start": ["copyright"],
     "footer_end": [],
     "show_toc_level": 1,

@@ -49,6 +49,32 @@ def played(title):
             yield source, out.getvalue(), shown
 
 
+def import_error(source):
+    """What `import gluon_kl` says after `source`, in a process of its own."""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", f"{source}\nimport gluon_kl"], cwd=str(ROOT),
+                          timeout=120, text=True, capture_output=True)
+    return done.stderr.strip().split("\n")[-1]
+
+
+@pytest.mark.parametrize("row, source", list(enumerate([
+    "import sys, numpy, mxnet; sys.version_info = (3, 13, 0)",
+    "import sys, numpy; sys.version_info = (3, 14, 0)",
+    "import numpy; numpy.__version__ = '3.0.0'",
+    "import sys, importlib.util as util; util.find_spec = lambda *_: None",
+    "import sys, numpy; sys.path.insert(0, 'MXNET')",
+])))
+def test_what_the_import_says_is_on_the_page(row, source, tmp_path):
+    rows = re.findall(r"^   \* - \"(.*)\"\n     - (.*)$", sections()["Python or NumPy too new"], re.MULTILINE)
+    said, paste = (text.replace("``", "`") for text in rows[row])
+    package = tmp_path / "mxnet"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise OSError('libgomp.so.1: cannot open shared object file')")
+    error = import_error(source.replace("MXNET", str(tmp_path)))
+    assert said in error
+    for command in re.findall(r"`((?:pip|apt-get) .*?)`", paste):
+        assert command in error or "cpu" in command or command == "pip install --no-deps mxnet", error
+
+
 def words(text):
     """A long message breaks where the page has room."""
     return text.split()
