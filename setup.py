@@ -12,6 +12,7 @@ if not (3, 8) <= sys.version_info[:2] <= (3, 11):
 import importlib.util
 import os
 import platform
+import runpy
 from concurrent.futures import ThreadPoolExecutor
 from distutils.errors import CompileError
 
@@ -19,19 +20,13 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 NATIVE = "gluon_kl/native/"
-FLAGS = ["-std=c++17", "-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-fvisibility-inlines-hidden"]
-# One source per instruction set; which one runs is decided on the machine that runs it.
-ISA_FLAGS = {
-    "kernel_avx2.cc": ["-mavx2", "-mfma", "-mf16c"],
-    "kernel_avx512.cc": ["-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mfma", "-mf16c"],
-}
+# Read as a file: importing the package would import MXNet.
+BUILD = runpy.run_path(os.path.join(os.path.dirname(os.path.abspath(__file__)), NATIVE, "build_flags.py"))
+FLAGS, ISA_FLAGS = BUILD["FLAGS"], BUILD["ISA_FLAGS"]
 
 
 def sources():
-    names = ["op.cc", "kernel_baseline.cc"]
-    if platform.machine() in ("x86_64", "AMD64"):
-        names += sorted(ISA_FLAGS)
-    return [NATIVE + name for name in names]
+    return [NATIVE + name for name in ["op.cc", *BUILD["kernel_sources"](platform.machine())]]
 
 
 def mxnet_headers():

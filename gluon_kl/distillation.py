@@ -108,6 +108,7 @@ class DistillationLoss(CheckedLoss):
     """
 
     _names = ("pred", "label", "teacher_pred", "sample_weight")
+    _alike = ("teacher_pred",)
     _direction = "hard_weight * CE(label, pred) + (1 - hard_weight) * T² * KL(teacher_pred ‖ pred) in nats"
 
     def __init__(
@@ -180,7 +181,12 @@ class DistillationLoss(CheckedLoss):
         diagnostics.check_distillation(pred, label, teacher_pred, self._sparse_label, axis)
 
     def _compute(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
-        pred, label, teacher_pred, weight = self._lifted(F, facts, self._used(*inputs), self._axis)
+        used = list(self._used(*inputs))
+        indices, used[1] = used[1], None if self._sparse_label else used[1]
+        pred, label, teacher_pred, weight = self._lifted(F, facts, used)
+        if self._sparse_label and indices is not None:
+            one = F.reshape(divergence.unit(F, pred), shape=(-1,)).as_np_ndarray()
+            label = (indices.as_np_ndarray() * one).as_nd_ndarray()
         parts = []
         if label is not None:
             parts.append(self._hard_weight * self._hard(F, facts, pred, label, weight))

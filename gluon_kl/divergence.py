@@ -3,6 +3,11 @@
 Nothing here knows of Blocks, and inputs are already of one floating dtype.
 Where a formula meets infinities it selects the argument, never the result:
 ``where(c, a, f(b))`` would send NaN back through ``f`` at the points not taken.
+
+In graphs of a user's, rank, shapes and dtypes are unknown. So that these can be inferred, printed and run without
+rows there too, no operator is used that fails on an unknown or empty shape (``slice_axis``, ``linalg_gemm2``,
+``reshape`` with -1 behind a 0), and none takes the result of another that has one axis (``arange_like``,
+``shape_array``): ``mx.viz.print_summary`` would fail.
 """
 
 import math
@@ -52,21 +57,20 @@ def to_log(F: Any, x: Any, space: str, axis: int) -> Any:
     return log_of_probs(F, x) if space == "probs" else x
 
 
-def sum_per_sample(F: Any, terms: Any, batch_axis: int, mean: bool, long: bool = False) -> Any:
-    """Reduce every axis but `batch_axis`, by sum or mean: shape (batch,).
+def sum_per_sample(F: Any, terms: Any, batch_axis: int, mean: bool, long: bool = False, scale: float = 1.0) -> Any:
+    """Reduce every axis but `batch_axis`, by sum or mean, times `scale`: shape (batch,).
 
     `long` asks for sums in float64: the fast one adds up in the dtype of the terms.
     """
     if batch_axis != 0:
         terms = F.swapaxes(terms, dim1=0, dim2=batch_axis)
     rows = F.Flatten(terms)
-    wide = F.cast(rows, dtype="float64") if long else rows
-    # NumPy's dot: the row sum that is fast and that an empty batch does not crash.
-    sums = _dot(wide, F.ones_like(F.contrib.arange_like(wide, axis=1)))
+    ones = F.ones_like(F.slice(rows, begin=(0,), end=(1,)))
+    wide = [F.cast(x, dtype="float64") if long else x for x in (rows, ones)]
+    sums = _dot(wide[0], F.transpose(wide[1]))
     if mean:
-        ones = F.ones_like(F.contrib.arange_like(rows, axis=1))
-        sums = F.broadcast_div(sums, F.sum(ones, axis=0, keepdims=True))
-    return sums
+        sums = F.broadcast_div(sums, F.sum(wide[1], axis=1, keepdims=True))
+    return F.reshape(sums if scale == 1 else sums * scale, shape=(-1,))
 
 
 def relative_entropy(F: Any, log_pred: Any, label: Any, epsilon: float, label_grad: bool = True) -> Any:
@@ -168,27 +172,31 @@ def js_terms(
                   + (1 - beta) * (q * log_share(log_q, beta * F.expm1(ratio))))
 
 
-def categories(F: Any, x: Any, axis: int) -> Any:
-    """The number of categories along `axis`, shape (1,), also where shapes are unknown."""
-    return F.slice_axis(F.contrib.arange_like(x, axis=axis), axis=0, begin=-1, end=None) + 1
+def unit(F: Any, x: Any) -> Any:
+    """A 1 of x's dtype, with as many axes as `x`."""
+    first = F.zeros_like(F.slice(x, begin=(0,), end=(1,)))
+    return (_numpy(first).sum(first.as_np_ndarray(), keepdims=True) + 1).as_nd_ndarray()
 
 
-def unit(F: Any, x: Any, axis: int) -> Any:
-    """A 1 of x's dtype: shape (1,), also where shapes are unknown or another axis than `axis` is empty."""
-    return F.ones_like(F.slice_axis(F.contrib.arange_like(x, axis=axis), axis=0, begin=0, end=1))
+def more_than_one(F: Any, x: Any, axis: int, batch_axis: int) -> Any:
+    """1 where `axis` has several categories and is not the `batch_axis`, else 0; also where the rank is unknown."""
+    sample = F.slice(x, begin=(None,) * batch_axis + (0,), end=(None,) * batch_axis + (1,)) if batch_axis >= 0 else \
+        F.slice_axis(x, axis=batch_axis, begin=0, end=1)
+    return F.sum(F.ones_like(sample), axis=axis, keepdims=True) > 1
 
 
-def differs_in_rank(F: Any, x: Any, rank: int, axis: int) -> Any:
-    """0 if `x` has `rank` axes, else 1: shape (1,), of x's dtype, also where shapes are unknown."""
-    differs = F.cast(F.size_array(F.shape_array(x)) != rank, dtype="float32").as_np_ndarray()
-    return (differs * unit(F, x, axis).as_np_ndarray()).as_nd_ndarray()
+def _numpy(x: Any) -> Any:
+    return mx.np if isinstance(x, mx.nd.NDArray) else mx.sym.np
 
 
 def _dot(x: Any, y: Any) -> Any:
     """NumPy's dot of legacy arrays or Symbols."""
-    x, y = x.as_np_ndarray(), y.as_np_ndarray()
-    np = mx.np if isinstance(x, mx.np.ndarray) else mx.sym.np
-    return np.dot(x, y).as_nd_ndarray()
+    return _numpy(x).dot(x.as_np_ndarray(), y.as_np_ndarray()).as_nd_ndarray()
+
+
+def categories(F: Any, x: Any, axis: int) -> Any:
+    """The number of categories along `axis`, shape (1,), also where shapes are unknown."""
+    return F.slice_axis(F.contrib.arange_like(x, axis=axis), axis=0, begin=-1, end=None) + 1
 
 
 def one_hot(F: Any, index: Any, pred: Any, axis: int) -> Any:

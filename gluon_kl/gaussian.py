@@ -106,6 +106,7 @@ class GaussianKLLoss(CheckedLoss):
 
     _names = ("mean", "log_variance", "prior_mean", "prior_log_variance", "sample_weight")
     _optional = ("prior_mean", "prior_log_variance", "sample_weight")
+    _alike = ("log_variance",)
     _direction = "KL(N(mean, exp(log_variance)) ‖ prior) in nats"
 
     def __init__(

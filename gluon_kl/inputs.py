@@ -5,6 +5,7 @@ floating dtype, and how one block keeps one graph for each way of being called.
 """
 
 import ctypes
+import functools
 import math
 import numbers
 import operator
@@ -21,7 +22,7 @@ from mxnet.ndarray.sparse import BaseSparseNDArray
 from mxnet.symbol import Symbol
 
 from gluon_kl.divergence import is_finite, sum_per_sample, unit
-from gluon_kl.native import SMALL, fused, fused_in_graph, to_float
+from gluon_kl.native import SMALL, carry, fused, fused_in_graph
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -186,25 +187,31 @@ def follow(x: Any) -> Tuple[bool, Any]:
     return (True, x) if _LIB.MXNDArraySetGradState(x.handle, state) == 0 else (False, x.detach())
 
 
-def lift(F: Any, facts: Optional[Facts], inputs: Sequence[Any], axis: int) -> List[Any]:
+def lift(F: Any, facts: Optional[Facts], inputs: Sequence[Any], alike: Sequence[bool]) -> List[Any]:
     """The inputs in one floating dtype: float64 if any of them is, else float32; None stays None.
 
-    `axis` is one that is never empty.
+    `alike` tells which have the shape of the first: a graph may not know it yet.
     """
     if facts is None:
-        return _lift_unknown(F, inputs, axis)
+        return _lift_unknown(F, inputs, alike)
     target = "float64" if "float64" in facts.dtypes else "float32"
-    return [x if dtype in (None, target) else F.cast(x, dtype=target) for x, dtype in zip(inputs, facts.dtypes)]
+    return [x if x is None or dtype == target else F.cast(x, dtype=target) for x, dtype in zip(inputs, facts.dtypes)]
 
 
-def _lift_unknown(F: Any, inputs: Sequence[Any], axis: int) -> List[Any]:
+def _lift_unknown(F: Any, inputs: Sequence[Any], alike: Sequence[bool]) -> List[Any]:
     """`lift` inside a graph that does not know its dtypes: NumPy's type promotion, by factors of one."""
-    floats = [x if x is None else to_float(F, x) for x in inputs]
-    present = [x for x in floats if x is not None]
-    one = unit(F, present[0], axis).as_np_ndarray()
-    for x in present[1:]:
-        one = one * unit(F, x, axis).as_np_ndarray()
-    return [x if x is None else (x.as_np_ndarray() * one).as_nd_ndarray() for x in floats]
+    carried: List[Any] = [x if x is None else carry(F, x) for x in inputs]
+    own = unit(F, carried[0])
+    # `broadcast_like` refuses other numbers of axes, where NumPy's multiplication would add some in front.
+    units = [own, *[F.broadcast_like(unit(F, x), own) for x in carried[1:] if x is not None]]
+    # No shape is inferred through NumPy's multiplication. What has the shape of the first is tied to it by an operator
+    # that wants equal shapes; it wants equal dtypes too, hence the comparisons.
+    for x in [x for x, same in zip(carried, alike) if same and x is not None]:
+        signs = [(side.as_np_ndarray() != 0).as_nd_ndarray() for side in (x, carried[0])]
+        tied = F.slice(F._internal._identity_with_attr_like_rhs(*signs), begin=(0,), end=(1,))
+        units.append(unit(F, F.cast(tied, dtype="float32")))
+    one = functools.reduce(operator.mul, [x.as_np_ndarray() for x in units])
+    return [x if x is None else (x.as_np_ndarray() * one).as_nd_ndarray() for x in carried]
 
 
 def weigh(
@@ -216,9 +223,10 @@ def weigh(
     """
     if weight is None:
         return terms(*inputs)
+    row_off = None if axis is None else F.sum(weight != 0, axis=axis, keepdims=True) == 0
     weight = F.broadcast_like(weight, inputs[0])
     off = weight == 0
-    row_off = off if axis is None else F.broadcast_like(F.min(off, axis=axis, keepdims=True), off)
+    row_off = off if axis is None else F.broadcast_like(row_off, off)
     zero = F.zeros_like(weight)
     heard = terms(*(F.where(row_off, zero, x) for x in inputs))
     weighted = F.where(off, zero, heard) * weight
@@ -248,7 +256,8 @@ class _NoRows(autograd.Function):
         return mx.np.zeros(shape, dtype=dtype, ctx=inputs[0].context).as_nd_ndarray()
 
     def backward(self, *_: Any) -> Any:
-        return tuple(mx.nd.zeros_like(x) for x in self._inputs)
+        with mx.util.np_shape(True):  # it is another thread's that runs this
+            return tuple(mx.np.zeros(x.shape, dtype=x.dtype, ctx=x.context).as_nd_ndarray() for x in self._inputs)
 
 
 class _Graph:
@@ -291,6 +300,7 @@ class CheckedLoss(Loss):
 
     _names: Tuple[str, ...] = ("pred", "label", "sample_weight")
     _optional: Tuple[str, ...] = ("sample_weight",)
+    _alike: Tuple[str, ...] = ("label",)  # the inputs that have the shape of the first
     _direction = ""
     _reduction = "sum"
 
@@ -321,11 +331,12 @@ class CheckedLoss(Loss):
             raise TypeError(f"{self._names[0]} must be an MXNet array, not a Symbol: a Symbol has no values")
         return [_legacy(x) for x in inputs]
 
-    def _lifted(self, F: Any, facts: Optional[Facts], inputs: Sequence[Any], axis: int = -1) -> List[Any]:
+    def _lifted(self, F: Any, facts: Optional[Facts], inputs: Sequence[Any]) -> List[Any]:
         """The inputs in one floating dtype; if the weight of the loss is 0, ones, whose terms are finite."""
         if self._weight == 0:
             inputs = [x if x is None else F.ones_like(x) for x in inputs]
-        return lift(F, facts, inputs, axis)
+        alike = [name in self._alike and x is not None for name, x in zip(self._names, inputs)]
+        return lift(F, facts, inputs, alike)
 
     def _call_fused(self, F: Any, facts: Optional[Facts], names: Sequence[str], inputs: Sequence[Any],
                     fixed: Sequence[str] = (), **options: Any) -> Any:
@@ -341,7 +352,10 @@ class CheckedLoss(Loss):
         """The terms of each sample reduced, times the weight of the loss."""
         if reduction != "none":
             batch_axis = self._batch_axis if facts is None else self._batch_axis % facts.ndim
-            terms = sum_per_sample(F, terms, batch_axis, reduction == "mean", facts is not None and facts.long)
+            out = sum_per_sample(F, terms, batch_axis, reduction == "mean", facts is not None and facts.long,
+                                 1.0 if self._weight is None else self._weight)
+            return F.cast(out, dtype="float32") if facts is not None and facts.long and "float64" not in facts.dtypes \
+                else out
         return terms if self._weight is None else terms * self._weight
 
     def forward(self, *inputs: Any) -> Any:
@@ -397,7 +411,7 @@ class CheckedLoss(Loss):
 
     def hybrid_forward(self, F: Any, x: Any, *inputs: Any) -> Any:
         """What Gluon traces where it looks at the graph itself: infer_shape, optimize_for, export."""
-        return self._compute(F, None, x, *inputs)
+        return self._compute(F, None, x, *inputs, *[None] * (len(self._names) - 1 - len(inputs)))
 
     def hybridize(self, active: bool = True, *args: Any, **kwargs: Any) -> None:
         """Run as graphs, one for each kind of call, or no longer; arguments as for every Gluon block."""

@@ -96,14 +96,15 @@ class PairLoss(CheckedLoss):
             return False
         if (self._axis < 0) == (self._batch_axis < 0):
             return self._axis != self._batch_axis
-        # One counts from the back: they meet at one rank.
-        return divergence.differs_in_rank(F, pred, abs(self._axis - self._batch_axis), self._axis)
+        # One counts from the back: they meet at one rank. (One category has nothing to lose.)
+        return divergence.more_than_one(F, pred, self._axis, self._batch_axis)
 
     def _compute(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
         if self._weight != 0 and native.reaches(facts):
             return self._fused(F, facts, *inputs)
-        pred, label, weight = self._lifted(F, facts, inputs, self._axis)
-        whole_rows = self._whole_rows(F, facts, pred, weight)
+        pred, label, weight = self._lifted(F, facts, inputs)
+        both_logits = self._pred_space == self._label_space == "logits"
+        whole_rows = both_logits and self._whole_rows(F, facts, pred, weight)
         label_grad, weight_grad = (True, True) if facts is None else facts.recorded[1:]
 
         def terms(pred: Any, label: Any) -> Any:

@@ -132,14 +132,12 @@ def reaches(facts: Any) -> bool:
     return facts.device.device_type == "cpu" and is_available()
 
 
-def to_float(F: Any, x: Any) -> Any:
-    """A Symbol of any dtype, boolean too, as float64 if it is that, else as float32: NumPy's type promotion.
+def carry(F: Any, x: Any) -> Any:
+    """A Symbol of any dtype as one that an operator of an extension takes: boolean as float32.
 
     Under AMP the identity is one of the functions that lift bfloat16.
     """
-    x = F.identity(x)
-    one = F.ones_like(F.cast(F.size_array(x), dtype="float32"))  # `ones` has no input, which AMP's wrapper wants to see
-    return (x.as_np_ndarray() * one.as_np_ndarray()).as_nd_ndarray()
+    return (F.identity(x).as_np_ndarray() + 0).as_nd_ndarray()
 
 
 @functools.lru_cache(maxsize=1024)
@@ -213,7 +211,7 @@ def fused_in_graph(inputs: Mapping[str, Any], fixed: Sequence[str] = (), **optio
     # from every other, MXNet merges it with theirs, and the sum lands on the operator again.
     with mx.AttrScope(__gluon_kl_use__=_use()):
         pred = mx.sym.identity(pred)
-        given = {first: pred, **{name: to_float(mx.sym, x) for name, x in others}}  # booleans cannot reach an operator
+        given = {first: pred, **{name: carry(mx.sym, x) for name, x in others}}  # no booleans
     learned = [name for name, _ in others if name not in fixed]
     if options.get("reduction") == "none":  # a second result of this size would cost more than a gradient
         blocked = {name: mx.sym.BlockGrad(x) if name in fixed else x for name, x in given.items()}

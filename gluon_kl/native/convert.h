@@ -61,8 +61,19 @@ inline void half_out(uint16_t* to, const float* from, int64_t count) {
 #endif
   for (; i < count; ++i) to[i] = float_to_half(from[i]);
 }
+// A double to the float beside it whose last bit is odd, unless it is one: rounded once more, it rounds as the double.
+KL_INLINE float to_odd(double x) {
+  float f = static_cast<float>(x);
+  if (f == x || f != f) return f;
+  uint32_t bits;
+  memcpy(&bits, &f, 4);
+  const bool above = f < 0 ? f < x : f > x;  // in magnitude
+  if (!(bits & 1)) bits += above ? -1 : 1;
+  memcpy(&f, &bits, 4);
+  return f;
+}
 inline void half_out(uint16_t* to, const double* from, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) to[i] = float_to_half(static_cast<float>(from[i]));
+  for (int64_t i = 0; i < count; ++i) to[i] = float_to_half(to_odd(from[i]));
 }
 
 template <class T, class From> void copy_in(T* to, const From* from, int64_t count) {
@@ -104,6 +115,12 @@ template <class T> void convert_out(void* to, Type type, int64_t offset, const T
     case kUint8:
     case kBool: return copy_out_integer(static_cast<uint8_t*>(to) + offset, from, count);
   }
+}
+
+inline double number(const void* from, Type type, int64_t i) {
+  double x = 0;
+  convert_in(&x, from, type, i, 1);
+  return x;
 }
 
 template <class T> constexpr Type type_of() { return sizeof(T) == 4 ? kFloat32 : kFloat64; }

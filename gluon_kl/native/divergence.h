@@ -1,4 +1,5 @@
-// One call of the operator: which rows go to which thread, weights, and the sum over each sample. No MXNet here.
+// The plan of a call: how its arrays become rows, which rows go to which thread, weights, and the reduction. No MXNet
+// here, and no formula.
 #ifndef GLUON_KL_DIVERGENCE_H_
 #define GLUON_KL_DIVERGENCE_H_
 
@@ -6,100 +7,61 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <stdexcept>
 #include <string>
 #include <vector>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
+#include "call.h"
 #include "job.h"
+#include "layout.h"
 #include "threads.h"
 
 namespace gluon_kl {
 
+#if defined(__x86_64__)
+// Asked of the processor itself: not every compiler's runtime fills what __builtin_cpu_supports reads. The system must
+// save the wide registers too (xgetbv), or a switch of tasks would lose them.
+inline int widest_vectors() {
+  unsigned a, b, c, d;
+  if (!__get_cpuid(1, &a, &b, &c, &d)) return 0;
+  const unsigned leaf_1 = bit_FMA | bit_OSXSAVE | bit_AVX | bit_F16C;
+  if ((c & leaf_1) != leaf_1) return 0;
+  unsigned saved, high;
+  __asm__("xgetbv" : "=a"(saved), "=d"(high) : "c"(0));
+  if ((saved & 0x6) != 0x6 || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(b & bit_AVX2)) return 0;
+  const unsigned leaf_7 = bit_AVX512F | bit_AVX512VL | bit_AVX512BW | bit_AVX512DQ;
+  return (saved & 0xe6) == 0xe6 && (b & leaf_7) == leaf_7 ? 2 : 1;
+}
+#endif
+
 // GLUON_KL_ISA=baseline|avx2 keeps to less than the processor has (tests compare them).
 inline const Kernels& kernels(Precision precision) {
-  static const int level = [] {
 #if defined(__x86_64__)
+  static const int level = [] {
     const char* text = getenv("GLUON_KL_ISA");
     const std::string cap = text ? text : "";
-    __builtin_cpu_init();
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-                        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
-    return avx512 && cap != "avx2" && cap != "baseline" ? 2 : avx2 && cap != "baseline" ? 1 : 0;
-#else
-    return 0;
-#endif
+    return std::min(widest_vectors(), cap == "baseline" ? 0 : cap == "avx2" ? 1 : 2);
   }();
-#if defined(__x86_64__)
   if (level == 2) return *kernels_avx512(precision);
   if (level == 1) return *kernels_avx2(precision);
 #endif
   return *kernels_baseline(precision);
 }
 
+using Shape = std::vector<int64_t>;
+
 struct Array {
-  const void* data;
+  const void* data;  // null: there is none
   Type type;
-  std::vector<int64_t> shape;
+  Shape shape;
 };
-
-struct Options {
-  int axis = -1, batch_axis = 0;
-  Space pred_space = kLogProbs, label_space = kProbs;
-  double inv_temperature = 1, epsilon = 1e-12, scale = 1;
-  double beta = 0;
-  bool mean = true;
+struct Output {
+  void* data;  // null: not wanted
+  Type type;
 };
-
-inline double number(const void* data, Type type, int64_t i) {
-  switch (type) {
-    case kFloat32: return static_cast<const float*>(data)[i];
-    case kFloat64: return static_cast<const double*>(data)[i];
-    case kInt32: return static_cast<const int32_t*>(data)[i];
-    case kInt64: return static_cast<double>(static_cast<const int64_t*>(data)[i]);
-    case kInt8: return static_cast<const int8_t*>(data)[i];
-    case kUint8:
-    case kBool: return static_cast<const uint8_t*>(data)[i];
-    case kFloat16: {
-      const uint16_t h = static_cast<const uint16_t*>(data)[i];
-      const int exponent = h >> 10 & 31, fraction = h & 1023;
-      const double size = exponent == 31 ? (fraction ? NAN : INFINITY)
-                          : exponent     ? std::ldexp(1024 + fraction, exponent - 25)
-                                         : std::ldexp(fraction, -24);
-      return h & 0x8000 ? -size : size;
-    }
-  }
-  return NAN;
-}
-inline uint16_t half(double x) {  // to nearest even
-  if (std::isnan(x)) return 0x7e00;
-  const uint16_t sign = std::signbit(x) ? 0x8000 : 0;
-  x = std::fabs(x);
-  if (x >= 65520) return sign | 0x7c00;
-  if (x < 6.103515625e-05) return sign | static_cast<uint16_t>(std::nearbyint(std::ldexp(x, 24)));
-  int exponent;
-  const double fraction = std::frexp(x, &exponent);  // carries from rounding run into the exponent as they should
-  return sign | static_cast<uint16_t>((exponent + 13) * 1024 + static_cast<int>(std::nearbyint(std::ldexp(fraction, 11))));
-}
-template <class To> To whole(double x) {
-  if (!(x == x)) return 0;
-  if (x >= static_cast<double>(std::numeric_limits<To>::max())) return std::numeric_limits<To>::max();
-  if (x <= static_cast<double>(std::numeric_limits<To>::min())) return std::numeric_limits<To>::min();
-  return static_cast<To>(x);
-}
-inline void put(void* data, Type type, int64_t i, double x) {
-  switch (type) {
-    case kFloat32: static_cast<float*>(data)[i] = static_cast<float>(x); break;
-    case kFloat64: static_cast<double*>(data)[i] = x; break;
-    case kFloat16: static_cast<uint16_t*>(data)[i] = half(x); break;
-    case kInt32: static_cast<int32_t*>(data)[i] = whole<int32_t>(x); break;
-    case kInt64: static_cast<int64_t*>(data)[i] = whole<int64_t>(x); break;
-    case kInt8: static_cast<int8_t*>(data)[i] = whole<int8_t>(x); break;
-    case kUint8:
-    case kBool: static_cast<uint8_t*>(data)[i] = whole<uint8_t>(x); break;
-  }
-}
 
 inline int normal_axis(int axis, int rank, const char* name) {
   if (axis < -rank || axis >= rank)
@@ -108,10 +70,33 @@ inline int normal_axis(int axis, int rank, const char* name) {
                                 std::to_string(axis));
   return axis < 0 ? axis + rank : axis;
 }
-inline std::string text(const std::vector<int64_t>& shape) {
+inline std::string text(const Shape& shape) {
   std::string s = "(";
   for (size_t i = 0; i < shape.size(); ++i) s += (i ? ", " : "") + std::to_string(shape[i]);
   return s + (shape.size() == 1 ? ",)" : ")");
+}
+inline int64_t product(const Shape& shape, size_t begin, size_t end) {
+  int64_t size = 1;
+  for (size_t d = begin; d < end; ++d) size *= shape[d];
+  return size;
+}
+inline int64_t size_of(const Shape& shape) { return product(shape, 0, shape.size()); }
+
+// Merged axes of an array of `shape` (each axis 1 or the call's) in a call of shape `over`.
+inline std::vector<Walk> walks(const Shape& shape, const Shape& over) {
+  std::vector<Walk> found;
+  int64_t stride = 1, step = 1;
+  for (size_t d = over.size(); d-- > 0;) {
+    if (shape[d] == over[d] && over[d] > 1) {
+      if (!found.empty() && found.back().stride * found.back().size == stride && found.back().step * found.back().size == step)
+        found.back().size *= over[d];
+      else
+        found.push_back({stride, over[d], step});
+      step *= over[d];
+    }
+    stride *= over[d];
+  }
+  return found;
 }
 
 // f(s) = -M log M - w s e^-s with M = 1 - w + w e^-s, as out[0] s^2 + out[1] s^3 + ...: power series M of M, K of log M
@@ -130,115 +115,337 @@ inline void series_near_equality(double w, double* out) {
   }
 }
 
+// What is known of a call once its shapes are. Rows are what a sum runs over inside the kernels: the categories along
+// `axis`, or of forms without an axis as many neighbouring elements of one sample as there are.
+struct Geometry {
+  Shape shape;
+  int axis, batch_axis;  // axis -1: the form has none
+  int64_t outer = 1, n = 1, inner = 1, rows, batch, batch_stride = 1;
+  int first_inner = 0, last_inner = 0;  // the axes within a row
+
+  Geometry(const Call& call, const Shape& of) : shape(of), axis(-1) {
+    const int rank = static_cast<int>(shape.size());
+    batch_axis = normal_axis(call.batch_axis, rank, "batch_axis");
+    batch = shape[batch_axis];
+    if (call.pair()) {
+      axis = normal_axis(call.axis, rank, "axis");
+      first_inner = axis, last_inner = axis + 1;
+    } else if (product(shape, batch_axis + 1, rank) > 1) {
+      first_inner = batch_axis + 1, last_inner = rank;
+    } else {
+      last_inner = batch_axis;
+    }
+    outer = product(shape, 0, first_inner);
+    n = product(shape, first_inner, last_inner);
+    inner = product(shape, last_inner, rank);
+    for (int d = batch_axis + 1; d < rank; ++d)
+      if (d < first_inner || d >= last_inner) batch_stride *= shape[d];
+    rows = outer * inner;
+  }
+  bool sample_per_category() const { return axis == batch_axis; }
+  bool own_sample() const { return rows == batch && !sample_per_category(); }  // each row is a sample, in their order
+  int64_t sample(int64_t row) const { return row / batch_stride % batch; }
+  int64_t first_element(int64_t row) const { return row / inner * n * inner + row % inner; }
+  bool empty() const { return rows == 0 || n == 0; }
+  bool per_row(const Shape& weight) const { return product(weight, first_inner, last_inner) == 1; }
+};
+
+// ---- shapes ------------------------------------------------------------------------------------------------------
+
+constexpr int64_t kUnknown = -1;  // of an axis; of a shape: no axes
+
+inline bool known(const Shape& shape) {
+  for (int64_t d : shape)
+    if (d == kUnknown) return false;
+  return !shape.empty();
+}
+// Takes from `from` what `to` leaves open.
+inline void fill(Shape* to, const Shape& from) {
+  if (to->empty()) *to = from;
+  if (to->size() != from.size()) return;
+  for (size_t d = 0; d < from.size(); ++d)
+    if ((*to)[d] == kUnknown) (*to)[d] = from[d];
+}
+inline const char* name_of(const Call& call, int slot) {
+  static const char* const pair[] = {"pred", "target", "hard", "", "weight"};
+  static const char* const gaussian[] = {"mean", "log_variance", "prior_mean", "prior_log_variance", "weight"};
+  return (call.gaussian() ? gaussian : pair)[slot];
+}
+// Fills in what is open and follows from the other inputs; gives the results' shape, empty where it does not follow.
+// A weight's shape follows from nothing.
+inline Shape infer_shapes(const Call& call, std::vector<Shape>* shapes) {
+  const auto full = [&](int slot) { return slot != kWeight && !(slot == kHard && call.pair() && !call.dense); };
+  Shape shape;
+  for (int pass = 0; pass < 2; ++pass)
+    for (size_t i = 0; i < shapes->size(); ++i) {
+      if (!full(call.inputs[i])) continue;
+      fill(&shape, (*shapes)[i]);
+      if (pass) fill(&(*shapes)[i], shape);
+    }
+  if (!known(shape)) return {};
+  const int rank = static_cast<int>(shape.size());
+  const int axis = call.pair() ? normal_axis(call.axis, rank, "axis") : -1;
+  const int batch_axis = normal_axis(call.batch_axis, rank, "batch_axis");
+  for (size_t i = 0; i < shapes->size(); ++i) {
+    const int slot = call.inputs[i];
+    Shape& own = (*shapes)[i];
+    const std::string first = name_of(call, kPred), name = name_of(call, slot);
+    if (full(slot)) {
+      if (own != shape)
+        throw std::invalid_argument(first + " and " + name + " must have the same shape, not " + text(shape) + " and " + text(own));
+    } else if (slot == kHard) {
+      Shape without = shape, with_one = shape;
+      without.erase(without.begin() + axis);
+      with_one[axis] = 1;
+      fill(&own, own.size() == with_one.size() ? with_one : without);
+      if (own != without && own != with_one)
+        throw std::invalid_argument("hard must have pred's shape without axis " + std::to_string(axis) + " or with 1 there, not " +
+                                    text(own) + " for pred " + text(shape));
+    } else if (!own.empty()) {
+      bool fits = static_cast<int>(own.size()) == rank;
+      for (int d = 0; fits && d < rank; ++d) fits = own[d] == 1 || own[d] == shape[d];
+      if (!fits)
+        throw std::invalid_argument("the weight must have as many axes as " + first + ", each 1 or " + first +
+                                    "'s length, not " + text(own) + " for " + first + " " + text(shape));
+    }
+  }
+  return call.reduction == kNone ? shape : Shape{shape[batch_axis]};
+}
+
+// ---- the plan ----------------------------------------------------------------------------------------------------
+
 class Divergence {
  public:
-  // weight.data may be null: no weight.
-  Divergence(const Options& options, const Array& pred, const Array& label, const Array& weight)
-      : options_(options), pred_(pred), label_(label), weight_(weight) {
-    const int rank = static_cast<int>(pred.shape.size());
-    axis_ = normal_axis(options.axis, rank, "axis");
-    batch_axis_ = normal_axis(options.batch_axis, rank, "batch_axis");
-    double_ = pred.type == kFloat64 || label.type == kFloat64 || (weight.data && weight.type == kFloat64);
-    job_ = Job{};
-    job_.pred = pred.data;
-    job_.label = label.data;
-    job_.pred_type = pred.type;
-    job_.label_type = label.type;
-    job_.pred_space = options.pred_space;
-    job_.label_space = options.label_space;
-    job_.inv_temperature = options.inv_temperature;
-    job_.log_epsilon = std::log(options.epsilon);
-    job_.beta = options.beta;
-    if (job_.beta > 0) {
-      if (options.pred_space == kProbs) throw std::invalid_argument("beta needs pred_space log_probs or logits");
-      series_near_equality(1 - job_.beta, job_.series[0]);
-      series_near_equality(job_.beta, job_.series[1]);
-    }
-    job_.outer = job_.inner = batch_stride_ = 1;
-    job_.n = pred.shape[axis_];
-    batch_ = pred.shape[batch_axis_];
-    double count = 1;
-    for (int d = 0; d < rank; ++d) {
-      if (d < axis_) job_.outer *= pred.shape[d];
-      if (d > axis_) job_.inner *= pred.shape[d];
-      if (d > batch_axis_ && d != axis_) batch_stride_ *= pred.shape[d];
-      if (d != batch_axis_) count *= static_cast<double>(pred.shape[d]);
-    }
-    rows_ = job_.outer * job_.inner;
-    factor_ = options.scale / (options.mean ? count : 1);
-    if (weight.data) plan_weight();
+  // Arrays by slot; those that the call has no input for are null.
+  Divergence(const Call& call, const std::vector<Array>& arrays) : call_(call), arrays_(arrays), g_(call, arrays[kPred].shape) {
+    double_ = false;
+    for (const Array& a : arrays_) double_ |= a.data && a.type == kFloat64;
+    weighted_ = arrays_[kWeight].data != nullptr;
+    weight_per_row_ = weighted_ && g_.per_row(arrays_[kWeight].shape);
+    if (weighted_) weight_view_ = view(kWeight);
+    fill_job();
+    find_factors();
   }
 
   bool in_double() const { return double_; }
-  int64_t rows() const { return rows_; }
-  // Stats of the computing type, `rows` each, that the forward is to keep: how many there can be.
-  static int kept(const Options& o, bool weighted) {
+  int64_t rows() const { return g_.rows; }
+
+  // Stats of the computing type, `rows` each, that the forward is to keep: how many there are.
+  static int kept(const Call& c) {
     int n = 0;
-    for (int s = 0; s < kStats; ++s) n += keeps(o, weighted, s);
-    return n;
+    for (int s = 0; s < kStats; ++s) n += keeps(c, s);
+    return c.keep && c.value ? n : 0;
   }
   void keep_in(void* memory) {
+    if (!memory || !kept(call_)) return;
     char* at = static_cast<char*>(memory);
     for (int s = 0; s < kStats; ++s) {
-      if (!memory || !keeps(options_, weight_.data != nullptr, s)) continue;
+      if (!keeps(call_, s)) continue;
       job_.stats[s] = at;
-      at += rows_ * (double_ ? 8 : 4);
+      at += g_.rows * (double_ ? 8 : 4);
     }
   }
 
-  // out[i] for each sample i, of the computing type.
+  // The result, of the computing type: one number for each sample, or for reduction none the terms.
   void forward(void* out) {
-    if (axis_ == batch_axis_) return elementwise_forward(out);
-    std::vector<double> total(batch_, 0.0);
-    if (rows_ > 0 && job_.n > 0) {
-      // Neighbouring rows of one sample are summed within a piece; where samples alternate, row by row.
-      const Pieces pieces = split();
-      const bool by_piece = pieces.run > 1;
-      std::vector<double> parts(by_piece ? pieces.count() : own_sample() ? 0 : rows_);
-      double* const part = by_piece || !own_sample() ? parts.data() : total.data();
-      const Kernels& k = kernels(double_ ? kDouble : kSingle);
-      share(pieces.count(), [&](int64_t i) {
-        int64_t begin, end;
-        pieces.bounds(i, &begin, &end);
-        double values[kMaxGrain];
-        double* const value = by_piece ? values : &part[begin];
-        k.forward(job_, begin, end, value);
-        if (weight_.data) weigh(begin, end, value);
-        if (by_piece) part[i] = sum(value, end - begin);
-      });
-      if (by_piece) {
-        for (int64_t i = 0; i < pieces.count(); ++i) total[i / pieces.per_run % batch_] += part[i];
-      } else if (!own_sample()) {
-        samples(0, rows_, [&](int64_t r, int64_t b) { total[b] += part[r]; });
-      }
+    const int64_t results = call_.reduction == kNone ? size_of(g_.shape) : g_.batch;
+    if (!call_.value || g_.empty()) {
+      memset(out, 0, results * (double_ ? 8 : 4));
+      return;
     }
-    put_all(out, total);
+    if (weighted_ && !weight_per_row_) job_.weight = weight_view_;
+    if (call_.reduction == kNone) return write_terms({out, type(), nullptr, 0, nullptr});
+    std::vector<double> total(g_.batch, 0.0);
+    if (g_.sample_per_category()) {
+      const Shape one = sample_shape();
+      total = add_up_terms(one);
+    } else {
+      sum_rows(&total);
+    }
+    for (int64_t b = 0; b < g_.batch; ++b) {
+      // Nothing over nothing is nothing. Terms that were added up have their factors already.
+      const double x = total[b] == 0 || g_.sample_per_category() ? total[b] : total[b] * share(b);
+      if (double_) static_cast<double*>(out)[b] = x;
+      else static_cast<float*>(out)[b] = static_cast<float>(x);
+    }
   }
 
-  // Null gradients are not wanted. `value` is the kept stat; the weight's gradient needs it.
-  void backward(const void* ograd, void* pred_grad, void* label_grad, void* weight_grad) {
-    if (axis_ == batch_axis_) return elementwise_backward(ograd, pred_grad, label_grad, weight_grad);
-    job_.pred_grad = pred_grad;
-    job_.label_grad = label_grad;
-    const double bytes = static_cast<double>(rows_) * static_cast<double>(job_.n) * (double_ ? 8 : 4);
-    job_.stream = bytes >= kStreamBytes;
-    if (rows_ > 0 && job_.n > 0 && (pred_grad || label_grad)) {
-      const Pieces pieces = split();
-      const Kernels& k = kernels(double_ ? kDouble : kSingle);
-      share(pieces.count(), [&](int64_t i) {
-        int64_t begin, end;
-        pieces.bounds(i, &begin, &end);
+  // Gradients by slot. `ograd` is the result's, of the computing type.
+  void backward(const void* ograd, const std::vector<Output>& grads) {
+    ograd_ = ograd;
+    for (int s = 0; s < kInputs; ++s)
+      if (arrays_[s].data && (call_.grad & 1 << s)) job_.grad[s] = {grads[s].data, grads[s].type, nullptr, 0, nullptr};
+    const bool weight_wanted = weighted_ && (call_.grad & 1 << kWeight) && grads[kWeight].data;
+    bool any = false;
+    for (const Sink& s : job_.grad) any |= s.data != nullptr;
+    if (weighted_ && !weight_per_row_) job_.weight = weight_view_;
+    job_.kept = kept(call_) > 0;
+    set_head();
+    if (any && !g_.empty()) {
+      each_piece([&](const Kernels& k, const Job& job, int64_t begin, int64_t end) {
         double factor[kMaxGrain];
-        if (double_) factors(static_cast<const double*>(ograd), begin, end, factor);
-        else factors(static_cast<const float*>(ograd), begin, end, factor);
-        if (weight_.data) weigh(begin, end, factor);
-        k.backward(job_, begin, end, factor);
+        factors(begin, end, factor, true);
+        k.backward(job, begin, end, factor);
       });
     }
-    if (weight_grad) weight_gradient(ograd, weight_grad);
+    if (weight_wanted) weight_gradient(grads[kWeight]);
   }
 
  private:
+  static bool keeps(const Call& c, int stat) {
+    if (!c.pair()) return stat == kValue && keeps_value(c);
+    const bool pred = c.space[0] == kLogits, target = c.has(kTarget) && c.space[1] == kLogits, hard = hard_counts(c);
+    switch (stat) {
+      case kPredMax:
+      case kPredSum: return pred;
+      case kHardSum: return hard && c.form != kCrossEntropy && c.temperature != 1;
+      case kTargetMax:
+      case kTargetSum: return target && soft_counts(c);
+      case kFirstSum: return pred && (c.grad & 1 << kPred) && c.reduction != kNone;
+      case kSecondSum: return c.reduction != kNone && ((hard && soft_counts(c)) || (target && (c.grad & 1 << kTarget)));
+      default: return keeps_value(c);
+    }
+  }
+  static bool keeps_value(const Call& c) { return c.has(kWeight) && (c.grad & 1 << kWeight) && c.reduction != kNone; }
+  // A part of a distillation that has no share is not looked at.
+  static bool hard_counts(const Call& c) { return c.has(kHard) && c.pair() && c.hard_weight != 0; }
+  static bool soft_counts(const Call& c) { return c.form != kCrossEntropy && !(hard_counts(c) && c.hard_weight == 1); }
+
+  Type type() const { return double_ ? kFloat64 : kFloat32; }
+
+  View view(int slot) {
+    const Array& a = arrays_[slot];
+    if (!a.data) return View{};
+    const bool whole = a.shape == g_.shape;
+    if (!whole) walk_[slot] = walks(a.shape, g_.shape);
+    return {a.data, a.type, whole, 0, 1, static_cast<int>(walk_[slot].size()), walk_[slot].data()};
+  }
+  View constant(int slot, double value) {
+    constant_[slot] = value;
+    return {&constant_[slot], kFloat64, false, 0, 1, 0, nullptr};
+  }
+  void fill_job() {
+    job_ = Job{};
+    const bool hard = hard_counts(call_), soft = soft_counts(call_);
+    job_.form = soft ? call_.form : kCrossEntropy;
+    job_.hard = hard;
+    job_.space[0] = call_.space[0];
+    job_.space[1] = call_.pair() && !soft ? kProbs : call_.space[1];
+    job_.outer = g_.outer, job_.n = g_.n, job_.inner = g_.inner;
+    const double temperature = soft ? call_.temperature : 1;
+    job_.inv_temperature = 1 / temperature;
+    job_.hard_share = hard ? call_.hard_weight : 0;
+    job_.soft_share = hard ? (1 - call_.hard_weight) * temperature * temperature : 1;
+    job_.log_epsilon = std::log(call_.epsilon);
+    job_.free_nats = call_.free_nats;
+    job_.beta = call_.beta;
+    job_.spread_is_std = call_.spread_is_std;
+    job_.whole_rows = call_.reduction != kNone && !g_.sample_per_category() && (!weighted_ || weight_per_row_);
+    if (job_.form == kJS) series_near_equality(1 - call_.beta, job_.series);
+    job_.in[kPred] = view(kPred);
+    if (call_.gaussian()) return fill_gaussian();
+    if (soft) job_.in[kTarget] = arrays_[kTarget].data ? view(kTarget) : constant(kTarget, call_.target_value);
+    if (!hard) return;
+    job_.in[kHard] = view_as_it_is(kHard);
+  }
+  View view_as_it_is(int slot) {  // hard labels: of pred's shape, or class indices
+    if (call_.dense) return view(slot);
+    return {arrays_[slot].data, arrays_[slot].type, false, g_.n, g_.inner, 0, nullptr};
+  }
+  void fill_gaussian() {
+    job_.in[kLogVariance] = view(kLogVariance);
+    job_.prior = arrays_[kPriorMean].data || arrays_[kPriorLogVariance].data || call_.prior_mean != 0 ||
+                 call_.prior_log_variance != 0;
+    if (!job_.prior) return;
+    // The constant is a log-variance in any case.
+    const double spread = call_.spread_is_std ? std::exp(call_.prior_log_variance / 2) : call_.prior_log_variance;
+    job_.in[kPriorMean] = arrays_[kPriorMean].data ? view(kPriorMean) : constant(kPriorMean, call_.prior_mean);
+    job_.in[kPriorLogVariance] =
+        arrays_[kPriorLogVariance].data ? view(kPriorLogVariance) : constant(kPriorLogVariance, spread);
+  }
+
+  // ---- what each sample and row counts ----
+
+  void find_factors() {
+    double count = 1;
+    if (call_.reduction == kMeanOver) {
+      for (size_t d = 0; d < g_.shape.size(); ++d)
+        if (static_cast<int>(d) != g_.batch_axis) count *= static_cast<double>(g_.shape[d]);
+    } else if (call_.reduction == kRowMean) {
+      count = g_.sample_per_category() ? static_cast<double>(g_.rows) : g_.batch ? static_cast<double>(g_.rows / g_.batch) : 1;
+      if (weighted_) count_rows();
+    }
+    factor_ = call_.scale / (count > 0 ? count : 1);
+  }
+  double share(int64_t sample) const { return shares_.empty() ? factor_ : shares_[sample]; }
+  // The rows of each sample that have a weight other than 0.
+  void count_rows() {
+    std::vector<int64_t> counts(g_.batch, 0);
+    const bool all = g_.sample_per_category();
+    int64_t together = 0;
+    for (int64_t r = 0; r < g_.rows && g_.n; ++r) {
+      bool counts_in = false;
+      for (int64_t k = 0; k < (weight_per_row_ ? 1 : g_.n) && !counts_in; ++k)
+        counts_in = weight_at(g_.first_element(r) + k * g_.inner) != 0;
+      together += counts_in;
+      if (!all) counts[g_.sample(r)] += counts_in;
+    }
+    shares_.resize(g_.batch);
+    for (int64_t b = 0; b < g_.batch; ++b) {
+      const int64_t count = all ? together : counts[b];
+      shares_[b] = count ? call_.scale / static_cast<double>(count) : 0;
+    }
+  }
+  int64_t weight_place(int64_t element) const {
+    return weight_view_.whole ? element : place(weight_view_.walks, weight_view_.walk, element);
+  }
+  double weight_at(int64_t element) const { return number(weight_view_.data, weight_view_.type, weight_place(element)); }
+  double out_grad(int64_t i) const {
+    return double_ ? static_cast<const double*>(ograd_)[i] : static_cast<const float*>(ograd_)[i];
+  }
+  // f(row, sample) for rows [begin, end).
+  template <class F> void samples(int64_t begin, int64_t end, F f) const {
+    if (g_.sample_per_category()) {
+      for (int64_t r = begin; r < end; ++r) f(r, 0);
+      return;
+    }
+    int64_t b = g_.sample(begin), left = g_.batch_stride - begin % g_.batch_stride;
+    for (int64_t r = begin; r < end; left = g_.batch_stride) {
+      for (const int64_t stop = std::min(end, r + left); r < stop; ++r) f(r, b);
+      if (++b == g_.batch) b = 0;
+    }
+  }
+  // What rows are multiplied by: their share of the sample, with `head` the result's gradient unless single elements
+  // have it, and their weight unless those have it.
+  void factors(int64_t begin, int64_t end, double* factor, bool head, bool weighed = true) const {
+    const bool by_sample = head && !job_.head.data;
+    samples(begin, end, [&](int64_t r, int64_t b) { factor[r - begin] = share(b) * (by_sample ? out_grad(b) : 1); });
+    if (weighed && weight_per_row_) weigh(begin, end, factor);
+  }
+  // value *= weight; a row of weight 0 counts for nothing, whatever it holds.
+  void weigh(int64_t begin, int64_t end, double* value) const {
+    for (int64_t r = begin; r < end; ++r) {
+      const double w = weight_at(g_.first_element(r));
+      value[r - begin] = w == 0 ? 0 : value[r - begin] * w;
+    }
+  }
+  Shape sample_shape() const {
+    Shape one(g_.shape.size(), 1);
+    one[g_.batch_axis] = g_.batch;
+    return one;
+  }
+  // The result's gradient, where it is not one number a row.
+  void set_head() {
+    if (call_.reduction == kNone) {
+      job_.head = {ograd_, type(), true, 0, 1, 0, nullptr};
+    } else if (g_.sample_per_category()) {
+      head_walk_ = walks(sample_shape(), g_.shape);
+      job_.head = {ograd_, type(), false, 0, 1, static_cast<int>(head_walk_.size()), head_walk_.data()};
+    }
+  }
+
+  // ---- sharing out ----
+
   // Rows cut into pieces that do not cross from one run (neighbouring rows of one sample) to the next, or plainly.
   struct Pieces {
     int64_t rows, run, grain, per_run;
@@ -250,12 +457,37 @@ class Divergence {
       *end = start + std::min(at + grain, run_or_rows());
     }
   };
+  const Kernels& kernel() const { return kernels(double_ ? kDouble : kSingle); }
   Pieces split() const {
-    const int64_t grain = kernels(double_ ? kDouble : kSingle).grain(job_);
-    const int64_t run = batch_stride_ > 1 && batch_stride_ >= std::min<int64_t>(grain, 64) ? batch_stride_ : 1;
-    const int64_t length = run > 1 ? run : rows_;
-    return {rows_, run, grain, (length + grain - 1) / grain};
+    const int64_t grain = kernel().grain(job_);
+    const int64_t stride = g_.batch_stride;
+    const int64_t run = !g_.sample_per_category() && stride > 1 && stride >= std::min<int64_t>(grain, 64) ? stride : 1;
+    const int64_t length = run > 1 ? run : g_.rows;
+    return {g_.rows, run, grain, (length + grain - 1) / grain};
   }
+  template <class F> void share_out(int64_t pieces, const F& task) const {
+    const double work = static_cast<double>(g_.rows) * static_cast<double>(g_.n);
+    if (work < kSmall) {
+      for (int64_t i = 0; i < pieces; ++i) task(i);
+      return;
+    }
+    Threads::get().run(pieces, 4096, task);
+  }
+  // f(kernels, job, begin, end) for every piece, its job writing past the cache if results are too large for it.
+  template <class F> void each_piece(const F& f) {
+    const double bytes = static_cast<double>(g_.rows) * static_cast<double>(g_.n) * (double_ ? 8 : 4);
+    job_.stream = bytes >= kStreamBytes;
+    const Pieces pieces = split();
+    const Kernels& k = kernel();
+    share_out(pieces.count(), [&](int64_t i) {
+      int64_t begin, end;
+      pieces.bounds(i, &begin, &end);
+      f(k, job_, begin, end);
+    });
+  }
+
+  // ---- reductions ----
+
   // Several sums at once: each addition waits for the one before.
   static double sum(const double* x, int64_t count) {
     double part[8] = {};
@@ -265,209 +497,112 @@ class Divergence {
     for (; i < count; ++i) part[0] += x[i];
     return ((part[0] + part[1]) + (part[2] + part[3])) + ((part[4] + part[5]) + (part[6] + part[7]));
   }
-  // f(row, sample) for rows [begin, end).
-  template <class F> void samples(int64_t begin, int64_t end, F f) const {
-    int64_t b = begin / batch_stride_ % batch_, left = batch_stride_ - begin % batch_stride_;
-    for (int64_t r = begin; r < end; left = batch_stride_) {
-      for (const int64_t stop = std::min(end, r + left); r < stop; ++r) f(r, b);
-      if (++b == batch_) b = 0;
+  // Neighbouring rows of one sample are summed within a piece; where samples alternate, row by row.
+  void sum_rows(std::vector<double>* total) {
+    const Pieces pieces = split();
+    const bool by_piece = pieces.run > 1, own = g_.own_sample();
+    std::vector<double> parts(by_piece ? pieces.count() : own ? 0 : g_.rows);
+    double* const part = by_piece || !own ? parts.data() : total->data();
+    const Kernels& k = kernel();
+    share_out(pieces.count(), [&](int64_t i) {
+      int64_t begin, end;
+      pieces.bounds(i, &begin, &end);
+      double values[kMaxGrain];
+      double* const value = by_piece ? values : &part[begin];
+      k.forward(job_, begin, end, value);
+      if (weight_per_row_) weigh(begin, end, value);
+      if (by_piece) part[i] = sum(value, end - begin);
+    });
+    if (by_piece) {
+      for (int64_t i = 0; i < pieces.count(); ++i) (*total)[i / pieces.per_run % g_.batch] += part[i];
+    } else if (!own) {
+      samples(0, g_.rows, [&](int64_t r, int64_t b) { (*total)[b] += part[r]; });
     }
   }
-  bool own_sample() const { return rows_ == batch_; }  // each row is a sample, in their order
-  template <class T> void factors(const T* ograd, int64_t begin, int64_t end, double* factor) const {
-    if (own_sample())
-      for (int64_t r = begin; r < end; ++r) factor[r - begin] = ograd[r] * factor_;
-    else
-      samples(begin, end, [&](int64_t r, int64_t b) { factor[r - begin] = ograd[b] * factor_; });
+  void write_terms(const Sink& sink, bool weighed = true) {
+    job_.terms = sink;
+    each_piece([&](const Kernels& k, const Job& job, int64_t begin, int64_t end) {
+      double factor[kMaxGrain];
+      factors(begin, end, factor, job.head.data != nullptr, weighed);
+      k.terms(job, begin, end, factor);
+    });
   }
-  void put_all(void* out, const std::vector<double>& total) const {
-    for (int64_t b = 0; double_ && b < batch_; ++b) static_cast<double*>(out)[b] = scaled(total[b]);
-    for (int64_t b = 0; !double_ && b < batch_; ++b) static_cast<float*>(out)[b] = static_cast<float>(scaled(total[b]));
-  }
-  template <class F> void share(int64_t pieces, const F& task) const {
-    const double work = static_cast<double>(rows_) * static_cast<double>(job_.n);
-    const int wanted = work < kSmall ? 1 : 4096;
-    if (wanted == 1) {
-      for (int64_t i = 0; i < pieces; ++i) task(i);
-      return;
-    }
-    Threads::get().run(pieces, wanted, task);
-  }
-
-  static bool keeps(const Options& o, bool weighted, int stat) {
-    const bool mixed = o.beta > 0 && (o.pred_space == kLogits || o.label_space == kLogits);
-    switch (stat) {
-      case kPredMax:
-      case kPredSum: return o.pred_space == kLogits;
-      case kMass: return o.beta > 0 ? mixed : o.pred_space == kLogits && o.label_space != kLogits;
-      case kLabelMax:
-      case kLabelSum: return o.label_space == kLogits;
-      default: return weighted || mixed || o.label_space == kLogits;
-    }
-  }
-
-  // The weight's position for row r: sum of (r / stride % size) * step over its merged axes.
-  struct Walk { int64_t stride, size, step; };
-  void plan_weight() {
-    const int rank = static_cast<int>(pred_.shape.size());
-    weight_size_ = 1;
-    for (int64_t size : weight_.shape) weight_size_ *= size;
-    int64_t row_stride = 1, step = 1;
-    for (int d = rank - 1; d >= 0; --d) {
-      if (d == axis_) continue;
-      const int64_t size = pred_.shape[d];
-      if (weight_.shape[d] == size && size > 1) {
-        if (!walk_.empty() && walk_.back().stride * walk_.back().size == row_stride &&
-            walk_.back().step * walk_.back().size == step)
-          walk_.back().size *= size;
-        else
-          walk_.push_back({row_stride, size, step});
-        step *= size;
+  // The terms summed over the elements that share a place in an array of `shape`; how many sums are kept at a time does
+  // not depend on the threads.
+  std::vector<double> add_up_terms(const Shape& shape, bool weighed = true) {
+    const std::vector<Walk> walk = walks(shape, g_.shape);
+    const int64_t size = size_of(shape);
+    const Pieces pieces = split();
+    const int64_t groups = std::max<int64_t>(1, std::min({int64_t(16), pieces.count(), g_.rows * g_.n / (16 * size)}));
+    std::vector<std::vector<double>> totals(groups, std::vector<double>(size, 0.0));
+    const Kernels& k = kernel();
+    share_out(groups, [&](int64_t group) {
+      Job job = job_;
+      job.stream = false;
+      job.terms = {nullptr, kFloat64, totals[group].data(), static_cast<int>(walk.size()), walk.data()};
+      for (int64_t i = pieces.count() * group / groups; i < pieces.count() * (group + 1) / groups; ++i) {
+        int64_t begin, end;
+        pieces.bounds(i, &begin, &end);
+        double factor[kMaxGrain];
+        factors(begin, end, factor, job.head.data != nullptr, weighed);
+        k.terms(job, begin, end, factor);
       }
-      row_stride *= size;
-    }
+    });
+    for (int64_t group = 1; group < groups; ++group)
+      for (int64_t i = 0; i < size; ++i) totals[0][i] += totals[group][i];
+    return totals[0];
   }
-  int64_t weight_at(int64_t row) const {
-    int64_t at = 0;
-    for (const Walk& w : walk_) at += row / w.stride % w.size * w.step;
-    return at;
-  }
-  // value *= weight; a row of weight 0 counts for nothing, whatever it holds.
-  void weigh(int64_t begin, int64_t end, double* value) const {
-    for (int64_t r = begin; r < end; ++r) {
-      const double w = number(weight_.data, weight_.type, weight_at(r));
-      value[r - begin] = w == 0 ? 0 : value[r - begin] * w;
-    }
-  }
-  void weight_gradient(const void* ograd, void* grad) const {
-    std::vector<double> total(weight_size_, 0.0);
-    if (rows_ > 0 && job_.n > 0)
-      samples(0, rows_, [&](int64_t r, int64_t b) {
-        const int64_t at = weight_at(r);
-        const double value = number(job_.stats[kValue], double_ ? kFloat64 : kFloat32, r);
-        if (std::isfinite(value) || number(weight_.data, weight_.type, at) != 0)
-          total[at] += out_grad(ograd, b) * factor_ * value;
+
+  // ---- the weight's gradient ----
+
+  void weight_gradient(const Output& out) {
+    const Array& weight = arrays_[kWeight];
+    const int64_t size = size_of(weight.shape);
+    std::vector<double> total;
+    if (g_.empty()) {
+      total.resize(size, 0.0);
+    } else if (job_.stats[kValue] && job_.whole_rows) {
+      total.resize(size, 0.0);
+      samples(0, g_.rows, [&](int64_t r, int64_t b) {
+        const double value = number(job_.stats[kValue], type(), r);
+        const int64_t at = weight_place(g_.first_element(r));
+        if (std::isfinite(value) || number(weight.data, weight.type, at) != 0) total[at] += out_grad(b) * share(b) * value;
       });
-    for (int64_t i = 0; i < weight_size_; ++i) put(grad, weight_.type, i, total[i]);
-  }
-
-  double out_grad(const void* ograd, int64_t i) const { return number(ograd, double_ ? kFloat64 : kFloat32, i); }
-  double scaled(double total) const { return total == 0 ? 0 : total * factor_; }  // nothing over nothing is nothing
-
-  // ---- axis == batch_axis: each category is its own sample. Plain terms, in double, one row at a time.
-  struct Term { double value, pred, label; };  // and its derivatives, the softmax left out
-  double rounded(double x) const { return double_ ? x : static_cast<float>(x); }
-  struct Line { std::vector<double> p, log_p, log_q, q; };
-  void log_softmax(std::vector<double>* x) const {
-    double best = -INFINITY, sum = 0;
-    for (double v : *x) best = v > best ? v : best;
-    if (best == -INFINITY) best = 0;
-    for (double& v : *x) sum += std::exp((v = (v - best) * options_.inv_temperature));
-    for (double& v : *x) v -= std::log(sum);
-  }
-  void read(int64_t row, Line* line) const {
-    const int64_t n = job_.n, base = row / job_.inner * n * job_.inner + row % job_.inner;
-    for (auto* v : {&line->p, &line->log_p, &line->log_q, &line->q}) v->resize(n);
-    for (int64_t k = 0; k < n; ++k) {
-      line->log_q[k] = number(pred_.data, pred_.type, base + k * job_.inner);
-      line->log_p[k] = number(label_.data, label_.type, base + k * job_.inner);
-    }
-    if (options_.pred_space == kLogits) log_softmax(&line->log_q);
-    if (options_.label_space == kLogits) log_softmax(&line->log_p);
-    for (int64_t k = 0; k < n; ++k) {
-      if (options_.pred_space == kProbs) {
-        line->q[k] = line->log_q[k];
-        line->log_q[k] = std::log(line->q[k]);
-      } else {
-        line->q[k] = std::exp(line->log_q[k]);
-      }
-      if (options_.label_space == kProbs) {
-        line->p[k] = line->log_p[k];
-        line->log_p[k] = std::log(line->p[k]);
-      } else {
-        line->p[k] = rounded(std::exp(line->log_p[k]));
+    } else {
+      use_terms_without_weight();
+      if (weight_view_.whole) write_terms({out.data, out.type, nullptr, 0, nullptr}, false);
+      else total = add_up_terms(weight.shape, false);
+      for (int64_t i = 0; i < size; ++i) {  // what is not finite under a weight of 0 is left out
+        const double x = total.empty() ? number(out.data, out.type, i) : total[i], none = 0;
+        if (std::isfinite(x) || number(weight.data, weight.type, i) != 0) continue;
+        if (total.empty()) convert_out(out.data, out.type, i, &none, 1);
+        else total[i] = 0;
       }
     }
+    for (size_t i = 0; i < total.size(); ++i) convert_out(out.data, out.type, static_cast<int64_t>(i), &total[i], 1);
   }
-  double weight_of(int64_t row) const { return weight_.data ? number(weight_.data, weight_.type, weight_at(row)) : 1; }
-
-  Term mixed(const Line& x, int64_t k) const {  // as Terms::mixed in kernel.h
-    const double p = x.p[k], q = x.q[k], u = p == 0 && q == 0 ? 0 : x.log_p[k] - x.log_q[k], s = std::fmin(std::fabs(u), 80);
-    if (u != u) return {NAN, NAN, NAN};
-    const double w = u >= 0 ? 1 - job_.beta : job_.beta, v = u >= 0 ? job_.beta : 1 - job_.beta;
-    const double m = v + w * std::exp(-s), log_m = m > 0.7 ? std::log1p(w * std::expm1(-s)) : std::log(m);
-    const double f = -m * log_m - w * s * std::exp(-s), larger = -v * log_m, smaller = -w * (log_m + s);
-    return {(u >= 0 ? p : q) * std::fmax(f, 0), u >= 0 ? smaller : larger, u >= 0 ? larger : smaller};
-  }
-  void elementwise_forward(void* out) {
-    std::vector<double> total(batch_, 0.0);
-    Line x;
-    for (int64_t row = 0; row < rows_; ++row) {
-      const double w = weight_of(row);
-      if (w == 0) continue;
-      read(row, &x);
-      for (int64_t k = 0; k < job_.n; ++k) {
-        if (job_.beta > 0) total[k] += w * mixed(x, k).value;
-        else if (x.p[k] != 0) total[k] += w * (x.p[k] * (x.log_p[k] - x.log_q[k]));
-      }
-    }
-    put_all(out, total);
-  }
-  void elementwise_backward(const void* ograd, void* pred_grad, void* label_grad, void* weight_grad) {
-    std::vector<double> weight_total(weight_.data ? weight_size_ : 0, 0.0);
-    const int64_t n = job_.n;
-    Line x;
-    std::vector<double> for_pred(n), for_label(n);
-    for (int64_t row = 0; row < rows_; ++row) {
-      const int64_t base = row / job_.inner * n * job_.inner + row % job_.inner;
-      const double w = weight_of(row);
-      read(row, &x);
-      double pulled = 0, pushed = 0, value = 0;
-      for (int64_t k = 0; k < n; ++k) {
-        const double g = out_grad(ograd, k) * factor_ * w, u = x.log_p[k] - x.log_q[k];
-        const bool none = x.p[k] == 0;
-        const double gp = none ? 0 : g * x.p[k];
-        if (job_.beta > 0) {
-          const Term term = mixed(x, k);
-          value += out_grad(ograd, k) * factor_ * term.value;
-          for_pred[k] = g * term.pred * x.q[k];
-          for_label[k] = options_.label_space == kProbs ? g * term.label : g * term.label * x.p[k];
-          pulled -= for_pred[k];
-          pushed += for_label[k];
-          continue;
-        }
-        if (!none) value += out_grad(ograd, k) * factor_ * (x.p[k] * u);
-        for_pred[k] = options_.pred_space == kProbs ? (none ? 0 : -gp / x.q[k]) : -gp;
-        if (options_.label_space == kProbs)
-          for_label[k] = !none ? g * (u + 1) : x.log_q[k] > -INFINITY ? g * (job_.log_epsilon - x.log_q[k]) : 0;
-        else
-          for_label[k] = none ? 0 : gp * (u + 1);
-        pulled += gp;
-        pushed += for_label[k];
-      }
-      for (int64_t k = 0; k < n; ++k) {
-        const double t = options_.inv_temperature;
-        if (options_.pred_space == kLogits) for_pred[k] = t * (for_pred[k] + (pulled == 0 ? 0 : x.q[k] * pulled));
-        if (options_.label_space == kLogits) for_label[k] = x.p[k] == 0 ? 0 : t * (for_label[k] - x.p[k] * pushed);
-        if (pred_grad) put(pred_grad, pred_.type, base + k * job_.inner, w == 0 ? 0 : for_pred[k]);
-        if (label_grad) put(label_grad, label_.type, base + k * job_.inner, w == 0 ? 0 : for_label[k]);
-      }
-      if (weight_grad && (w != 0 || std::isfinite(value))) weight_total[weight_at(row)] += value;
-    }
-    for (int64_t i = 0; weight_grad && i < weight_size_; ++i) put(weight_grad, weight_.type, i, weight_total[i]);
+  void use_terms_without_weight() {
+    job_.weight = View{};
+    for (Sink& s : job_.grad) s = Sink{};
+    if (job_.head.data) return;
+    head_walk_ = walks(sample_shape(), g_.shape);  // rows have the gradient of their sample
+    job_.head = {ograd_, type(), false, 0, 1, static_cast<int>(head_walk_.size()), head_walk_.data()};
   }
 
-  static constexpr double kSmall = 32768;            // elements: below, waking a thread costs more than it brings
+  static constexpr double kSmall = 32768;          // elements: below, waking a thread costs more than it brings
   static constexpr double kStreamBytes = 8 << 20;  // gradients larger than this are gone from the cache before use
 
-  Options options_;
-  Array pred_, label_, weight_;
+  const Call& call_;
+  std::vector<Array> arrays_;
+  Geometry g_;
   Job job_;
-  int axis_, batch_axis_;
-  bool double_;
-  int64_t rows_, batch_, batch_stride_, weight_size_ = 0;
+  bool double_, weighted_, weight_per_row_;
   double factor_;
-  std::vector<Walk> walk_;
+  std::vector<double> shares_;  // of each sample, where they differ
+  std::vector<Walk> walk_[kSlots], head_walk_;
+  double constant_[kSlots];
+  View weight_view_{};
+  const void* ograd_ = nullptr;
 };
 
 }  // namespace gluon_kl

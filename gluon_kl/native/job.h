@@ -20,37 +20,76 @@ inline int size_of(Type type) {
   }
 }
 
-// What the numbers of one side are: probabilities, their logs, or scores that a softmax over the axis turns into both.
+enum Form { kKL, kReverseKL, kJS, kGaussian, kBernoulli, kCrossEntropy };
+
+// What the numbers of one side are: probabilities, their logs, or scores that a softmax over the axis (of a Bernoulli
+// divergence: a sigmoid) turns into both.
 enum Space { kProbs = 0, kLogProbs = 1, kLogits = 2 };
 
-// Per-row numbers kept from the forward for the backward, each an array of `rows` (or null: computed again).
-enum Stat { kPredMax, kPredSum, kMass, kLabelMax, kLabelSum, kValue, kStats };
+// What is read at each place: the inputs of a form, and the factor of a single element.
+enum Stream { kPred = 0, kTarget = 1, kHard = 2, kMean = 0, kLogVariance = 1, kPriorMean = 2, kPriorLogVariance = 3,
+              kInputs = 4, kFactor = 4, kStreams = 5 };
+
+// Per-row numbers kept from the forward for the backward, each an array of `rows` (or null: computed again). The sum
+// of exponentials behind kHardSum is that of pred at temperature 1; what the two sums are is the form's matter.
+enum Stat { kPredMax, kPredSum, kHardSum, kTargetMax, kTargetSum, kFirstSum, kSecondSum, kValue, kStats };
+
+// One merged axis of an array that broadcasts: element e of the call's shape lies at the sum of
+// e / stride % size * step over the array's axes, innermost first.
+struct Walk { int64_t stride, size, step; };
+
+// An array to be read at every element of the call's shape. If `categories` is not 0, it holds class indices, one a
+// row, and reads as 1 at the row's class and 0 elsewhere, or as NaN throughout where there is no such class.
+struct View {
+  const void* data;  // null: there is none
+  Type type;
+  bool whole;        // it has the call's shape
+  int64_t categories, inner;
+  int walks;
+  const Walk* walk;
+};
+
+// Where results go: an array of the call's shape, or sums over the elements that share a place.
+struct Sink {
+  void* data;  // null: not wanted
+  Type type;
+  double* totals;  // not null: instead of data
+  int walks;
+  const Walk* walk;
+};
 
 constexpr int kSeriesTerms = 18;
 
-// KL(label || pred), or the Jensen-Shannon divergence if beta > 0, of `outer * inner` rows of `n` categories; category k of row o * inner + i lies at
-// o * n * inner + k * inner + i.
+// `outer * inner` rows of `n` categories; category k of row o * inner + i lies at o * n * inner + k * inner + i.
 struct Job {
-  const void* pred;
-  const void* label;
-  Type pred_type, label_type;
-  Space pred_space, label_space;
+  Form form;
+  bool hard;           // hard labels beside (or, for kCrossEntropy, instead of) the target
+  Space space[2];
+  bool whole_rows;     // nothing but the sum over a whole row under one weight is asked for
+  bool prior, spread_is_std;  // of a Gaussian: there is one other than N(0, 1); spreads are standard deviations
+  View in[kInputs];
+  View weight, head;   // their product is what each single element counts
+  Sink grad[kInputs];
+  Sink terms;
   int64_t outer, n, inner;
-  double inv_temperature;  // multiplies logits
-  double log_epsilon;      // stands in for log(0) in the gradient of a label given as probability
-  double beta;             // share of the label in the mixture
-  double series[2][kSeriesTerms];  // of a term near equality, see Terms::mixed: where pred is the smaller, and the label
-  void* stats[kStats];     // of the computing type
-  void* pred_grad;         // null: not wanted
-  void* label_grad;
-  bool stream;             // gradients too large for the cache: write past it
+  double inv_temperature;         // multiplies logits, but for the hard labels' softmax
+  double soft_share, hard_share;  // of the divergence from the target, and of the cross-entropy with the hard label
+  double log_epsilon;  // stands in for log(0) in the gradient of a target given as probability
+  double free_nats;
+  double beta;         // share of the target in the mixture
+  double series[kSeriesTerms];  // of a mixed term near equality, see JS in formulas.h
+  void* stats[kStats]; // of the computing type
+  bool kept;           // the stats are there, from the forward
+  bool stream;         // gradients too large for the cache: write past it
 };
 
-// The same two functions for each instruction set and computing type. Rows are independent of each other.
+// The same functions for each instruction set and computing type. Rows are independent of each other.
 struct Kernels {
   const char* isa;
-  // The divergence of rows [begin, end) into value[0 ... end - begin), and the stats asked for.
+  // The sums of rows [begin, end) into value[0 ... end - begin), and the stats asked for.
   void (*forward)(const Job&, int64_t begin, int64_t end, double* value);
+  // The single terms of rows [begin, end), times factor[0 ... end - begin), into job.terms.
+  void (*terms)(const Job&, int64_t begin, int64_t end, const double* factor);
   // Gradients of rows [begin, end), times factor[0 ... end - begin); a factor of 0 gives 0 whatever the row holds.
   void (*backward)(const Job&, int64_t begin, int64_t end, const double* factor);
   // How many neighbouring rows are worth passing at once: at most kMaxGrain.

@@ -1,13 +1,11 @@
-// Registers the operator with MXNet through its extension interface; the arithmetic is in kernel.h, the plan of a call
-// in divergence.h.
+// Registers the operator with MXNet through its extension interface; what the call's text may say is in
+// call.h, the plan of a call in divergence.h, the arithmetic in formulas.h.
 //
-//   _gluon_kl_divergence(pred, label[, row_weight]) -> loss (batch,) [, kept (stats, rows)]
+//   _gluon_kl_divergence(*inputs, call="form=... inputs=... ...") -> result [, kept (stats, rows)]
 //
 // The interface hides grad_req from the operator: an "add" is lost, and a gradient nobody asked for looks like any
 // other. native/__init__.py stands guard in front of it.
 #include <lib_api.cc>  // MXNet wants its half of the interface compiled into the library
-
-#include <memory>
 
 #include "divergence.h"
 
@@ -16,42 +14,14 @@ namespace {
 namespace ext = mxnet::ext;
 using Attributes = std::unordered_map<std::string, std::string>;
 using gluon_kl::Array;
+using gluon_kl::Call;
 using gluon_kl::Divergence;
-using gluon_kl::Space;
+using gluon_kl::Shape;
 
-struct Spec {
-  gluon_kl::Options options;
-  bool weighted = false, keep = true;
-  bool pred_grad = true, label_grad = false;
-};
-
-Space space(const std::string& name, const std::string& text) {
-  if (text == "probs") return gluon_kl::kProbs;
-  if (text == "log_probs") return gluon_kl::kLogProbs;
-  if (text == "logits") return gluon_kl::kLogits;
-  throw std::invalid_argument(name + " must be probs, log_probs or logits, not " + text);
+const Call& call_of(const Attributes& attributes) {
+  const auto found = attributes.find("call");
+  return gluon_kl::call_of(found == attributes.end() ? "" : found->second);
 }
-
-Spec parse(const Attributes& attributes) {
-  Spec s;
-  for (const auto& entry : attributes) {
-    const std::string &key = entry.first, &text = entry.second;
-    if (key == "axis") s.options.axis = std::stoi(text);
-    else if (key == "batch_axis") s.options.batch_axis = std::stoi(text);
-    else if (key == "pred_space") s.options.pred_space = space(key, text);
-    else if (key == "label_space") s.options.label_space = space(key, text);
-    else if (key == "inv_temperature") s.options.inv_temperature = std::stod(text);
-    else if (key == "beta") s.options.beta = std::stod(text);
-    else if (key == "epsilon") s.options.epsilon = std::stod(text);
-    else if (key == "scale") s.options.scale = std::stod(text);
-    else if (key == "mean") s.options.mean = text == "1" || text == "True";
-    else if (key == "weighted") s.weighted = text == "1" || text == "True";
-    else if (key == "keep") s.keep = text == "1" || text == "True";
-    else if (key == "grad") s.pred_grad = text != "label", s.label_grad = text != "pred";
-  }
-  return s;
-}
-bool keeps(const Spec& s) { return s.keep && Divergence::kept(s.options, s.weighted) > 0; }
 
 template <class F> ext::MXReturnValue guarded(F f) {
   try {
@@ -65,9 +35,9 @@ template <class F> ext::MXReturnValue guarded(F f) {
 
 ext::MXReturnValue parse_attributes(const Attributes& attributes, int* inputs, int* outputs) {
   return guarded([&] {
-    const Spec s = parse(attributes);
-    *inputs = s.weighted ? 3 : 2;
-    *outputs = keeps(s) ? 2 : 1;
+    const Call& call = call_of(attributes);
+    *inputs = static_cast<int>(call.inputs.size());
+    *outputs = Divergence::kept(call) ? 2 : 1;
   });
 }
 
@@ -83,47 +53,45 @@ ext::MXReturnValue infer_type(const Attributes&, std::vector<int>* in, std::vect
   });
 }
 
-std::vector<int64_t> wide(const std::vector<unsigned int>& shape) { return {shape.begin(), shape.end()}; }
+// An axis of unknown length comes as -1.
+Shape shape_from(const std::vector<unsigned int>& shape) {
+  Shape s;
+  for (unsigned int d : shape) s.push_back(static_cast<int>(d));
+  return s;
+}
+std::vector<unsigned int> shape_to(const Shape& shape) { return {shape.begin(), shape.end()}; }
 
 ext::MXReturnValue infer_shape(const Attributes& attributes, std::vector<std::vector<unsigned int>>* in,
                                std::vector<std::vector<unsigned int>>* out) {
   return guarded([&] {
-    const Spec s = parse(attributes);
-    const auto &pred = (*in)[0], &label = (*in)[1];
-    const int rank = static_cast<int>(pred.size());
-    if (pred != label)
-      throw std::invalid_argument("pred and label must have the same shape, not " + gluon_kl::text(wide(pred)) + " and " +
-                                  gluon_kl::text(wide(label)));
-    if (rank == 0) throw std::invalid_argument("pred must have at least one axis");
-    const int axis = gluon_kl::normal_axis(s.options.axis, rank, "axis");
-    const int batch_axis = gluon_kl::normal_axis(s.options.batch_axis, rank, "batch_axis");
-    if (s.weighted) {
-      const auto& weight = (*in)[2];
-      bool fits = static_cast<int>(weight.size()) == rank;
-      for (int d = 0; fits && d < rank; ++d) fits = weight[d] == 1 || (d != axis && weight[d] == pred[d]);
-      if (!fits)
-        throw std::invalid_argument("the weight must have as many axes as pred, with 1 at axis " + std::to_string(axis) +
-                                    " and 1 or pred's length elsewhere, not " + gluon_kl::text(wide(weight)) + " for pred " +
-                                    gluon_kl::text(wide(pred)));
-    }
-    (*out)[0] = {pred[batch_axis]};
-    if (out->size() > 1) {
-      unsigned int rows = 1;
-      for (int d = 0; d < rank; ++d) rows *= d == axis ? 1 : pred[d];
-      (*out)[1] = {static_cast<unsigned int>(Divergence::kept(s.options, s.weighted)), rows};
-    }
+    const Call& call = call_of(attributes);
+    std::vector<Shape> shapes;
+    for (const auto& shape : *in) shapes.push_back(shape_from(shape));
+    const Shape result = gluon_kl::infer_shapes(call, &shapes);
+    for (size_t i = 0; i < in->size(); ++i) (*in)[i] = shape_to(shapes[i]);
+    if (result.empty()) return;
+    (*out)[0] = shape_to(result);
+    if (out->size() > 1) (*out)[1] = shape_to({Divergence::kept(call), gluon_kl::Geometry(call, shapes[0]).rows});
   });
 }
 
-Array array(ext::MXTensor& t) { return {t.data_ptr, static_cast<gluon_kl::Type>(t.dtype), t.shape}; }
+// The inputs of a call by slot; they start at `first`.
+std::vector<Array> arrays(const Call& call, std::vector<ext::MXTensor>* in, size_t first) {
+  std::vector<Array> found(gluon_kl::kSlots, Array{});
+  for (size_t i = 0; i < call.inputs.size(); ++i) {
+    ext::MXTensor& t = (*in)[first + i];
+    found[call.inputs[i]] = {t.data_ptr, static_cast<gluon_kl::Type>(t.dtype), t.shape};
+  }
+  return found;
+}
 
 ext::MXReturnValue forward(const Attributes& attributes, std::vector<ext::MXTensor>* in, std::vector<ext::MXTensor>* out,
                            const ext::OpResource&) {
   return guarded([&] {
-    const Spec s = parse(attributes);
-    Divergence call(s.options, array((*in)[0]), array((*in)[1]), s.weighted ? array((*in)[2]) : Array{});
-    if (keeps(s)) call.keep_in((*out)[1].data_ptr);
-    call.forward((*out)[0].data_ptr);
+    const Call& call = call_of(attributes);
+    Divergence plan(call, arrays(call, in, 0));
+    if (out->size() > 1) plan.keep_in((*out)[1].data_ptr);
+    plan.forward((*out)[0].data_ptr);
   });
 }
 
@@ -131,13 +99,14 @@ ext::MXReturnValue forward(const Attributes& attributes, std::vector<ext::MXTens
 ext::MXReturnValue backward(const Attributes& attributes, std::vector<ext::MXTensor>* in, std::vector<ext::MXTensor>* out,
                             const ext::OpResource&) {
   return guarded([&] {
-    const Spec s = parse(attributes);
-    const int outputs = keeps(s) ? 2 : 1;
-    const auto input = [&](int i) { return array((*in)[outputs + i]); };
-    Divergence call(s.options, input(0), input(1), s.weighted ? input(2) : Array{});
-    if (keeps(s)) call.keep_in(in->back().data_ptr);
-    call.backward((*in)[0].data_ptr, s.pred_grad ? (*out)[0].data_ptr : nullptr, s.label_grad ? (*out)[1].data_ptr : nullptr,
-                  s.weighted ? (*out)[2].data_ptr : nullptr);
+    const Call& call = call_of(attributes);
+    const bool keeps = Divergence::kept(call);
+    Divergence plan(call, arrays(call, in, keeps ? 2 : 1));
+    if (keeps) plan.keep_in(in->back().data_ptr);
+    std::vector<gluon_kl::Output> grads(gluon_kl::kSlots, gluon_kl::Output{});
+    for (size_t i = 0; i < call.inputs.size(); ++i)
+      grads[call.inputs[i]] = {(*out)[i].data_ptr, static_cast<gluon_kl::Type>((*out)[i].dtype)};
+    plan.backward((*in)[0].data_ptr, grads);
   });
 }
 

@@ -17,6 +17,7 @@
 #include <functional>
 #include <mutex>
 #include <new>
+#include <system_error>
 #include <thread>
 
 namespace gluon_kl {
@@ -95,8 +96,12 @@ class Threads {
     return omp && omp < cores ? omp : cores;
   }
 
+  // Where the system allows no more (RLIMIT_NPROC), with those that there are; asked again at the next call.
   void start(int helpers) {
-    for (; helpers_ < helpers; ++helpers_) std::thread([this] { serve(); }).detach();
+    try {
+      for (; helpers_ < helpers; ++helpers_) std::thread([this] { serve(); }).detach();
+    } catch (const std::system_error&) {
+    }
   }
 
   void work(const std::function<void(int64_t)>& task, int64_t tasks) {

@@ -1,5 +1,7 @@
 // Vectors of the widest kind this translation unit may use, with exp and log. GCC's vector extensions carry the
-// arithmetic (Clang has them too); intrinsics stand only where they save what the extensions cannot say.
+// arithmetic (Clang has them too); intrinsics stand only where they save what the extensions cannot say. By hand, since
+// no portable SIMD library can be had as a build requirement from PyPI, and those that distributions carry are too old
+// for dispatch at run time. tests/native/accuracy.cc states the error of each function in ULP, and its range.
 // No standard C++ header here: a function template instantiated under -mavx512f could be the copy the linker keeps.
 #ifndef GLUON_KL_VEC_H_
 #define GLUON_KL_VEC_H_
@@ -60,6 +62,13 @@ template <class T> KL_INLINE Vec<T> load_part(const T* p, int64_t m, T fill) {
   memcpy(&v, p, m * sizeof(T));
   return v;
 #endif
+}
+// The first m lanes of v; 0 in the others.
+template <class T> KL_INLINE Vec<T> first_lanes(Vec<T> v, int64_t m) {
+  using I = typename VecOf<T>::I;
+  I lane;
+  for (int i = 0; i < kLanes<T>; ++i) lane[i] = i;
+  return lane < static_cast<decltype(+lane[0])>(m) ? v : Vec<T>{};
 }
 template <class T> KL_INLINE void store_part(T* p, int64_t m, Vec<T> v) {
 #if defined(__AVX512F__)
@@ -280,26 +289,38 @@ template <> struct ExpRange<double> {
   static constexpr int mantissa = 52, bias = 1023;
 };
 
-template <class T> KL_INLINE Vec<T> exp(Vec<T> x) {
-  using R = ExpRange<T>;
-  x = least<T>(R::high, most<T>(R::low, x));
-  const Vec<T> shifted = x * R::log2e + R::shift;  // the integer k sits in the low bits
-  const Vec<T> k = shifted - R::shift;
-  const Vec<T> r = (x - k * R::ln2_hi) - k * R::ln2_lo;
-  const Vec<T> p = exp_slope(r) * r + T(1);
+// v * 2^k, where k = shifted - shift.
+template <class T> KL_INLINE Vec<T> times_power(Vec<T> v, Vec<T> k, Vec<T> shifted) {
 #if defined(__AVX512F__)
-  if constexpr (sizeof(T) == 4) return (Vec<T>)_mm512_scalef_ps((__m512)p, (__m512)k);
-  else return (Vec<T>)_mm512_scalef_pd((__m512d)p, (__m512d)k);
+  (void)shifted;
+  if constexpr (sizeof(T) == 4) return (Vec<T>)_mm512_scalef_ps((__m512)v, (__m512)k);
+  else return (Vec<T>)_mm512_scalef_pd((__m512d)v, (__m512d)k);
 #else
+  using R = ExpRange<T>;
   using I = typename VecOf<T>::I;
   using U = typename VecOf<T>::U;
   const U ik = (U)shifted - (U)splat<T>(R::shift);
   const U half = (U)((I)ik >> 1);
   const Vec<T> s1 = (Vec<T>)((half + R::bias) << R::mantissa);
   const Vec<T> s2 = (Vec<T>)((ik - half + R::bias) << R::mantissa);
-  return p * s1 * s2;
+  return v * s1 * s2;
 #endif
 }
+
+// e^x and e^x - 1, each to its last digits.
+template <class T> struct ExpPair { Vec<T> e, minus_one; };
+template <class T> KL_INLINE ExpPair<T> exp_pair(Vec<T> x) {
+  using R = ExpRange<T>;
+  x = least<T>(R::high, most<T>(R::low, x));
+  const Vec<T> shifted = x * R::log2e + R::shift;  // the integer k sits in the low bits
+  const Vec<T> k = shifted - R::shift;
+  const Vec<T> r = (x - k * R::ln2_hi) - k * R::ln2_lo;
+  const Vec<T> p = exp_slope(r) * r;
+  const Vec<T> e = times_power<T>(p + T(1), k, shifted);
+  const Vec<T> power = times_power<T>(splat(T(1)), k, shifted);
+  return {e, x > T(1) ? e - T(1) : p * power + (power - T(1))};
+}
+template <class T> KL_INLINE Vec<T> exp(Vec<T> x) { return exp_pair<T>(x).e; }
 
 // ---- log ---------------------------------------------------------------------------------------------------------
 // x = 2^e m, 3/4 <= m < 3/2, f = m - 1. log(0) = -inf, log(inf) = inf, log of a negative number = NaN.
@@ -320,39 +341,47 @@ KL_INLINE Vec<double> log1p_poly(Vec<double> f, Vec<double> e_lo) {
   return f - ((half - (s * (half + z * p) + e_lo)));
 }
 
-template <class T> KL_INLINE Vec<T> log(Vec<T> x) {
+// log m of m = 1 + x: from x itself where that is near 0, so that the result keeps the digits that m has lost.
+template <bool kNearOne, class T> KL_INLINE Vec<T> log_of(Vec<T> x, Vec<T> value) {
   using R = ExpRange<T>;
+  const auto near = (value >= T(0.75)) & (value < T(1.5)) & (x > T(-0.29)) & (x < T(0.5));
   Vec<T> m, e;
 #if defined(__AVX512F__)
   // getmant and getexp know denormals, 0, inf and NaN, and turn a negative number into NaN.
   if constexpr (sizeof(T) == 4) {
-    m = (Vec<T>)_mm512_getmant_ps((__m512)x, _MM_MANT_NORM_p75_1p5, _MM_MANT_SIGN_nan);
-    e = (Vec<T>)_mm512_getexp_ps((__m512)x);
+    m = (Vec<T>)_mm512_getmant_ps((__m512)value, _MM_MANT_NORM_p75_1p5, _MM_MANT_SIGN_nan);
+    e = (Vec<T>)_mm512_getexp_ps((__m512)value);
   } else {
-    m = (Vec<T>)_mm512_getmant_pd((__m512d)x, _MM_MANT_NORM_p75_1p5, _MM_MANT_SIGN_nan);
-    e = (Vec<T>)_mm512_getexp_pd((__m512d)x);
+    m = (Vec<T>)_mm512_getmant_pd((__m512d)value, _MM_MANT_NORM_p75_1p5, _MM_MANT_SIGN_nan);
+    e = (Vec<T>)_mm512_getexp_pd((__m512d)value);
   }
   e = m < T(1) ? e + T(1) : e;
-  const Vec<T> f = m - T(1);
+  Vec<T> f = m - T(1);
+  if (kNearOne) f = near ? x : f;  // there e is 0
   return e * R::ln2_hi + log1p_poly(f, e * R::ln2_lo);
 #else
   using I = typename VecOf<T>::I;
   using U = typename VecOf<T>::U;
   constexpr T smallest = sizeof(T) == 4 ? T(1.17549435e-38) : T(2.2250738585072014e-308);
   constexpr T lift = T(int64_t(1) << R::mantissa) * T(2);
-  const Vec<T> lifted = x < smallest ? x * lift : x;  // denormals become normal
-  const Vec<T> unlift = x < smallest ? splat<T>(R::mantissa + 1) : Vec<T>{};
+  const Vec<T> lifted = value < smallest ? value * lift : value;  // denormals become normal
+  const Vec<T> unlift = value < smallest ? splat<T>(R::mantissa + 1) : Vec<T>{};
   const U base = (U)splat<T>(T(0.75));
   const U offset = (U)lifted - base;
   constexpr auto mantissa = (typename VecOf<T>::Bits(1) << R::mantissa) - 1;
   m = (Vec<T>)((offset & mantissa) + base);
   e = __builtin_convertvector((I)offset >> R::mantissa, Vec<T>) - unlift;
-  Vec<T> r = e * R::ln2_hi + log1p_poly(Vec<T>(m - T(1)), Vec<T>(e * R::ln2_lo));
-  r = x < inf<T>() ? r : x;  // inf and NaN are their own logarithm
-  const Vec<T> outside = x < T(0) ? splat(nan<T>()) : splat(-inf<T>());
-  return x <= T(0) ? outside : r;
+  Vec<T> f = m - T(1);
+  if (kNearOne) f = near ? x : f;
+  Vec<T> r = e * R::ln2_hi + log1p_poly(f, Vec<T>(e * R::ln2_lo));
+  r = value < inf<T>() ? r : value;  // inf and NaN are their own logarithm
+  const Vec<T> outside = value < T(0) ? splat(nan<T>()) : splat(-inf<T>());
+  return value <= T(0) ? outside : r;
 #endif
 }
+template <class T> KL_INLINE Vec<T> log(Vec<T> x) { return log_of<false, T>(Vec<T>{}, x); }
+template <class T> KL_INLINE Vec<T> log1p(Vec<T> x, Vec<T> one_more) { return log_of<true, T>(x, one_more); }
+template <class T> KL_INLINE Vec<T> log1p(Vec<T> x) { return log1p<T>(x, x + T(1)); }
 
 // g(u) = u + expm1(-u) >= 0 for |u| < 1, with its leading digits near 0, where the sum would lose them:
 // u^2 (1/2! - u/3! + u^2/4! - ...); the next term is below 1e-9 (float), 1e-17 (double) of the sum.

@@ -1,0 +1,183 @@
+// What a call of the operator asks for, read from its one attribute: `key=value` pairs, each at its default if left out.
+#ifndef GLUON_KL_CALL_H_
+#define GLUON_KL_CALL_H_
+
+#include <errno.h>
+#include <locale.h>
+#include <stdlib.h>
+
+#include <cmath>
+#include <limits>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "job.h"
+
+namespace gluon_kl {
+
+enum Reduction { kSum, kMeanOver, kNone, kRowMean };
+
+// The arrays of a call: the streams of its form, then its weight.
+enum Slot { kWeight = kInputs, kSlots };
+
+struct Call {
+  Form form = kKL;
+  std::vector<int> inputs = {kPred, kTarget};  // the slot of each input in its order
+  unsigned grad = 1 << kPred;                  // slots, as bits
+  Space space[2] = {kLogProbs, kProbs};
+  int axis = -1, batch_axis = 0;
+  Reduction reduction = kSum;
+  double scale = 1, epsilon = 1e-12, temperature = 1, beta = 0.5;
+  bool dense = false;
+  double hard_weight = 0, prior_mean = 0, prior_log_variance = 0, target_value = NAN, free_nats = 0;
+  bool spread_is_std = false, keep = true, value = true;
+
+  bool has(int slot) const {
+    for (int s : inputs)
+      if (s == slot) return true;
+    return false;
+  }
+  bool gaussian() const { return form == kGaussian; }
+  bool pair() const { return form != kGaussian && form != kBernoulli; }
+};
+
+namespace parsing {
+
+inline std::invalid_argument unfit(const std::string& key, const std::string& allowed, const std::string& text) {
+  return std::invalid_argument(key + " must be " + allowed + ", not " + text);
+}
+// Independent of the process's locale, which may write decimals with a comma. Numbers below the smallest normal one are
+// what they are, though strtod reports them.
+inline double number(const std::string& key, const std::string& text) {
+  static const locale_t plain = newlocale(LC_ALL_MASK, "C", nullptr);
+  char* end = nullptr;
+  const double x = strtod_l(text.c_str(), &end, plain);
+  if (text.empty() || *end || !std::isfinite(x)) throw unfit(key, "a finite number", text);
+  return x;
+}
+inline int integer(const std::string& key, const std::string& text) {
+  char* end = nullptr;
+  errno = 0;
+  const long x = strtol(text.c_str(), &end, 10);
+  if (text.empty() || *end || errno || x < std::numeric_limits<int>::min() || x > std::numeric_limits<int>::max())
+    throw unfit(key, "a whole number", text);
+  return static_cast<int>(x);
+}
+template <class Choices> auto choice(const std::string& key, const std::string& text, const Choices& choices) {
+  std::string allowed;
+  for (const auto& c : choices) {
+    if (text == c.first) return c.second;
+    allowed += (allowed.empty() ? "" : ", ") + std::string(c.first);
+  }
+  throw unfit(key, "one of " + allowed, text);
+}
+inline bool flag(const std::string& key, const std::string& text) {
+  return choice(key, text, std::map<std::string, bool>{{"0", false}, {"1", true}});
+}
+inline std::vector<int> slots(const std::string& key, const std::string& text) {
+  static const std::map<std::string, int> names = {
+      {"pred", kPred}, {"target", kTarget}, {"hard", kHard}, {"weight", kWeight}, {"mean", kMean},
+      {"log_variance", kLogVariance}, {"prior_mean", kPriorMean}, {"prior_log_variance", kPriorLogVariance}};
+  std::vector<int> found;
+  std::istringstream parts(text);
+  for (std::string name; std::getline(parts, name, ',');)
+    if (name != "-") found.push_back(choice(key, name, names));
+  return found;
+}
+inline double between(double low, double high, const std::string& key, double x) {
+  if (!(x > low && x < high))
+    throw std::invalid_argument(key + " must lie between " + std::to_string(low) + " and " + std::to_string(high));
+  return x;
+}
+
+inline Call read(const std::string& text) {
+  using Spaces = std::map<std::string, Space>;
+  Call c;
+  std::map<std::string, std::string> given;
+  std::istringstream words(text);
+  words.imbue(std::locale::classic());
+  for (std::string word; words >> word;) {
+    const size_t equals = word.find('=');
+    if (equals == std::string::npos) throw std::invalid_argument("`" + word + "` is no key=value");
+    given[word.substr(0, equals)] = word.substr(equals + 1);
+  }
+  const std::string form = given.count("form") ? given["form"] : "kl";
+  c.form = choice("form", form, std::map<std::string, Form>{{"kl", kKL}, {"reverse_kl", kReverseKL}, {"js", kJS},
+                                                            {"gaussian", kGaussian}, {"bernoulli", kBernoulli}});
+  const Spaces spaces = c.form == kBernoulli ? Spaces{{"probs", kProbs}, {"logits", kLogits}}
+                                             : Spaces{{"probs", kProbs}, {"log_probs", kLogProbs}, {"logits", kLogits}};
+  if (c.form == kBernoulli) c.space[0] = kLogits;
+  for (const auto& entry : given) {
+    const std::string &key = entry.first, &x = entry.second;
+    if (key == "form") continue;
+    else if (key == "inputs") c.inputs = slots(key, x);
+    else if (key == "grad") {
+      c.grad = 0;
+      for (int slot : slots(key, x)) c.grad |= 1 << slot;
+    }
+    else if (key == "pred") c.space[0] = choice(key, x, spaces);
+    else if (key == "target") c.space[1] = choice(key, x, spaces);
+    else if (key == "axis") c.axis = integer(key, x);
+    else if (key == "batch_axis") c.batch_axis = integer(key, x);
+    else if (key == "reduction")
+      c.reduction = choice(key, x, std::map<std::string, Reduction>{{"sum", kSum}, {"mean", kMeanOver}, {"none", kNone},
+                                                                    {"row_mean", kRowMean}});
+    else if (key == "scale") c.scale = number(key, x);
+    else if (key == "epsilon") c.epsilon = between(0, 2, key, number(key, x));
+    else if (key == "temperature") c.temperature = between(0, std::numeric_limits<double>::max(), key, number(key, x));
+    else if (key == "beta") c.beta = between(0, 1, key, number(key, x));
+    else if (key == "hard") c.dense = choice(key, x, std::map<std::string, bool>{{"index", false}, {"dense", true}});
+    else if (key == "hard_weight") c.hard_weight = number(key, x);
+    else if (key == "prior_mean") c.prior_mean = number(key, x);
+    else if (key == "prior_log_variance") c.prior_log_variance = number(key, x);
+    else if (key == "target_value") c.target_value = number(key, x);
+    else if (key == "spread")
+      c.spread_is_std = choice(key, x, std::map<std::string, bool>{{"log_variance", false}, {"std", true}});
+    else if (key == "free_nats") c.free_nats = number(key, x);
+    else if (key == "keep") c.keep = flag(key, x);
+    else if (key == "value") c.value = flag(key, x);
+    else throw std::invalid_argument("there is no `" + key + "`");
+  }
+  if (!c.has(kPred)) throw std::invalid_argument(c.gaussian() ? "inputs must name mean" : "inputs must name pred");
+  if (c.gaussian() && !c.has(kLogVariance)) throw std::invalid_argument("inputs must name log_variance");
+  if (c.pair() && !c.has(kTarget)) {
+    if (!c.has(kHard)) throw std::invalid_argument("inputs must name target, hard or both");
+    c.form = kCrossEntropy;
+    c.hard_weight = 1;
+  }
+  if (c.form == kBernoulli && !c.has(kTarget) && std::isnan(c.target_value))
+    throw std::invalid_argument("inputs must name target, or target_value give it");
+  if (c.pair() && c.has(kHard) && c.space[0] != kLogits)
+    throw std::invalid_argument("pred must be logits where hard is among the inputs");
+  if (c.pair() && c.has(kHard) && (c.grad & (1 << kTarget | 1 << kHard)))
+    throw std::invalid_argument("where hard is among the inputs, gradients go to pred and weight alone");
+  return c;
+}
+
+}  // namespace parsing
+
+// Read once for each text; a program has few.
+inline const Call& call_of(const std::string& text) {
+  static std::mutex* const mutex = new std::mutex;  // never destroyed: MXNet may run operators while a process ends
+  static auto* const known = new std::unordered_map<std::string, std::unique_ptr<const Call>>;
+  std::lock_guard<std::mutex> lock(*mutex);
+  auto& entry = (*known)[text];
+  if (!entry) {
+    try {
+      entry.reset(new Call(parsing::read(text)));
+    } catch (...) {
+      known->erase(text);
+      throw;
+    }
+  }
+  return *entry;
+}
+
+}  // namespace gluon_kl
+#endif  // GLUON_KL_CALL_H_

@@ -1,0 +1,443 @@
+// What the divergences are: for each a struct with its term, what its gradients need to know of a whole row, and its
+// gradients. `with_form` at the end turns a job into one of them. What sweeps over rows is in kernel.h.
+//
+// A form has
+//   kReads                      the streams it reads, as bits
+//   kSums                       how many sums over a row its gradients need (through a softmax; at most 2)
+//   kGradients                  its inputs 0 ... kGradients - 1 can have gradients
+//   term(row, x)                one element's term
+//   whole_term(row, x)          the same summed over a row, element by element something else; kWhole says there is one
+//   sums(row, x, full, s)       what is added up into the row's sums: for a row under one factor if full is 0, for
+//                               elements each under its own if it is 1
+//   known_sums(value, s)        the sums, where they follow from both sides being normalised; kKnown says that they do
+//   gradient<i>(row, x, g, full)  to input i, of the sum of the terms times their factors; g is that of this element
+// A divergence between two distributions is less: a point formula such as KL below, of which Pair makes a form.
+#ifndef GLUON_KL_FORMULAS_H_
+#define GLUON_KL_FORMULAS_H_
+
+#include "job.h"
+#include "layout.h"
+#include "vec.h"
+
+namespace {
+
+using namespace gluon_kl;
+
+// What is constant along a row. A side's probability is exp((x - max) * t) * scale and its logarithm
+// (x - max) * t - log; log-probabilities have 0, 0 and 1 there.
+template <class T> struct RowState {
+  struct { Vec<T> max, log, scale; } side[2];
+  Vec<T> gap_high, gap_low;     // log-sum-exp of the target minus that of pred, in two parts
+  Vec<T> hard_log, hard_scale;  // of pred's softmax at temperature 1
+  Vec<T> sum[2];
+  Vec<T> alive;                 // how many elements have a factor that is not 0
+};
+
+// What is constant in a call.
+template <class T> struct Constants {
+  static constexpr int kTerms = sizeof(T) == 4 ? 9 : kSeriesTerms;
+  T t[2], soft, hard, log_epsilon, free_nats;
+  bool softmax[2];
+  T beta, rest, limit, series[kTerms];
+
+  explicit Constants(const Job& job) {
+    for (int i = 0; i < 2; ++i) {
+      softmax[i] = job.form != kGaussian && job.form != kBernoulli && job.space[i] == kLogits;
+      t[i] = static_cast<T>(softmax[i] ? job.inv_temperature : 1);
+    }
+    soft = static_cast<T>(job.soft_share), hard = static_cast<T>(job.hard_share);
+    log_epsilon = static_cast<T>(job.log_epsilon), free_nats = static_cast<T>(job.free_nats);
+    beta = static_cast<T>(job.beta), rest = static_cast<T>(1 - job.beta);
+    limit = static_cast<T>(job.form == kJS ? __builtin_log1p(-job.beta) - __builtin_log(job.beta) : 0);
+    for (int i = 0; i < kTerms; ++i) series[i] = static_cast<T>(job.series[i]);
+  }
+};
+
+// p u + q - p with u = log p - log q: the same sum as p u where both rows add up to 1, no term below 0, and the leading
+// digits of nearly equal rows are kept. At p = 0 it is q.
+template <class T> KL_INLINE Vec<T> excess(Vec<T> p, Vec<T> q, Vec<T> u) {
+  const Vec<T> far = p * (u - T(1)) + q, near = p * gap<T>(u);
+  Vec<T> term = (u < T(1)) & (u > T(-1)) ? near : far;
+  term = p == T(0) ? q : term;
+  return term < T(0) ? Vec<T>{} : term;
+}
+
+// ---- point formulas: p of the target, q of pred ------------------------------------------------------------------
+
+// One place of two distributions: probabilities and logarithms, u = log p - log q; and a side's logarithm z with the
+// factor s that is left to its probability, where it is given by logarithms. What a formula does not use is not computed.
+template <class T> struct Point {
+  Vec<T> p, q, log_p, log_q, u;
+  Vec<T> z_p, z_q, s_p, s_q;
+  bool logs;
+  KL_INLINE Point swapped() const { return {q, p, log_q, log_p, -u, z_q, z_p, s_q, s_p, logs}; }
+};
+
+// A point formula has the term, its derivatives by a probability (by_p, by_q) and by its logarithm (p_slope, q_slope).
+// Through a softmax a multiple of the side's own probability has no effect, where the whole row is under one factor;
+// `full` = 0 then says to leave it out, which keeps digits.
+
+template <class T> struct KL {
+  using V = Vec<T>;
+  using P = Point<T>;
+  explicit KL(const Constants<T>& c) : log_epsilon(c.log_epsilon) {}
+  const T log_epsilon;
+
+  static constexpr bool kWhole = true;
+  KL_INLINE V term(const P& x) const { return x.p == T(0) ? V{} : x.p * x.u; }
+  KL_INLINE V whole_term(const P& x) const { return excess<T>(x.p, x.q, x.u); }
+  KL_INLINE V q_slope(const P& x, T) const { return -x.p; }
+  KL_INLINE V p_slope(const P& x, T full) const { return x.p == T(0) ? V{} : x.p * (x.u + full); }
+  KL_INLINE V by_q(const P& x) const { return x.p == T(0) ? V{} : -x.p / x.q; }
+  KL_INLINE V by_p(const P& x) const {
+    const V at_zero = x.log_q > -inf<T>() ? log_epsilon - x.log_q : V{};
+    return x.p == T(0) ? at_zero : x.u + T(1);
+  }
+  // Sums of q_slope and p_slope, where both add up to 1 and the terms to `value`.
+  static KL_INLINE void known(V value, V* q, V* p) { *q = splat(T(-1)), *p = value; }
+};
+
+template <class T> struct ReverseKL {
+  using V = Vec<T>;
+  using P = Point<T>;
+  explicit ReverseKL(const Constants<T>& c) : kl(c) {}
+  const KL<T> kl;
+
+  static constexpr bool kWhole = true;
+  KL_INLINE V term(const P& x) const { return kl.term(x.swapped()); }
+  KL_INLINE V whole_term(const P& x) const { return kl.whole_term(x.swapped()); }
+  KL_INLINE V q_slope(const P& x, T full) const { return kl.p_slope(x.swapped(), full); }
+  KL_INLINE V p_slope(const P& x, T full) const { return kl.q_slope(x.swapped(), full); }
+  KL_INLINE V by_q(const P& x) const { return kl.by_p(x.swapped()); }
+  // Nothing could move a probability of 0 in the direction that a slope of -inf asks for.
+  KL_INLINE V by_p(const P& x) const { return x.p == T(0) ? V{} : kl.by_q(x.swapped()); }
+  static KL_INLINE void known(V value, V* q, V* p) { KL<T>::known(value, p, q); }
+};
+
+// beta p log(p / m) + (1 - beta) q log(q / m), m = beta p + (1 - beta) q.
+//
+// With b the side whose share of m is the larger, o the other, c the share that o has by weight and d = log(o / b), m / b
+// is 1 + c expm1(d), and the term b f(d), f = c d e^d - (m/b) log(m/b): no part of it overflows, and the derivatives keep
+// their digits. Near d = 0, f is a power series, (1 - c) c d^2 / 2 + ...; there p always serves as b.
+template <class T> struct JS {
+  using V = Vec<T>;
+  using P = Point<T>;
+  explicit JS(const Constants<T>& constants) : c(constants) {}
+  const Constants<T>& c;
+
+  static constexpr bool kWhole = false, kKnown = false;
+  static constexpr double kNear = 0.34;  // where the series holds: the next term is below 2e-8 (float), 1e-16 (double)
+
+  struct Mixed { V p, q, u, by_p, by_q, f, base; };
+  KL_INLINE Mixed mixed(const P& x) const {
+    const V u = (x.log_p == -inf<T>()) & (x.log_q == -inf<T>()) ? V{} : x.u;
+    const auto p_is_base = u >= c.limit;
+    const V d = p_is_base ? -u : u;
+    const V share = p_is_base ? splat(c.rest) : splat(c.beta), own = p_is_base ? splat(c.beta) : splat(c.rest);
+    const ExpPair<T> e = exp_pair<T>(d);
+    // One exponential for both sides, where they are given by logarithms.
+    const V base = x.logs ? exp<T>(p_is_base ? x.z_p : x.z_q) * (p_is_base ? x.s_p : x.s_q) : p_is_base ? x.p : x.q;
+    const V other = base * e.e;
+    const V m = own + share * e.e, y = log1p<T>(share * e.minus_one, m);
+    // Beyond a ratio of e^80 the other side adds nothing; the bound keeps its slope finite.
+    const V bounded = most<T>(T(-80), d);
+    const V by_base = -own * y, by_other = share * (bounded - y);
+    return {x.logs ? p_is_base ? base : other : x.p, x.logs ? p_is_base ? other : base : x.q, u,
+            p_is_base ? by_base : by_other, p_is_base ? by_other : by_base, share * bounded * e.e - m * y, base};
+  }
+  KL_INLINE V term(const P& x) const {
+    const Mixed m = mixed(x);
+    V f = splat(c.series[c.kTerms - 1]);
+    for (int i = c.kTerms - 2; i >= 0; --i) f = f * m.u + c.series[i];
+    f *= m.u * m.u;
+    const auto near = (m.u < T(kNear)) & (m.u > T(-kNear));
+    const V inside = near ? f : m.f;
+    return (near ? m.p : m.base) * (inside < T(0) ? V{} : inside);
+  }
+  KL_INLINE V whole_term(const P& x) const { return term(x); }
+  KL_INLINE V q_slope(const P& x, T) const {
+    const Mixed m = mixed(x);
+    return m.q * m.by_q;
+  }
+  KL_INLINE V p_slope(const P& x, T) const {
+    const Mixed m = mixed(x);
+    return m.p * m.by_p;
+  }
+  KL_INLINE V by_q(const P& x) const { return mixed(x).by_q; }
+  KL_INLINE V by_p(const P& x) const { return mixed(x).by_p; }
+  static KL_INLINE void known(V, V*, V*) {}
+};
+
+// ---- two distributions -------------------------------------------------------------------------------------------
+
+// kDifference: both are logits, whose difference gives log p - log q to the last digits where they are nearly equal.
+template <class T, template <class> class D, bool kPredLog, bool kTargetLog, bool kDifference> struct Pair {
+  using V = Vec<T>;
+  using R = RowState<T>;
+  explicit Pair(const Constants<T>& constants) : c(constants), divergence(constants) {}
+  const Constants<T>& c;
+  const D<T> divergence;
+
+  static constexpr int kReads = 1 << kPred | 1 << kTarget, kSums = kTargetLog ? 2 : kPredLog ? 1 : 0, kGradients = 2;
+  static constexpr bool kWhole = kDifference && D<T>::kWhole, kKnown = kWhole;
+
+  KL_INLINE V log_ratio(const R& r, V b, V a) const {
+    // What the subtraction rounds off is given back; where it is inf or NaN nothing is.
+    const V d = a - b, back = d - a, lost = (a - (d - back)) - (b + back);
+    const V u = (d * c.t[0] - r.gap_high) - r.gap_low;
+    return u + (lost == lost ? lost * c.t[0] : V{});
+  }
+  KL_INLINE Point<T> point(const R& r, const Values<T>& x) const {
+    const V b = x.x[kPred], a = x.x[kTarget];
+    Point<T> p;
+    p.z_q = (b - r.side[0].max) * c.t[0], p.s_q = r.side[0].scale;
+    p.z_p = (a - r.side[1].max) * c.t[1], p.s_p = r.side[1].scale;
+    p.log_q = kPredLog ? p.z_q - r.side[0].log : log<T>(b);
+    p.log_p = kTargetLog ? p.z_p - r.side[1].log : log<T>(a);
+    p.q = kPredLog ? exp<T>(p.z_q) * p.s_q : b;
+    p.p = kTargetLog ? exp<T>(p.z_p) * p.s_p : a;
+    p.u = kDifference ? log_ratio(r, b, a) : p.log_p - p.log_q;
+    p.logs = kPredLog && kTargetLog;
+    return p;
+  }
+  KL_INLINE V term(const R& r, const Values<T>& x) const { return divergence.term(point(r, x)); }
+  KL_INLINE V whole_term(const R& r, const Values<T>& x) const { return divergence.whole_term(point(r, x)); }
+  KL_INLINE void sums(const R& r, const Values<T>& x, T full, V* s) const {
+    const Point<T> p = point(r, x);
+    if (kSums > 0) s[0] = divergence.q_slope(p, full);
+    if (kSums > 1) s[1] = divergence.p_slope(p, full);
+  }
+  KL_INLINE void known_sums(V value, V* s) const { D<T>::known(value, &s[0], &s[1]); }
+  // Through the softmax, from the slope by the logarithm.
+  template <int i> KL_INLINE V gradient(const R& r, const Values<T>& x, V g, T full) const {
+    const Point<T> p = point(r, x);
+    if (i == 0 ? !kPredLog : !kTargetLog) return g == T(0) ? V{} : g * (i == 0 ? divergence.by_q(p) : divergence.by_p(p));
+    V slope = i == 0 ? divergence.q_slope(p, c.softmax[i] ? full : T(1)) : divergence.p_slope(p, c.softmax[i] ? full : T(1));
+    if (!c.softmax[i]) return g == T(0) ? V{} : g * slope;
+    const V sum = r.sum[i], pull = sum == T(0) ? V{} : (i == 0 ? p.q : p.p) * sum;
+    if (full == T(0)) return g == T(0) ? V{} : g * c.t[i] * (slope - pull);
+    slope = g == T(0) ? V{} : g * slope;
+    return c.t[i] * (slope - pull);
+  }
+};
+
+// ---- hard labels -------------------------------------------------------------------------------------------------
+
+// Cross-entropy of pred's softmax at temperature 1 with labels y of any mass: -y log q.
+template <class T> struct CrossEntropy {
+  using V = Vec<T>;
+  using R = RowState<T>;
+  explicit CrossEntropy(const Constants<T>&) {}
+
+  static constexpr int kReads = 1 << kPred | 1 << kHard, kSums = 1, kGradients = 1;
+  static constexpr bool kWhole = false, kKnown = false;
+
+  KL_INLINE V term(const R& r, const Values<T>& x) const {
+    const V y = x.x[kHard];
+    return y == T(0) ? V{} : y * (r.hard_log - (x.x[kPred] - r.side[0].max));
+  }
+  KL_INLINE V whole_term(const R& r, const Values<T>& x) const { return term(r, x); }
+  KL_INLINE void sums(const R&, const Values<T>& x, T, V* s) const { s[0] = x.x[kHard]; }
+  KL_INLINE void known_sums(V, V*) const {}
+  KL_INLINE V slope(const R& r, const Values<T>& x, V y, V mass) const {
+    const V q = exp<T>(x.x[kPred] - r.side[0].max) * r.hard_scale;
+    return (mass == T(0) ? V{} : q * mass) - y;
+  }
+  template <int> KL_INLINE V gradient(const R& r, const Values<T>& x, V g, T full) const {
+    if (full == T(0)) return g == T(0) ? V{} : g * slope(r, x, x.x[kHard], r.sum[0]);
+    return slope(r, x, g == T(0) ? V{} : g * x.x[kHard], r.sum[0]);
+  }
+};
+
+// soft times the divergence from the target, and hard times the cross-entropy: gradient to pred alone.
+template <class T, class Soft> struct Distilled {
+  using V = Vec<T>;
+  using R = RowState<T>;
+  explicit Distilled(const Constants<T>& constants) : c(constants), soft(constants), hard(constants) {}
+  const Constants<T>& c;
+  const Soft soft;
+  const CrossEntropy<T> hard;
+
+  static constexpr int kReads = Soft::kReads | 1 << kHard, kSums = 2, kGradients = 1;
+  static constexpr bool kWhole = Soft::kWhole, kKnown = false;
+
+  KL_INLINE V term(const R& r, const Values<T>& x) const { return c.soft * soft.term(r, x) + c.hard * hard.term(r, x); }
+  KL_INLINE V whole_term(const R& r, const Values<T>& x) const {
+    return c.soft * soft.whole_term(r, x) + c.hard * hard.term(r, x);
+  }
+  KL_INLINE void sums(const R& r, const Values<T>& x, T full, V* s) const {
+    V both[2];
+    soft.sums(r, x, full, both);
+    s[0] = both[0], s[1] = x.x[kHard];
+  }
+  KL_INLINE void known_sums(V, V*) const {}
+  template <int> KL_INLINE V gradient(const R& r, const Values<T>& x, V g, T full) const {
+    R h = r;
+    h.sum[0] = r.sum[1];
+    return c.soft * soft.template gradient<0>(r, x, g, full) + c.hard * hard.template gradient<0>(h, x, g, full);
+  }
+};
+
+// ---- Gaussians ---------------------------------------------------------------------------------------------------
+
+// KL(N(mean, e^l) || N(prior mean, e^l')) = (g^2 e^-l' + expm1(d) - d) / 2, g the difference of the means, d = l - l'.
+template <class T, bool kPrior, bool kStd> struct Gaussian {
+  using V = Vec<T>;
+  using R = RowState<T>;
+  explicit Gaussian(const Constants<T>& c) : free_nats(c.free_nats) {}
+  const T free_nats;
+
+  static constexpr int kReads = kPrior ? 15 : 3, kSums = 0, kGradients = kPrior ? 4 : 2;
+  static constexpr bool kWhole = false, kKnown = false;
+
+  struct Point { V distance, narrow, narrow_again, half; };  // g / s', factors of 1 / s', d / 2
+  KL_INLINE Point point(const Values<T>& x) const {
+    const V spread = x.x[kLogVariance], one = splat(T(1));
+    if (!kPrior) return {x.x[kMean], one, one, kStd ? log<T>(spread) : T(0.5) * spread};
+    const V prior = x.x[kPriorLogVariance], g = x.x[kMean] - x.x[kPriorMean];
+    if (kStd) {
+      const V off = (spread - prior) / prior;
+      const V half = (off < T(0.25)) & (off > T(-0.25)) ? log1p<T>(off) : log<T>(spread) - log<T>(prior);
+      return {g == T(0) ? V{} : g / prior, one / prior, one, half};
+    }
+    // In two steps, since e^(-l'/2) may overflow where the product fits; and 0 * inf at no distance is 0.
+    const V root = exp<T>(T(-0.25) * prior);
+    return {g == T(0) ? V{} : g * root * root, root, root, T(0.5) * spread - T(0.5) * prior};
+  }
+  static KL_INLINE auto is_near(V half) { return (half < T(0.5)) & (half > T(-0.5)); }
+  KL_INLINE V value(const Point& p) const {
+    const V near = T(0.5) * gap<T>(p.half * T(-2)), root = exp<T>(p.half);  // e^d may overflow where its half fits
+    const V far = root * (T(0.5) * root) + (T(-0.5) - p.half);
+    return p.distance * (T(0.5) * p.distance) + (is_near(p.half) ? near : far);
+  }
+  KL_INLINE V half_expm1(V half) const {
+    const V root = exp<T>(half);
+    return is_near(half) ? T(0.5) * exp_pair<T>(half + half).minus_one : root * (T(0.5) * root) - T(0.5);
+  }
+  KL_INLINE V term(const R&, const Values<T>& x) const {
+    const V v = value(point(x));
+    return v < free_nats ? splat(free_nats) : v;
+  }
+  KL_INLINE V whole_term(const R& r, const Values<T>& x) const { return term(r, x); }
+  KL_INLINE void sums(const R&, const Values<T>&, T, V*) const {}
+  KL_INLINE void known_sums(V, V*) const {}
+  template <int i> KL_INLINE V gradient(const R&, const Values<T>& x, V g, T) const {
+    const Point p = point(x);
+    V by;
+    if (i == kMean) by = p.distance * p.narrow * p.narrow_again;
+    if (i == kPriorMean) by = -(p.distance * p.narrow * p.narrow_again);
+    if (i == kLogVariance) by = half_expm1(p.half);
+    if (i == kPriorLogVariance) by = -(p.distance * (T(0.5) * p.distance) + half_expm1(p.half));
+    if (kStd && (i == kLogVariance || i == kPriorLogVariance)) by *= T(2) / x.x[i];
+    // Between free_nats and none only a call with free nats has to look at the value.
+    V out = g == T(0) ? V{} : g * by;
+    if (free_nats > T(0)) out = value(p) < free_nats ? V{} : out;
+    return out;
+  }
+};
+
+// ---- Bernoulli ---------------------------------------------------------------------------------------------------
+
+// KL(Bernoulli(p) || Bernoulli(q)) of every element: two categories, p and 1 - p, each by `excess`.
+template <class T, bool kPredScore, bool kTargetScore> struct Bernoulli {
+  using V = Vec<T>;
+  using R = RowState<T>;
+  explicit Bernoulli(const Constants<T>& c) : log_epsilon(c.log_epsilon) {}
+  const T log_epsilon;
+
+  static constexpr int kReads = 3, kSums = 0, kGradients = 2;
+  static constexpr bool kWhole = false, kKnown = false;
+
+  struct Side { V yes, no, log_yes, log_no; };
+  template <bool kScore> static KL_INLINE Side side(V x) {
+    if (!kScore) return {x, T(1) - x, log<T>(x), log1p<T>(-x)};
+    const V size = x < T(0) ? -x : x, e = exp<T>(-size), more = T(1) / (T(1) + e), less = e * more;
+    const V log_more = -log1p<T>(e), log_less = log_more - size;
+    const auto up = x >= T(0);
+    return {up ? more : less, up ? less : more, up ? log_more : log_less, up ? log_less : log_more};
+  }
+  struct Point { Side p, q; V yes, no; };  // and the differences of the logarithms, p's minus q's
+  static KL_INLINE V ratio(V p, V q, V log_p, V log_q) {
+    const V off = (q - p) / p;
+    return (off < T(0.25)) & (off > T(-0.25)) ? -log1p<T>(off) : log_p - log_q;
+  }
+  static KL_INLINE Point point(const Values<T>& x) {
+    const V b = x.x[kPred], a = x.x[kTarget];
+    Point r = {side<kTargetScore>(a), side<kPredScore>(b), {}, {}};
+    r.yes = r.p.log_yes - r.q.log_yes, r.no = r.p.log_no - r.q.log_no;
+    if (kPredScore && kTargetScore) {
+      // log(p / q) = log1p((1 - p) expm1(a - b)), of the rarer side first: yes - no = a - b keeps the digits of the other.
+      const V d = a == b ? V{} : a - b;
+      const auto rare = r.p.yes < T(0.5);
+      const V first = log1p<T>((rare ? r.p.no : r.p.yes) * exp_pair<T>(rare ? d : -d).minus_one);
+      const V second = first - (rare ? d : -d);
+      const auto near = (d < T(1)) & (d > T(-1));
+      r.yes = near ? (rare ? first : second) : r.yes;
+      r.no = near ? (rare ? second : first) : r.no;
+    } else if (!kPredScore && !kTargetScore) {
+      r.yes = ratio(r.p.yes, r.q.yes, r.p.log_yes, r.q.log_yes);
+      r.no = ratio(r.p.no, r.q.no, r.p.log_no, r.q.log_no);
+    }
+    return r;
+  }
+  KL_INLINE V term(const R&, const Values<T>& x) const {
+    const Point r = point(x);
+    return excess<T>(r.p.yes, r.q.yes, r.yes) + excess<T>(r.p.no, r.q.no, r.no);
+  }
+  KL_INLINE V whole_term(const R& r, const Values<T>& x) const { return term(r, x); }
+  KL_INLINE void sums(const R&, const Values<T>&, T, V*) const {}
+  KL_INLINE void known_sums(V, V*) const {}
+  // As of KL: a probability of 0 has epsilon's logarithm, unless the other side is 0 too.
+  KL_INLINE V at_zero(V p, V log_q, V difference) const {
+    return p == T(0) ? (log_q > -inf<T>() ? log_epsilon - log_q : V{}) : difference;
+  }
+  template <int i> KL_INLINE V gradient(const R&, const Values<T>& x, V g, T) const {
+    const Point r = point(x);
+    V by;
+    if (i == kPred && kPredScore) {
+      by = r.p.yes > T(0.5) ? r.p.no - r.q.no : r.q.yes - r.p.yes;
+    } else if (i == kPred) {
+      by = (r.p.no == T(0) ? V{} : r.p.no / r.q.no) - (r.p.yes == T(0) ? V{} : r.p.yes / r.q.yes);
+    } else if (kTargetScore) {
+      const V spread = r.p.yes * r.p.no;
+      by = spread == T(0) ? V{} : spread * (kPredScore ? x.x[kTarget] - x.x[kPred] : r.yes - r.no);
+    } else {
+      by = at_zero(r.p.yes, r.q.log_yes, r.yes) - at_zero(r.p.no, r.q.log_no, r.no);
+    }
+    return g == T(0) ? V{} : g * by;
+  }
+};
+
+// ---- from a job to its form --------------------------------------------------------------------------------------
+
+template <class F> struct Is { using Type = F; };
+
+template <class T, class F, class Use> auto with_hard(const Job& job, Use use) {
+  return job.hard ? use(Is<Distilled<T, F>>{}) : use(Is<F>{});
+}
+template <class T, template <class> class D, class Use> auto with_spaces(const Job& job, Use use) {
+  const bool pred_log = job.space[0] != kProbs, target_log = job.space[1] != kProbs;
+  if (job.space[0] == kLogits && job.space[1] == kLogits) return with_hard<T, Pair<T, D, true, true, true>>(job, use);
+  if (pred_log && target_log) return with_hard<T, Pair<T, D, true, true, false>>(job, use);
+  if (pred_log) return with_hard<T, Pair<T, D, true, false, false>>(job, use);
+  return target_log ? use(Is<Pair<T, D, false, true, false>>{}) : use(Is<Pair<T, D, false, false, false>>{});
+}
+// use(Is<form>) of the form that the job asks for.
+template <class T, class Use> auto with_form(const Job& job, Use use) {
+  const bool std = job.spread_is_std, pred = job.space[0] == kLogits, target = job.space[1] == kLogits;
+  switch (job.form) {
+    case kKL: return with_spaces<T, KL>(job, use);
+    case kReverseKL: return with_spaces<T, ReverseKL>(job, use);
+    case kJS: return with_spaces<T, JS>(job, use);
+    case kCrossEntropy: return use(Is<CrossEntropy<T>>{});
+    case kGaussian:
+      if (job.prior) return std ? use(Is<Gaussian<T, true, true>>{}) : use(Is<Gaussian<T, true, false>>{});
+      return std ? use(Is<Gaussian<T, false, true>>{}) : use(Is<Gaussian<T, false, false>>{});
+    default:
+      if (pred) return target ? use(Is<Bernoulli<T, true, true>>{}) : use(Is<Bernoulli<T, true, false>>{});
+      return target ? use(Is<Bernoulli<T, false, true>>{}) : use(Is<Bernoulli<T, false, false>>{});
+  }
+}
+
+}  // namespace
+#endif  // GLUON_KL_FORMULAS_H_
