@@ -62,7 +62,7 @@ def import_error(source):
     "import numpy; numpy.__version__ = '3.0.0'",
     "import sys, importlib.util as util; util.find_spec = lambda *_: None",
     "import sys, numpy; sys.path.insert(0, 'MXNET')",
-])))
+])), ids=["order", "Python", "NumPy", "no MXNet", "libgomp1"])
 def test_what_the_import_says_is_on_the_page(row, source, tmp_path):
     rows = re.findall(r"^   \* - \"(.*)\"\n     - (.*)$", sections()["Python or NumPy too new"], re.MULTILINE)
     said, paste = (text.replace("``", "`") for text in rows[row])
