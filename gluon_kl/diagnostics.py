@@ -1,5 +1,6 @@
 """What ``check_inputs`` looks for: values that a loss takes without a word and computes nonsense from."""
 
+import copy
 from typing import Any, Optional, Tuple
 
 import numpy as np
@@ -15,14 +16,20 @@ class _Rows:
 
     def __init__(self, name: str, array: Any, axis: Optional[int]) -> None:
         self.name = name
+        if 0 in array.shape:
+            raise ValueError(f"{name} of shape {array.shape} holds no values: there is nothing to look at")
         values = array.asnumpy()
         # Integers and booleans hold no rounding, floats that of their own dtype.
         dtype = values.dtype if values.dtype.kind == "f" else np.dtype("float32")
         values = values.astype("float64")
         if np.isnan(values).any():
             raise ValueError(f"{name} holds NaN")
-        self.values = values.ravel() if axis is None else np.moveaxis(values, axis, -1).reshape(-1, values.shape[axis])
         self._eps = float(np.finfo(dtype).eps)
+        self._whole, self._axis = values, axis
+        self.values = values.ravel() if axis is None else self._along(axis)
+
+    def _along(self, axis: int) -> np.ndarray:
+        return np.moveaxis(self._whole, axis, -1).reshape(-1, self._whole.shape[axis])
 
     @property
     def _rounding(self) -> float:
@@ -55,6 +62,16 @@ class _Rows:
         """Whether nothing speaks against reading the rows as `space`."""
         return self.are(space) and not (space == "logits" and self.are_softmax_outputs())
 
+    def fitting_axis(self, space: str) -> Optional[int]:
+        """Another axis along which all is a distribution in this space, if there is one."""
+        others = [axis for axis, size in enumerate(self._whole.shape) if axis != self._axis and size > 1]
+        return next((axis for axis in others if self._turned(axis).are(space)), None)
+
+    def _turned(self, axis: int) -> "_Rows":
+        twin = copy.copy(self)
+        twin.values = self._along(axis)
+        return twin
+
     def likeliest(self) -> str:
         """What the rows seem to hold."""
         if self.are("probs"):
@@ -85,21 +102,41 @@ def check_pair(pred: Any, label: Any, pred_space: str, label_space: str, axis: i
         _refuse_label(q, label_space)
 
 
-def check_pred(rows: _Rows, space: str) -> None:
+def _check_axis(rows: _Rows, space: str) -> None:
+    """Raise ValueError if the rows are distributions, but along another axis."""
+    axis = None if space == "logits" else rows.fitting_axis(space)
+    if axis is not None:
+        what = rows.name if space == "probs" else f"the exponential of {rows.name}"
+        raise ValueError(f"rows of {rows.name} do not sum to 1, but to {rows.totals(space)}; "
+                         f"{what} sums to 1 along axis {axis}: set axis={axis}")
+
+
+def _twice(rows: _Rows, remedy: str) -> str:
+    return (f"{rows.name} holds probabilities where raw scores (logits) belong: each row adds up to 1, and the loss "
+            f"applies softmax itself, so it would be applied twice; {remedy}")
+
+
+def check_pred(
+    rows: _Rows, space: str, remedy: str = "leave the softmax out of the network, or set pred_space='probs'",
+) -> None:
     """Raise ValueError if model outputs are not in the space that the loss takes."""
     if rows.fit(space):
         return
+    _check_axis(rows, space)
     found = rows.likeliest()
     if space == "logits" and rows.are_softmax_outputs():
-        raise ValueError(
-            f"{rows.name} holds probabilities where raw scores (logits) belong: each row adds up to 1, and the loss "
-            f"applies softmax itself, so it would be applied twice; leave the softmax out of the network")
+        raise ValueError(_twice(rows, remedy))
     if space == "logits":
         raise ValueError(f"{rows.name} has a row of scores with +inf in it, or with nothing but -inf")
+    if space == "probs":
+        remedy = "pred_space='log_probs'" if found == "log_probs" else "pred_space='logits'"
+        raise ValueError(
+            f"{rows.name} holds {_NAMES[found]} where probabilities belong (pred_space='probs'): its rows add up to "
+            f"{rows.totals('probs')}, not 1; set {remedy}")
     if found == "probs":
         raise ValueError(
             f"{rows.name} holds probabilities where log-probabilities belong (from_logits=True): each row adds up "
-            f"to 1; return log_softmax from the network, or raw scores with from_logits=False")
+            f"to 1; set pred_space='probs', return log_softmax from the network, or raw scores with from_logits=False")
     raise ValueError(
         f"{rows.name} holds raw scores (logits) where log-probabilities belong (from_logits=True): its exponentials "
         f"add up to {rows.totals('log_probs')} per row, not 1; set from_logits=False")
@@ -108,7 +145,8 @@ def check_pred(rows: _Rows, space: str) -> None:
 def _refuse_label(rows: _Rows, space: str) -> None:
     found = rows.likeliest()
     if space == "probs" and rows.are_indices():
-        raise ValueError(_indices(rows.name))
+        raise ValueError(f"{rows.name} {_INDICES} {one_hot(rows.name)}")
+    _check_axis(rows, space)
     if space == "probs" and found == "logits" and rows.values.min() >= 0:
         raise ValueError(
             f"rows of {rows.name} do not sum to 1, but to {rows.totals('probs')}; divide each row by its sum, "
@@ -120,33 +158,52 @@ def _refuse_label(rows: _Rows, space: str) -> None:
         f"set label_space={found!r}")
 
 
-def _indices(name: str) -> str:
-    return (f"{name} looks like class indices; a divergence needs a probability for each category: "
-            f"pass mx.nd.one_hot({name}, depth=categories)")
+_INDICES = "looks like class indices; a divergence needs a probability for each category: pass"
+
+
+def one_hot(name: str, depth: str = "categories") -> str:
+    """How to turn class indices into distributions."""
+    return f"mx.nd.one_hot({name}, depth={depth})"
+
+
+def index_shapes(shape: Tuple[int, ...], axis: int) -> Tuple[Tuple[int, ...], Tuple[int, ...]]:
+    """The shapes that class indices have, one for each row of pred of this shape."""
+    return shape[:axis] + shape[axis + 1:], shape[:axis] + (1,) + shape[axis + 1:]
+
+
+def index_hint(label: Tuple[int, ...], shape: Tuple[int, ...], axis: int) -> str:
+    """What a shape error says of one_hot, if a label of this shape may hold class indices."""
+    per_row, column = index_shapes(shape, axis)
+    if label == shape or label not in (per_row, column):
+        return ""
+    name = "label" if label == per_row else f"label.reshape({per_row})"
+    turned = "" if axis == len(shape) - 1 else f", its last axis moved to axis {axis}"
+    return (f"; if label holds class indices, pass the distributions that they stand for, "
+            f"{one_hot(name, str(shape[axis]))}{turned}")
 
 
 def check_not_indices(label: Any, shape: Tuple[int, ...], axis: int) -> None:
     """Raise ValueError for a label of class indices, one for each row of pred of this shape."""
-    per_row = shape[:axis] + shape[axis + 1:]
-    column = shape[:axis] + (1,) + shape[axis + 1:]
-    if label.shape in (per_row, column) and label.shape != shape:
+    if label.shape in index_shapes(shape, axis) and label.shape != shape:
         values = label.asnumpy()
         if (values == np.floor(values)).all() and (values >= 0).all():
-            raise ValueError(f"{_indices('label')}, not an array of shape {label.shape} with pred of shape {shape}")
+            raise ValueError(f"label {_INDICES} {one_hot('label')}, not an array of shape {label.shape} "
+                             f"with pred of shape {shape}")
 
 
 def check_distillation(
-    pred: Any, label: Optional[Any], teacher_pred: Optional[Any], sparse_label: bool, axis: int,
+    pred: Any, label: Optional[Any], teacher_pred: Optional[Any], sparse_label: bool, teacher_space: str, axis: int,
 ) -> None:
     """Raise ValueError for the likeliest mistake in the inputs of a distillation loss."""
-    for name, x in (("pred", pred), ("teacher_pred", teacher_pred)):
-        if x is not None:
-            check_pred(_Rows(name, x, axis), "logits")
+    check_pred(_Rows("pred", pred, axis), "logits", "leave the softmax out of the network")
+    if teacher_pred is not None:
+        _check_teacher(_Rows("teacher_pred", teacher_pred, axis), teacher_space)
     if label is None:
         return
     if not sparse_label:
         rows = _Rows("label", label, axis)
         if not rows.fit("probs"):
+            _check_axis(rows, "probs")
             raise ValueError(f"rows of label do not sum to 1 or hold negative values, but sparse_label=False takes "
                              f"one probability for each category: they sum to {rows.totals('probs')}")
         return
@@ -155,3 +212,15 @@ def check_distillation(
     if wrong.size:
         raise ValueError(f"label must hold class indices from 0 to {count - 1}, not {wrong[0]:g}; "
                          f"give rows without a class sample_weight 0 and any valid index")
+
+
+def _check_teacher(rows: _Rows, space: str) -> None:
+    if rows.fit(space):
+        return
+    _check_axis(rows, space)
+    if space == "logits":
+        check_pred(rows, space, "set teacher_space='probs' if they are softmax(scores / temperature), "
+                                "or pass their logarithms if they are softmax(scores)")
+    found = rows.likeliest()
+    raise ValueError(f"{rows.name} holds {_NAMES[found]} where {_NAMES[space]} belong (teacher_space={space!r}); "
+                     f"set teacher_space={found!r}")

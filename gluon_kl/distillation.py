@@ -1,6 +1,6 @@
 """Knowledge distillation: a student learns from a teacher's softened predictions, and from labels."""
 
-from typing import Any, Callable, Optional, Tuple
+from typing import Any, Callable, Dict, Optional, Tuple
 
 from gluon_kl import diagnostics, divergence
 from gluon_kl.inputs import (
@@ -9,6 +9,7 @@ from gluon_kl.inputs import (
     Frame,
     check_axis,
     check_between,
+    check_choice,
     check_flag,
     check_positive,
     check_same_shape,
@@ -16,6 +17,8 @@ from gluon_kl.inputs import (
     normal_axis,
     weigh,
 )
+
+DIVERGENCES = ("kl", "reverse_kl", "js")
 
 
 class DistillationLoss(CheckedLoss):
@@ -30,27 +33,41 @@ class DistillationLoss(CheckedLoss):
        & + (1 - \alpha) \, T^2 \, \mathrm{KL}(p \,\|\, q)
 
     where :math:`p = \mathrm{softmax}(v / T)` and :math:`q = \mathrm{softmax}(z / T)`, in
-    nats, summed over categories and averaged over every other axis but `batch_axis`.
+    nats, summed over categories and averaged over the rows of a sample whose weight is not 0.
     Dividing by :math:`T` shrinks the gradient of the divergence by :math:`T^2`; the factor
     gives it back, so that `hard_weight` and the learning rate keep their meaning when the
-    temperature changes.
+    temperature changes. Another `divergence` takes the place of KL.
+
+    Positional arguments and gradients are those of gluon-cv's
+    DistillationSoftmaxCrossEntropyLoss, whose value is this one plus
+    :math:`(1 - \alpha) \, T^2` times the entropy of :math:`p`.
 
     Parameters
     ----------
     temperature : float, default 1.0
         Above 1 it softens both distributions, so that the teacher's small probabilities count.
-    hard_weight : float, default 0.0
+    hard_weight : float, default 0.5
         Between 0 and 1, the share of the cross-entropy with the label. At 0 the label is not
         looked at and may be None; at 1 neither is `teacher_pred`.
-    axis : int, default -1
-        The axis of the categories; not that of the samples.
     sparse_label : bool, default True
         `True` if `label` holds class indices, `False` if it holds a probability for each
-        category, one-hot or soft.
+        category, one-hot, smoothed or mixed.
     weight : float, optional
         Factor for every result.
     batch_axis : int, default 0
         The axis of the samples.
+    axis : int, default -1
+        The axis of the categories; not that of the samples.
+    divergence : {"kl", "reverse_kl", "js"}
+        "kl" is KL(teacher ‖ pred); "reverse_kl" is KL(pred ‖ teacher), which lets a small student
+        keep to what it can say well; "js" is the generalised Jensen-Shannon divergence of
+        :class:`JSDivLoss`.
+    beta : float, default 0.5
+        Between 0 and 1, the share of the teacher in the mixture of "js".
+    teacher_space : {"logits", "probs", "log_probs"}
+        What `teacher_pred` holds: raw scores, which are divided by `temperature`; or the softened
+        distribution itself, ``softmax(scores / temperature)``, or its logarithm, used as given.
+        Probabilities at temperature 1 are neither: pass their logarithms as "logits".
     prefix, params
         As for every Gluon block.
 
@@ -59,13 +76,14 @@ class DistillationLoss(CheckedLoss):
     pred
         Array or Symbol, the scores (logits) of the student. A score of -inf masks its category.
     label
-        Class indices of any dtype, of pred's shape without `axis`; or pred's shape if not
-        `sparse_label`.
+        Class indices of any dtype, of pred's shape without `axis` or with 1 there; or pred's
+        shape if not `sparse_label`.
     teacher_pred
-        Of pred's shape, the scores (logits) of the teacher. No gradient reaches it.
+        Of pred's shape, the teacher's output. No gradient reaches it.
     sample_weight
-        Optional. Shape (batch,), a weight per sample; or as many axes as `pred`, each 1 or
-        that of `pred`. Weight 0 silences a row whatever it holds.
+        Optional. Shape (batch,), a weight per sample; pred's shape without `axis`, one per row,
+        such as (batch, time); or as many axes as `pred`, each 1 or that of `pred`. Weight 0
+        silences a row whatever it holds.
 
     Outputs
     -------
@@ -76,7 +94,8 @@ class DistillationLoss(CheckedLoss):
     ------
     ValueError
         If shapes do not fit, an axis is out of range or both are the same, the arrays are on
-        different devices, `temperature` is not positive or `hard_weight` not in [0, 1].
+        different devices, `temperature` is not positive, `hard_weight` or `beta` not in [0, 1], or an argument not
+        among the allowed ones.
     TypeError
         If an input is not an MXNet array or Symbol, or an argument has the wrong type.
 
@@ -91,6 +110,9 @@ class DistillationLoss(CheckedLoss):
     G. Hinton, O. Vinyals and J. Dean, "Distilling the Knowledge in a Neural Network",
     arXiv:1503.02531 (2015).
 
+    R. Agarwal et al., "On-Policy Distillation of Language Models: Learning from
+    Self-Generated Mistakes", ICLR 2024, for the other divergences.
+
     Examples
     --------
     >>> from mxnet import nd
@@ -100,20 +122,32 @@ class DistillationLoss(CheckedLoss):
     >>> teacher = nd.array([[3, 1, -2],
     ...                     [0, 0, 4]])
     >>> label = nd.array([0, 2])
-    >>> loss = DistillationLoss(
-    ...     temperature=2, hard_weight=0.5)
+    >>> loss = DistillationLoss(temperature=2)
     >>> value = loss(student, label, teacher)
     >>> print(value.asnumpy().round(4))
     [0.1934 1.2265]
+
+    The same from the teacher's softened probabilities; and with KL(pred ‖ teacher):
+
+    >>> softened = nd.softmax(teacher / 2)
+    >>> loss = DistillationLoss(
+    ...     2, teacher_space="probs")
+    >>> value = loss(student, label, softened)
+    >>> print(value.asnumpy().round(4))
+    [0.1934 1.2265]
+    >>> loss = DistillationLoss(
+    ...     2, divergence="reverse_kl")
+    >>> value = loss(student, label, teacher)
+    >>> print(value.asnumpy().round(4))
+    [0.2103 1.3094]
     """
 
     _names = ("pred", "label", "teacher_pred", "sample_weight")
-    _alike = ("teacher_pred",)
-    _direction = "hard_weight * CE(label, pred) + (1 - hard_weight) * T² * KL(teacher_pred ‖ pred) in nats"
 
     def __init__(
-        self, temperature: float = 1.0, hard_weight: float = 0.0, axis: int = -1, sparse_label: bool = True,
-        weight: Optional[float] = None, batch_axis: int = 0, *, prefix: Optional[str] = None, params: Any = None,
+        self, temperature: float = 1.0, hard_weight: float = 0.5, sparse_label: bool = True,
+        weight: Optional[float] = None, batch_axis: int = 0, *, axis: int = -1, divergence: str = "kl",
+        beta: float = 0.5, teacher_space: str = "logits", prefix: Optional[str] = None, params: Any = None,
     ) -> None:
         super().__init__(weight, batch_axis, prefix=prefix, params=params)
         check_positive("temperature", temperature)
@@ -122,12 +156,28 @@ class DistillationLoss(CheckedLoss):
         self._hard_weight = hard_weight
         self._axis = check_axis("axis", axis)
         self._sparse_label = check_flag("sparse_label", sparse_label)
+        check_choice("divergence", divergence, DIVERGENCES)
+        check_between("beta", beta, 0, 1)
+        check_choice("teacher_space", teacher_space, ("logits", "probs", "log_probs"))
+        self._divergence = divergence
+        self._beta = beta
+        self._teacher_space = teacher_space
         self._unused = {0: "label", 1: "teacher_pred"}[int(hard_weight)] if hard_weight in (0, 1) else ""
         self._optional = ("sample_weight", self._unused)
+        self._alike = ("teacher_pred",) if self._sparse_label else ("label", "teacher_pred")
+        soft = {"kl": "KL(teacher_pred ‖ pred)", "reverse_kl": "KL(pred ‖ teacher_pred)",
+                "js": "JS(teacher_pred, pred)"}[divergence]
+        self._direction = f"hard_weight * CE(label, pred) + (1 - hard_weight) * T² * {soft} in nats"
+
+    def _form(self) -> Dict[str, Any]:
+        """Which divergence it is, in the words of `divergence.pair_terms` and of the operator."""
+        return divergence.js_form(self._beta) if self._divergence == "js" else {"form": self._divergence}
 
     def _describe(self) -> str:
-        return (f"temperature={self._temperature}, hard_weight={self._hard_weight}, axis={self._axis}, "
-                f"sparse_label={self._sparse_label}, weight={self._weight}, batch_axis={self._batch_axis}")
+        return (f"temperature={self._temperature}, hard_weight={self._hard_weight}, "
+                f"sparse_label={self._sparse_label}, weight={self._weight}, batch_axis={self._batch_axis}, "
+                f"axis={self._axis}, divergence={self._divergence!r}, beta={self._beta}, "
+                f"teacher_space={self._teacher_space!r}")
 
     def __call__(self, pred: Any, label: Any, teacher_pred: Any, sample_weight: Any = None) -> Any:
         return super().__call__(pred, label, teacher_pred, sample_weight)
@@ -149,10 +199,11 @@ class DistillationLoss(CheckedLoss):
             check_same_shape("pred", "teacher_pred", shape, teacher_pred.shape)
         if label is not None and not self._sparse_label:
             check_same_shape("pred", "label", shape, label.shape)
-        elif label is not None and label.shape != shape[:axis] + shape[axis + 1:]:
+        elif label is not None and label.shape not in diagnostics.index_shapes(shape, axis):
+            per_row, column = diagnostics.index_shapes(shape, axis)
             raise ValueError(
-                f"label of class indices must have the shape of pred without axis {self._axis}, "
-                f"{shape[:axis] + shape[axis + 1:]}, not {label.shape}; for one-hot rows set sparse_label=False")
+                f"label of class indices must have the shape of pred without axis {self._axis}, {per_row}, or with 1 "
+                f"there, {column}, not {label.shape}; for one-hot rows set sparse_label=False")
         frame = Frame(shape, batch_axis, axis)
         weight = None if weight is None else fit_sample_weight(weight, frame)
         return (pred, label, teacher_pred, weight), frame
@@ -160,9 +211,10 @@ class DistillationLoss(CheckedLoss):
     def check_inputs(self, pred: Any, label: Any, teacher_pred: Any) -> None:
         """Look at the values once, on a first batch or while debugging, and name a likely mistake.
 
-        Caught are probabilities that would go through softmax twice, class indices that
-        `pred` has no category for, and rows of labels that do not sum to 1. It never runs by
-        itself: it waits for the values, and an error on one worker would hang the others.
+        Caught are probabilities that would go through softmax twice, a teacher in another space
+        than `teacher_space` says, class indices that `pred` has no category for, and rows of
+        labels that do not sum to 1. It never runs by itself: it waits for the values, and an
+        error on one worker would hang the others.
 
         Parameters
         ----------
@@ -178,7 +230,7 @@ class DistillationLoss(CheckedLoss):
         """
         (pred, label, teacher_pred, _), _ = self._check(*self._real(pred, label, teacher_pred), None)
         axis = normal_axis("axis", self._axis, pred.shape, "pred")
-        diagnostics.check_distillation(pred, label, teacher_pred, self._sparse_label, axis)
+        diagnostics.check_distillation(pred, label, teacher_pred, self._sparse_label, self._teacher_space, axis)
 
     def _compute(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
         used = list(self._used(*inputs))
@@ -191,35 +243,39 @@ class DistillationLoss(CheckedLoss):
         if label is not None:
             parts.append(self._hard_weight * self._hard(F, facts, pred, label, weight))
         if teacher_pred is not None:
-            parts.append((1 - self._hard_weight) * self._soft(F, facts, pred, teacher_pred, weight))
-        per_element = parts[0] if len(parts) == 1 else parts[0] + parts[1]
-        return F.broadcast_mul(per_element, divergence.categories(F, pred, self._axis))
+            parts.append((1 - self._hard_weight) * self._temperature**2
+                         * self._soft(F, facts, pred, F.BlockGrad(teacher_pred), weight))
+        return parts[0] if len(parts) == 1 else parts[0] + parts[1]
 
     def _hard(self, F: Any, facts: Optional[Facts], pred: Any, label: Any, weight: Any) -> Any:
-        """Cross-entropy with the label, averaged over all elements of a sample."""
+        """Cross-entropy with the label."""
         if self._sparse_label:
             if self._weight == 0:
                 label = F.zeros_like(label)  # the class that there always is
-            label = divergence.one_hot(F, label, pred, self._axis)
+            label = divergence.one_hot(F, label, pred, self._axis, self._batch_axis)
 
         def terms(pred: Any, label: Any) -> Any:
             return divergence.cross_entropy(F, divergence.log_softmax(F, pred, self._axis), label)
 
-        return self._unfused(F, facts, terms, pred, label, weight)
+        return self._per_row(F, facts, terms, pred, label, weight)
 
     def _soft(self, F: Any, facts: Optional[Facts], pred: Any, teacher_pred: Any, weight: Any) -> Any:
-        """T^2 KL(teacher || pred), averaged over all elements of a sample; no gradient to the teacher."""
-        teacher_pred = F.BlockGrad(teacher_pred)
+        """The divergence from the teacher."""
+        whole_rows = weight is None if facts is None else facts.row_weight
 
         def terms(pred: Any, teacher_pred: Any) -> Any:
-            return self._temperature**2 * divergence.kl_terms(
-                F, pred / self._temperature, teacher_pred / self._temperature, pred_space="logits",
-                label_space="logits", axis=self._axis, whole_rows=weight is None if facts is None else facts.row_weight)
+            pred = pred / self._temperature
+            if self._teacher_space == "logits":
+                teacher_pred = teacher_pred / self._temperature
+            return divergence.pair_terms(
+                F, pred, teacher_pred, pred_space="logits", label_space=self._teacher_space, axis=self._axis,
+                whole_rows=whole_rows, label_grad=False, **self._form())
 
-        return self._unfused(F, facts, terms, pred, teacher_pred, weight)
+        return self._per_row(F, facts, terms, pred, teacher_pred, weight)
 
-    def _unfused(
+    def _per_row(
         self, F: Any, facts: Optional[Facts], terms: Callable[..., Any], pred: Any, target: Any, weight: Any,
     ) -> Any:
         weight_grad = facts is None or facts.recorded[-1]
-        return self._reduced(F, facts, weigh(F, terms, (pred, target), weight, self._axis, weight_grad), "mean")
+        out = weigh(F, terms, (pred, target), weight, self._axis, weight_grad)
+        return self._reduced(F, facts, out, "row_mean", pred, weight, self._axis)

@@ -11,7 +11,7 @@ rows there too, no operator is used that fails on an unknown or empty shape (``s
 """
 
 import math
-from typing import Any, Optional
+from typing import Any, Dict, Optional, Tuple
 
 import mxnet as mx
 
@@ -73,6 +73,22 @@ def sum_per_sample(F: Any, terms: Any, batch_axis: int, mean: bool, long: bool =
     return F.reshape(sums if scale == 1 else sums * scale, shape=(-1,))
 
 
+def first_along(F: Any, x: Any, axis: int) -> Any:
+    """The first slice of `x` along `axis`, which stays, with length 1."""
+    if axis < 0:
+        return F.slice_axis(x, axis=axis, begin=0, end=1)
+    return F.slice(x, begin=(None,) * axis + (0,), end=(None,) * axis + (1,))
+
+
+def share_of_a_row(F: Any, x: Any, weight: Any, axis: int, batch_axis: int) -> Any:
+    """1 / the number of rows along `axis` whose weight is not 0, per sample of `x`; 0 for none: (batch,) or (1,)."""
+    rows = F.ones_like(first_along(F, x, axis))
+    if weight is not None:
+        rows = F.broadcast_like(F.max(weight != 0, axis=axis, keepdims=True), rows)
+    number = sum_per_sample(F, rows, batch_axis, False)
+    return (number > 0) / F.maximum(number, 1)
+
+
 def relative_entropy(F: Any, log_pred: Any, label: Any, epsilon: float, label_grad: bool = True) -> Any:
     """``label * (log label - log_pred)``; 0 where label is 0, whatever `log_pred` is there.
 
@@ -129,7 +145,7 @@ def kl_terms(
     F: Any, pred: Any, label: Any, *, pred_space: str, label_space: str, axis: int,
     epsilon: float = 1e-12, whole_rows: Any = False, label_grad: bool = True,
 ) -> Any:
-    """Terms of KL(label || pred) in pred's shape; one side of the two may hold probs.
+    """Terms of KL(label || pred) in pred's shape.
 
     `whole_rows` says that the terms will be summed over the whole of `axis` under one weight:
     only then may rows of two softmaxes take the form that keeps the digits of small divergences.
@@ -141,6 +157,8 @@ def kl_terms(
         if pred_space == "logits":
             # A whole row needs no care: its sum is NaN through the one NaN that MXNet leaves.
             pred = F.log_softmax(pred, axis=axis) if whole_rows is True else log_softmax(F, pred, axis)
+        elif pred_space == "probs":
+            pred = log_of_probs(F, pred)
         return relative_entropy(F, pred, label, epsilon, label_grad)
     return relative_entropy_of_logs(F, to_log(F, pred, pred_space, axis), to_log(F, label, label_space, axis))
 
@@ -156,7 +174,7 @@ def js_terms(
     log_p, log_q = (F.clip(to_log(F, x, space, axis), -_FLOOR, _FLOOR)
                     for x, space in ((label, label_space), (pred, pred_space)))
     p = label if label_space == "probs" else F.exp(log_p)
-    q = F.exp(log_q)
+    q = pred if pred_space == "probs" else F.exp(log_q)
     # Beyond a ratio of e^80 the smaller side adds nothing, and its m/p would overflow.
     ratio = F.clip(log_p - log_q, -80, 80)
     m = beta * p + (1 - beta) * q
@@ -172,6 +190,25 @@ def js_terms(
                   + (1 - beta) * (q * log_share(log_q, beta * F.expm1(ratio))))
 
 
+def js_form(beta: float) -> Dict[str, Any]:
+    """The Jensen-Shannon divergence as `pair_terms` takes it; at the ends of `beta`, where it vanishes, its limits."""
+    return {"form": "reverse_kl" if beta else "kl"} if beta in (0, 1) else {"form": "js", "beta": float(beta)}
+
+
+def pair_terms(
+    F: Any, pred: Any, label: Any, *, pred_space: str, label_space: str, axis: int, form: str = "kl",
+    beta: float = 0.5, epsilon: float = 1e-12, whole_rows: Any = False, label_grad: bool = True,
+) -> Any:
+    """Terms of "kl", KL(label || pred), of "reverse_kl", KL(pred || label), or of "js"."""
+    if form == "kl":
+        return kl_terms(F, pred, label, pred_space=pred_space, label_space=label_space, axis=axis, epsilon=epsilon,
+                        whole_rows=whole_rows, label_grad=label_grad)
+    if form == "reverse_kl":
+        return kl_terms(F, label, pred, pred_space=label_space, label_space=pred_space, axis=axis, epsilon=epsilon,
+                        whole_rows=whole_rows)
+    return js_terms(F, pred, label, pred_space=pred_space, label_space=label_space, axis=axis, beta=beta)
+
+
 def unit(F: Any, x: Any) -> Any:
     """A 1 of x's dtype, with as many axes as `x`."""
     first = F.zeros_like(F.slice(x, begin=(0,), end=(1,)))
@@ -180,9 +217,7 @@ def unit(F: Any, x: Any) -> Any:
 
 def more_than_one(F: Any, x: Any, axis: int, batch_axis: int) -> Any:
     """1 where `axis` has several categories and is not the `batch_axis`, else 0; also where the rank is unknown."""
-    sample = F.slice(x, begin=(None,) * batch_axis + (0,), end=(None,) * batch_axis + (1,)) if batch_axis >= 0 else \
-        F.slice_axis(x, axis=batch_axis, begin=0, end=1)
-    return F.sum(F.ones_like(sample), axis=axis, keepdims=True) > 1
+    return F.sum(F.ones_like(first_along(F, x, batch_axis)), axis=axis, keepdims=True) > 1
 
 
 def _numpy(x: Any) -> Any:
@@ -194,18 +229,19 @@ def _dot(x: Any, y: Any) -> Any:
     return _numpy(x).dot(x.as_np_ndarray(), y.as_np_ndarray()).as_nd_ndarray()
 
 
-def categories(F: Any, x: Any, axis: int) -> Any:
-    """The number of categories along `axis`, shape (1,), also where shapes are unknown."""
-    return F.slice_axis(F.contrib.arange_like(x, axis=axis), axis=0, begin=-1, end=None) + 1
+def one_hot(F: Any, index: Any, pred: Any, axis: int, batch_axis: int) -> Any:
+    """Class indices, one for each row along `axis`, as rows of the shape of pred; NaN for what is no class of it.
 
-
-def one_hot(F: Any, index: Any, pred: Any, axis: int) -> Any:
-    """Class indices, of pred's shape without `axis`, as rows of pred's shape; a row of NaN for no class of pred's."""
-    index = F.expand_dims(index, axis=axis)
-    known = (index >= 0) * (index == F.floor(index)) * F.broadcast_lesser(index, categories(F, pred, axis))
-    # Broadcasting aligns the last axis, so the categories go there and back.
-    hot = F.broadcast_equal(F.swapaxes(index, dim1=axis, dim2=-1), F.contrib.arange_like(pred, axis=axis))
-    return F.broadcast_mul(F.swapaxes(hot, dim1=axis, dim2=-1), known / known)
+    `index` may lack `axis` or have 1 there.
+    """
+    index = F.reshape_like(index, first_along(F, pred, axis))
+    ones = F.ones_like(first_along(F, pred, batch_axis))
+    # cumsum counts axes from the front alone.
+    first = F.swapaxes(ones, dim1=0, dim2=axis)
+    numbers = F.swapaxes(_numpy(first).cumsum(first.as_np_ndarray(), axis=0).as_nd_ndarray(), dim1=0, dim2=axis) - 1
+    known = (index >= 0) * (index == F.floor(index)) * F.broadcast_lesser(
+        index, F.sum(ones, axis=axis, keepdims=True))
+    return F.broadcast_mul(F.broadcast_equal(index, numbers), known / known)
 
 
 def cross_entropy(F: Any, log_pred: Any, label: Any) -> Any:
@@ -214,31 +250,114 @@ def cross_entropy(F: Any, log_pred: Any, label: Any) -> Any:
 
 
 def gaussian_terms(
-    F: Any, mean: Any, log_variance: Any, prior_mean: Optional[Any], prior_log_variance: Optional[Any],
+    F: Any, mean: Any, spread: Any, prior_mean: Optional[Any] = None, prior_spread: Optional[Any] = None, *,
+    std: bool = False, single: bool = False,
 ) -> Any:
-    """KL(N(mean, exp(log_variance)) || N(prior_mean, exp(prior_log_variance))) of every dimension.
+    """KL(N(mean, spread) || N(prior_mean, prior_spread)) of every dimension; None stands for a standard prior.
 
-    With d the difference of the log-variances and g that of the means,
-    ``(g^2 exp(-prior_log_variance) + expm1(d) - d) / 2``: both summands are at least 0.
+    Spreads are log-variances, or standard deviations if `std`. With d the difference of the log-variances and
+    g that of the means, ``(g^2 / prior variance + expm1(d) - d) / 2``: both summands are at least 0. `single`
+    says that float32 is known to be enough, which takes fewer passes.
     """
     gap = mean if prior_mean is None else mean - prior_mean
-    if prior_log_variance is None:
-        return gap * (0.5 * gap) + _half_expm1_excess(F, log_variance)
-    # Scaled in two steps, since exp may overflow where the product fits; and 0 * inf at no gap is 0.
-    scale = F.exp(-0.25 * F.where(gap == 0, F.zeros_like(gap), prior_log_variance))
-    gap = gap * scale * scale
-    return gap * (0.5 * gap) + _half_expm1_excess(F, log_variance - prior_log_variance)
+    if std:
+        d = 2 * F.log(spread if prior_spread is None else spread / prior_spread)
+        gap = gap if prior_spread is None else gap / prior_spread
+    elif prior_spread is None:
+        d = spread
+    else:
+        d = spread - prior_spread
+        # Scaled in two steps, since exp may overflow where the product fits; and 0 * inf at no gap is 0.
+        scale = F.exp(-0.25 * F.where(gap == 0, F.zeros_like(gap), prior_spread))
+        gap = gap * scale * scale
+    return F.add_n(F.square(gap * math.sqrt(0.5)), *_half_expm1_excess(F, d, single))
 
 
-def _half_expm1_excess(F: Any, d: Any) -> Any:
-    """``(expm1(d) - d) / 2``, at least 0, right in its leading digits, infinite only where its value is."""
-    near = F.abs(d) < 0.0625
-    zero = F.zeros_like(d)
-    small, large = F.where(near, d, zero), F.where(near, zero, d)
-    series = zero
-    for k in range(8, 1, -1):  # Taylor's, which the difference would lose to rounding
-        series = series * small + 0.5 / math.factorial(k)
-    # expm1(d) / 2 from exponentials of d/2. They are two nodes, lest the graph merge them and
-    # their gradients add up to twice the result before they are halved.
-    half = F.expm1(large * 0.5) * (0.5 * F.exp(large / 2) + 0.5)
-    return series * small * small + (half - 0.5 * F.broadcast_minimum(large, zero + _HUGE))
+# Where a polynomial stands for (expm1(s) - s) / 2. Its upper end leaves exp room where only expm1(d) / 2 fits.
+_LOW, _HIGH = -0.25, 0.75
+# Chebyshev's for (expm1(s) - s) / (2 s^2) between them, right to 1e-17, from the highest power down.
+_EXCESS = (
+    9.987345145599013e-11, 1.0208160714365642e-09, 1.2537035098988785e-08,
+    1.3778624477451703e-07, 1.3778645005256313e-06, 1.2400793991581933e-05,
+    9.92063492563606e-05, 0.0006944444444250738, 0.004166666666666269,
+    0.020833333333333655, 0.08333333333333333, 0.25,
+)
+
+
+def _half_expm1_excess(F: Any, d: Any, single: bool) -> Tuple[Any, Any, Any]:
+    """Summands of ``(expm1(d) - d) / 2``, right in its leading digits, infinite only where its value is.
+
+    Nothing branches: with s the d nearest to 0 within the polynomial's ends, p = (expm1(s) - s) / 2,
+    h = expm1(s) / 2 and o = d - s, which is 0 between them, it is ``p + h o + (h + 1/2)(expm1(o) - o)``.
+    s is held constant: the derivative, ``h + (h + 1/2) expm1(o)``, is right wherever it is.
+    """
+    s = F.minimum(F.maximum(F.BlockGrad(d), _LOW), _HIGH)
+    p = F.square(s) * (_excess_in_single(F, s) if single else _excess(s))
+    h = p + 0.5 * s
+    o = d - s
+    # Not h * o: the gradients to one o would add up in an order that loses digits. At +inf, inf - inf is avoided.
+    return (h + 0.5) * (F.exp(o) - F.minimum(o, _HUGE) - 1), (s - d) * -h, p
+
+
+def _excess(s: Any) -> Any:
+    polynomial = s * _EXCESS[0] + _EXCESS[1]
+    for coefficient in _EXCESS[2:]:
+        polynomial = polynomial * s + coefficient
+    return polynomial
+
+
+def _excess_in_single(F: Any, s: Any) -> Any:
+    """The same in three passes, right to 8e-8 and exact at 0; MXNet keeps the coefficients in float32."""
+    inner = F.contrib.quadratic(s, a=1, b=-3.86936217e-02, c=0)
+    return (F.contrib.quadratic(inner, a=2.87203313e-04, b=1.25329387e-02, c=0.25)
+            * F.contrib.quadratic(s, a=3.38482722e-02, b=3.35273766e-01, c=1))
+
+
+def bernoulli_terms(
+    F: Any, pred: Any, label: Any, *, pred_space: str, label_space: str, epsilon: float = 1e-12,
+) -> Any:
+    """KL(Bernoulli(label) || Bernoulli(pred)) of every element; each side probabilities or logits (scores).
+
+    With p, q the probabilities, s, z their scores and u = s - z, a term is ``p u + log1p(p expm1(-u))``
+    where |u| < 1, and ``-H(p) - p log q - (1-p) log(1-q)`` elsewhere, both for the rarer outcome of the label:
+    so p is at most 1/2, and the logarithms lose nothing. Derivatives are their own closed forms.
+    """
+    own, other = F.BlockGrad(pred), F.BlockGrad(label)
+    common = other > (0.5 if label_space == "probs" else 0)
+    sign = 1 - 2 * common
+    p, not_p, s = _outcome(F, other, label_space, common, sign)
+    q, not_q, z = _outcome(F, own, pred_space, common, sign)
+    absent, zero = p == 0, F.zeros_like(p)
+    u = s - z
+    near = F.abs(u) < 1
+    small = F.where(near, u, zero)
+    present_s, present_z = (F.where(absent, zero, x) for x in (s, F.relu(-z)))
+    far = p * present_s + F.log1p(-p) + not_p * F.relu(z) + p * present_z + F.log1p(F.exp(-F.abs(z)))
+    value = F.relu(F.where(near, p * small + F.log1p(p * F.expm1(-small)), far))
+
+    if pred_space == "logits":
+        to_pred = q - p
+    else:  # where a probability is 0, so is the derivative of its logarithm, as in `log_of_probs`
+        ratios = [F.minimum(x * (y != 0) / (y + (y == 0)), _HUGE) for x, y in ((not_p, not_q), (p, q))]
+        to_pred = ratios[0] - ratios[1]
+    surprise = F.where(absent, zero + math.log(epsilon), s) - z
+    to_label = F.where(is_finite(surprise), surprise, zero)
+    if label_space == "logits":
+        to_label = p * not_p * to_label
+    return _with_gradients(F, value, (pred, sign * to_pred), (label, sign * to_label))
+
+
+def _outcome(F: Any, x: Any, space: str, common: Any, sign: Any) -> Tuple[Any, Any, Any]:
+    """Of the label's rarer outcome (0 where `common`, else 1) the probability, that of the other, and the score."""
+    if space == "logits":
+        score = sign * x
+        return F.sigmoid(score), F.sigmoid(-score), score
+    other = 1 - x
+    return F.where(common, other, x), F.where(common, x, other), sign * (F.log(x) - F.log1p(-x))
+
+
+def _with_gradients(F: Any, value: Any, *gradients: Any) -> Any:
+    """`value`, whose gradient to each x of the pairs (x, gradient) is what stands beside it."""
+    # The sign, since it is finite for every x; a gradient goes through this one unchanged.
+    parts = [F.contrib.sign_ste(x) * gradient for x, gradient in gradients]
+    return F.add_n(value, *[part - F.BlockGrad(part) for part in parts])

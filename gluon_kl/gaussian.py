@@ -12,9 +12,12 @@ from gluon_kl.inputs import (
     check_not_negative,
     check_same_shape,
     fit_sample_weight,
+    is_number,
     normal_axis,
     weigh,
 )
+
+SPREADS = ("log_variance", "std")
 
 
 class GaussianKLLoss(CheckedLoss):
@@ -28,7 +31,8 @@ class GaussianKLLoss(CheckedLoss):
        & \mathrm{KL}(N(\mu, e^{\lambda}) \,\|\, N(\mu', e^{\lambda'})) = \\
        & \tfrac12 \sum_j \left( (\mu_j - \mu'_j)^2 e^{-\lambda'_j} + e^{d_j} - 1 - d_j \right)
 
-    with :math:`d_j = \lambda_j - \lambda'_j`.
+    with :math:`d_j = \lambda_j - \lambda'_j`. ``spread="std"`` takes standard deviations
+    :math:`e^{\lambda / 2}` in place of log-variances.
 
     Parameters
     ----------
@@ -42,6 +46,9 @@ class GaussianKLLoss(CheckedLoss):
     free_nats : float, default 0.0
         Each latent dimension of each sample counts at least this much, and has no gradient
         below it, so that a decoder may use it at no cost.
+    spread : {"log_variance", "std"}
+        What `log_variance` and `prior_log_variance` hold: logarithms of variances, or standard
+        deviations (above 0), as distribution libraries give them.
     prefix, params
         As for every Gluon block.
 
@@ -50,9 +57,11 @@ class GaussianKLLoss(CheckedLoss):
     mean
         Array or Symbol of any shape with at least one axis.
     log_variance
-        The same shape; logarithms of variances, not of standard deviations.
+        The same shape; for ``spread="std"`` standard deviations.
     prior_mean, prior_log_variance
-        Optional, each 0 if left out; of mean's shape. Gradients reach them, for a learned prior.
+        Optional. Numbers, or anything that broadcasts to mean's shape, such as (latents,) for a
+        prior shared by all samples; N(0, 1) where left out. Gradients reach arrays, for a
+        learned prior. As Symbols, with as many axes as `mean`.
     sample_weight
         Optional. Shape (batch,), a weight per sample; or as many axes as `mean`, each 1 or
         that of `mean`. Weight 0 silences its terms whatever they hold.
@@ -66,16 +75,17 @@ class GaussianKLLoss(CheckedLoss):
     Raises
     ------
     ValueError
-        If shapes differ (a prior shared by all samples needs `broadcast_like` first),
-        `sample_weight` does not fit, `batch_axis` is out of range, the arrays are on different
-        devices, `free_nats` is negative or `reduction` unknown.
+        If shapes do not fit, `batch_axis` is out of range, the arrays are on different devices,
+        a prior is no finite number or its standard deviation not above 0, `free_nats` is
+        negative, or `reduction` or `spread` unknown.
     TypeError
         If an input is not an MXNet array or Symbol, or an argument has the wrong type.
 
     Notes
     -----
     No term is negative, equal Gaussians give exactly 0 and nearly equal ones keep their leading
-    digits. A term is infinite only where its value exceeds the dtype.
+    digits. A term is infinite only where its value exceeds the dtype, for log-variances down to
+    the most negative number that the dtype holds.
 
     Kingma et al. (2016) apply the free nats to the average over a minibatch; here they apply to
     every sample, so that a result does not depend on which samples share a batch.
@@ -102,53 +112,88 @@ class GaussianKLLoss(CheckedLoss):
     >>> value = loss(mean, log_var)
     >>> print(value.asnumpy().round(4))
     [0.2    1.0677]
+
+    Standard deviations, to a prior of mean 0 in the first latent dimension and 1 in the
+    second, and of standard deviation 2 in both:
+
+    >>> loss = GaussianKLLoss(spread="std")
+    >>> std = (log_var / 2).exp()
+    >>> value = loss(mean, std, nd.array([0, 1]), 2)
+    >>> print(value.asnumpy().round(4))
+    [0.7613 1.7782]
     """
 
     _names = ("mean", "log_variance", "prior_mean", "prior_log_variance", "sample_weight")
     _optional = ("prior_mean", "prior_log_variance", "sample_weight")
+    _numeric = ("prior_mean", "prior_log_variance")
     _alike = ("log_variance",)
-    _direction = "KL(N(mean, exp(log_variance)) ‖ prior) in nats"
 
     def __init__(
         self, weight: Optional[float] = None, batch_axis: int = 0, *, reduction: str = "sum", free_nats: float = 0.0,
-        prefix: Optional[str] = None, params: Any = None,
+        spread: str = "log_variance", prefix: Optional[str] = None, params: Any = None,
     ) -> None:
         super().__init__(weight, batch_axis, prefix=prefix, params=params)
         check_choice("reduction", reduction, REDUCTIONS)
         check_not_negative("free_nats", free_nats)
+        check_choice("spread", spread, SPREADS)
         self._reduction = reduction
         self._free_nats = free_nats
+        self._spread = spread
+        own = "exp(log_variance)" if spread == "log_variance" else "std²"
+        self._direction = f"KL(N(mean, {own}) ‖ prior) in nats"
 
     def _describe(self) -> str:
         return (f"weight={self._weight}, batch_axis={self._batch_axis}, reduction={self._reduction!r}, "
-                f"free_nats={self._free_nats}")
+                f"free_nats={self._free_nats}, spread={self._spread!r}")
 
     def __call__(
         self, mean: Any, log_variance: Any, prior_mean: Any = None, prior_log_variance: Any = None,
         sample_weight: Any = None,
     ) -> Any:
+        if self._spread == "std" and is_number(prior_log_variance) and not prior_log_variance > 0:
+            raise ValueError(f"prior_log_variance must be positive, a standard deviation since spread='std', "
+                             f"not {prior_log_variance!r}")
         return super().__call__(mean, log_variance, prior_mean, prior_log_variance, sample_weight)
 
     def _check(self, *arrays: Any) -> Tuple[Tuple[Any, ...], Frame]:
-        *parameters, weight = arrays
-        mean = parameters[0]
-        for name, x in zip(self._names[1:], parameters[1:]):
-            if x is not None:
-                check_same_shape("mean", name, mean.shape, x.shape)
-        frame = Frame(mean.shape, normal_axis("batch_axis", self._batch_axis, mean.shape, "mean"), None)
-        return (*parameters, None if weight is None else fit_sample_weight(weight, frame, "mean")), frame
+        mean, log_variance, *prior, weight = arrays
+        shape = mean.shape
+        check_same_shape("mean", "log_variance", shape, log_variance.shape)
+        prior = [fit_prior(name, x, shape) for name, x in zip(self._numeric, prior)]
+        frame = Frame(shape, normal_axis("batch_axis", self._batch_axis, shape, "mean"), None)
+        weight = None if weight is None else fit_sample_weight(weight, frame, "mean")
+        return (mean, log_variance, *prior, weight), frame
 
     def _compute(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
         *parameters, weight = self._lifted(F, facts, inputs)
-        present = [x is not None for x in parameters]
+        mean, log_variance = parameters[:2]
+        # A number that is not the standard prior's counts as any array.
+        prior = [x if x is None else None if is_number(x) and x == standard else
+                 F.ones_like(mean) * x if is_number(x) else F.broadcast_like(x, mean)
+                 for x, standard in zip(parameters[2:], (0, 1 if self._spread == "std" else 0))]
+        present = [x is not None for x in prior]
+        single = facts is not None and "float64" not in facts.dtypes
 
-        def terms(*given: Any) -> Any:
+        def terms(mean: Any, log_variance: Any, *given: Any) -> Any:
             values = iter(given)
-            out = divergence.gaussian_terms(F, *(next(values) if here else None for here in present))
+            out = divergence.gaussian_terms(
+                F, mean, log_variance, *(next(values) if here else None for here in present),
+                std=self._spread == "std", single=single)
             if self._free_nats == 0:
                 return out
             return F.where(out < self._free_nats, F.ones_like(out) * self._free_nats, out)
 
         weight_grad = facts is None or facts.recorded[-1]
-        out = weigh(F, terms, [x for x in parameters if x is not None], weight, None, weight_grad)
-        return self._reduced(F, facts, out, self._reduction)
+        given = (mean, log_variance, *(x for x in prior if x is not None))
+        return self._reduced(F, facts, weigh(F, terms, given, weight, None, weight_grad), self._reduction)
+
+
+def fit_prior(name: str, prior: Any, shape: Tuple[int, ...]) -> Any:
+    """A prior with as many axes as `shape`, to which it must broadcast; a number or None as it is."""
+    if prior is None or is_number(prior):
+        return prior
+    size = (1,) * (len(shape) - len(prior.shape)) + prior.shape
+    if len(size) != len(shape) or any(have not in (1, want) for have, want in zip(size, shape)):
+        raise ValueError(f"{name} of shape {prior.shape} does not broadcast to mean of shape {shape}: pass a number, "
+                         f"or an array whose axes, counted from the last, are each 1 or that of mean")
+    return prior if size == prior.shape else prior.reshape(size)

@@ -21,7 +21,7 @@ from mxnet.ndarray import NDArray
 from mxnet.ndarray.sparse import BaseSparseNDArray
 from mxnet.symbol import Symbol
 
-from gluon_kl.divergence import is_finite, sum_per_sample, unit
+from gluon_kl.divergence import is_finite, share_of_a_row, sum_per_sample, unit
 from gluon_kl.native import SMALL, carry, fused, fused_in_graph
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -49,16 +49,21 @@ class Facts(NamedTuple):
     """What real arrays tell and Symbols cannot; one hybridized graph per value."""
 
     ndim: int
-    dtypes: Tuple[Optional[str], ...]  # of each input, None for one that is left out
+    dtypes: Tuple[Optional[str], ...]  # of each input, None for one that is left out or a number
     recorded: Tuple[bool, ...]  # whether autograd may ask for a gradient of each input, None included
     row_weight: bool  # sample_weight, if any, is one number per row along the axis
     device: Any
     small: bool  # fewer elements than native.SMALL
     long: bool  # more terms a sample than _LONG
+    numbers: Tuple[Optional[float], ...]  # the inputs that are numbers
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, (bool, np.bool_))
 
 
 def check_number(name: str, value: Any) -> None:
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
+    if not is_number(value):
         raise TypeError(f"{name} must be a number, not {value!r}")
 
 
@@ -108,14 +113,20 @@ def normal_axis(name: str, axis: int, shape: Tuple[int, ...], of: str) -> int:
     return axis % len(shape)
 
 
-def check_kinds(names: Sequence[str], inputs: Sequence[Any], optional: Sequence[str]) -> bool:
+def check_kinds(
+    names: Sequence[str], inputs: Sequence[Any], optional: Sequence[str], numeric: Sequence[str] = (),
+) -> bool:
     """Whether the inputs are Symbols (else arrays); an error for anything else, or a mixture.
 
-    Only an `optional` one may be None.
+    Only an `optional` one may be None, and only a `numeric` one a number.
     """
     symbolic = isinstance(inputs[0], Symbol)
     for name, x in zip(names, inputs):
         if (type(x) is NDArray and not symbolic) or (x is None and name in optional):
+            continue
+        if name in numeric and is_number(x):
+            if not math.isfinite(x):
+                raise ValueError(f"{name} must be finite, not {x!r}")
             continue
         if not isinstance(x, (NDArray, Symbol)):
             raise TypeError(
@@ -129,9 +140,12 @@ def check_kinds(names: Sequence[str], inputs: Sequence[Any], optional: Sequence[
     return symbolic
 
 
-def check_same_shape(first: str, second: str, shape: Tuple[int, ...], other: Tuple[int, ...]) -> None:
+def check_same_shape(
+    first: str, second: str, shape: Tuple[int, ...], other: Tuple[int, ...], hint: str = "",
+) -> None:
     if shape != other:
-        raise ValueError(f"{first} and {second} must have the same shape, not {shape} and {other}; nothing broadcasts")
+        raise ValueError(f"{first} and {second} must have the same shape, not {shape} and {other}; "
+                         f"nothing broadcasts{hint}")
 
 
 def check_same_place(names: Sequence[str], inputs: Sequence[Any]) -> Tuple[Tuple[Any, ...], Any]:
@@ -139,10 +153,11 @@ def check_same_place(names: Sequence[str], inputs: Sequence[Any]) -> Tuple[Tuple
 
     All kinds of CPU memory are one place: what a DataLoader's workers hand out is copied.
     """
-    device = next((x.context for x in inputs if x is not None and x.context.device_type not in _LENT), mx.cpu(0))
+    device = next((x.context for x in inputs if isinstance(x, NDArray) and x.context.device_type not in _LENT),
+                  mx.cpu(0))
     moved = []
     for name, x in zip(names, inputs):
-        context = device if x is None else x.context
+        context = x.context if isinstance(x, NDArray) else device
         if context != device:
             if context.device_type not in _LENT or device.device_type != "cpu":
                 raise ValueError(f"{names[0]} is on {inputs[0].context} but {name} on {context}; "
@@ -177,8 +192,8 @@ def follow(x: Any) -> Tuple[bool, Any]:
     add up (``grad_req="add"``), MXNet's own reshape adds, and the operator of an extension would not. One that
     autograd does not follow is detached: recording would mark it, until the next backward, like one that it follows.
     """
-    if x is None:
-        return False, None
+    if not isinstance(x, NDArray):
+        return False, x
     if x.grad is not None:
         return True, x.reshape(x.shape)
     # Only arrays that autograd follows have a gradient state to write; what is written is what was there.
@@ -188,30 +203,31 @@ def follow(x: Any) -> Tuple[bool, Any]:
 
 
 def lift(F: Any, facts: Optional[Facts], inputs: Sequence[Any], alike: Sequence[bool]) -> List[Any]:
-    """The inputs in one floating dtype: float64 if any of them is, else float32; None stays None.
+    """The inputs in one floating dtype: float64 if any of them is, else float32; None and numbers stay.
 
     `alike` tells which have the shape of the first: a graph may not know it yet.
     """
     if facts is None:
         return _lift_unknown(F, inputs, alike)
     target = "float64" if "float64" in facts.dtypes else "float32"
-    return [x if x is None or dtype == target else F.cast(x, dtype=target) for x, dtype in zip(inputs, facts.dtypes)]
+    return [F.cast(x, dtype=target) if isinstance(x, (NDArray, Symbol)) and dtype != target else x
+            for x, dtype in zip(inputs, facts.dtypes)]
 
 
 def _lift_unknown(F: Any, inputs: Sequence[Any], alike: Sequence[bool]) -> List[Any]:
     """`lift` inside a graph that does not know its dtypes: NumPy's type promotion, by factors of one."""
-    carried: List[Any] = [x if x is None else carry(F, x) for x in inputs]
+    carried: List[Any] = [carry(F, x) if isinstance(x, Symbol) else x for x in inputs]
     own = unit(F, carried[0])
     # `broadcast_like` refuses other numbers of axes, where NumPy's multiplication would add some in front.
-    units = [own, *[F.broadcast_like(unit(F, x), own) for x in carried[1:] if x is not None]]
+    units = [own, *[F.broadcast_like(unit(F, x), own) for x in carried[1:] if isinstance(x, Symbol)]]
     # No shape is inferred through NumPy's multiplication. What has the shape of the first is tied to it by an operator
     # that wants equal shapes; it wants equal dtypes too, hence the comparisons.
-    for x in [x for x, same in zip(carried, alike) if same and x is not None]:
+    for x in [x for x, same in zip(carried, alike) if same]:
         signs = [(side.as_np_ndarray() != 0).as_nd_ndarray() for side in (x, carried[0])]
         tied = F.slice(F._internal._identity_with_attr_like_rhs(*signs), begin=(0,), end=(1,))
         units.append(unit(F, F.cast(tied, dtype="float32")))
     one = functools.reduce(operator.mul, [x.as_np_ndarray() for x in units])
-    return [x if x is None else (x.as_np_ndarray() * one).as_nd_ndarray() for x in carried]
+    return [(x.as_np_ndarray() * one).as_nd_ndarray() if isinstance(x, Symbol) else x for x in carried]
 
 
 def weigh(
@@ -278,9 +294,10 @@ class _Graph:
             return self._op(*[inputs[i] for i in self._used])
 
     def _trace(self, loss: "CheckedLoss", facts: Facts, inputs: Sequence[Any]) -> None:
-        names = [None if x is None else f"data{i}" for i, x in enumerate(inputs)]
+        names = [f"data{i}" if isinstance(x, NDArray) else None for i, x in enumerate(inputs)]
         with _TRACING, facts.device, mx.name.Prefix(loss.prefix):
-            out = loss._compute(mx.sym, facts, *[None if name is None else mx.sym.var(name) for name in names])
+            symbols = [x if name is None else mx.sym.var(name) for name, x in zip(names, inputs)]
+            out = loss._compute(mx.sym, facts, *symbols)
         self._used = [names.index(name) for name in out.list_inputs()]
         indices = [("data_indices", list(range(len(self._used)))), ("param_indices", [])]
         op = mx.nd.CachedOp(out, indices + sorted(loss._graph_options.items()))
@@ -301,6 +318,7 @@ class CheckedLoss(Loss):
     _names: Tuple[str, ...] = ("pred", "label", "sample_weight")
     _optional: Tuple[str, ...] = ("sample_weight",)
     _alike: Tuple[str, ...] = ("label",)  # the inputs that have the shape of the first
+    _numeric: Tuple[str, ...] = ()  # the inputs that may be numbers
     _direction = ""
     _reduction = "sum"
 
@@ -327,15 +345,15 @@ class CheckedLoss(Loss):
 
     def _real(self, *inputs: Any) -> List[Any]:
         """Inputs as legacy arrays, for a look at their values."""
-        if check_kinds(self._names, inputs, self._optional):
+        if check_kinds(self._names, inputs, self._optional, self._numeric):
             raise TypeError(f"{self._names[0]} must be an MXNet array, not a Symbol: a Symbol has no values")
         return [_legacy(x) for x in inputs]
 
     def _lifted(self, F: Any, facts: Optional[Facts], inputs: Sequence[Any]) -> List[Any]:
         """The inputs in one floating dtype; if the weight of the loss is 0, ones, whose terms are finite."""
         if self._weight == 0:
-            inputs = [x if x is None else F.ones_like(x) for x in inputs]
-        alike = [name in self._alike and x is not None for name, x in zip(self._names, inputs)]
+            inputs = [F.ones_like(x) if isinstance(x, (NDArray, Symbol)) else x for x in inputs]
+        alike = [name in self._alike and isinstance(x, (NDArray, Symbol)) for name, x in zip(self._names, inputs)]
         return lift(F, facts, inputs, alike)
 
     def _call_fused(self, F: Any, facts: Optional[Facts], names: Sequence[str], inputs: Sequence[Any],
@@ -348,20 +366,28 @@ class CheckedLoss(Loss):
                  for x, dtype in zip(inputs, facts.dtypes)]
         return fused(F, dict(zip(names, taken)), grad, **options)
 
-    def _reduced(self, F: Any, facts: Optional[Facts], terms: Any, reduction: str) -> Any:
-        """The terms of each sample reduced, times the weight of the loss."""
-        if reduction != "none":
-            batch_axis = self._batch_axis if facts is None else self._batch_axis % facts.ndim
-            out = sum_per_sample(F, terms, batch_axis, reduction == "mean", facts is not None and facts.long,
-                                 1.0 if self._weight is None else self._weight)
-            return F.cast(out, dtype="float32") if facts is not None and facts.long and "float64" not in facts.dtypes \
-                else out
-        return terms if self._weight is None else terms * self._weight
+    def _reduced(
+        self, F: Any, facts: Optional[Facts], terms: Any, reduction: str, x: Any = None, weight: Any = None,
+        axis: Optional[int] = None,
+    ) -> Any:
+        """The terms of each sample reduced, times the weight of the loss; "row_mean" asks for what follows."""
+        if reduction == "none":
+            return terms if self._weight is None else terms * self._weight
+        batch_axis = self._batch_axis if facts is None else self._batch_axis % facts.ndim
+        long = facts is not None and facts.long
+        out = sum_per_sample(F, terms, batch_axis, reduction == "mean", long,
+                             1.0 if self._weight is None else self._weight)
+        if long and facts is not None and "float64" not in facts.dtypes:
+            out = F.cast(out, dtype="float32")
+        if axis is None or reduction != "row_mean":
+            return out
+        axis = axis if facts is None else axis % facts.ndim
+        return F.broadcast_mul(out, share_of_a_row(F, x, weight, axis, batch_axis))
 
     def forward(self, *inputs: Any) -> Any:
-        symbolic = check_kinds(self._names, inputs, self._optional)
+        symbolic = check_kinds(self._names, inputs, self._optional, self._numeric)
         numpy_kind = isinstance(inputs[0], (mx.np.ndarray, mx.sym.np._Symbol))
-        legacy = [_legacy(x) for x in inputs]
+        legacy = [float(x) if self._numeric and is_number(x) else _legacy(x) for x in inputs]
         if symbolic:
             with self.name_scope():
                 out = self._compute(mx.sym, None, *legacy)
@@ -376,7 +402,7 @@ class CheckedLoss(Loss):
     def _observe(self, inputs: Sequence[Any], frame: Frame) -> Tuple[Sequence[Any], Facts]:
         """The checked inputs as an operator may be given them, and what is known of them."""
         inputs, device = check_same_place(self._names, inputs)
-        dtypes = tuple([x if x is None else _DTYPE_NAMES[x.dtype] for x in inputs])
+        dtypes = tuple([_DTYPE_NAMES[x.dtype] if isinstance(x, NDArray) else None for x in inputs])
         recorded: Tuple[bool, ...] = (False,) * len(inputs)
         if autograd.is_recording():
             recorded, inputs = zip(*[follow(x) for x in inputs])
@@ -384,14 +410,15 @@ class CheckedLoss(Loss):
         weight, size = inputs[-1], math.prod(shape)
         row_weight = weight is None or axis is None or weight.shape[axis] == 1
         return inputs, Facts(len(shape), dtypes, recorded, row_weight, device, size < SMALL,
-                             size > _LONG * shape[batch_axis])
+                             size > _LONG * shape[batch_axis],
+                             tuple([x if type(x) is float else None for x in inputs]) if self._numeric else ())
 
     def _run(self, inputs: Sequence[Any], facts: Facts) -> Any:
         if not self._active:
             return self._compute(mx.nd, facts, *inputs)
         graph = self._graphs.get(facts)
         if graph is None:
-            self._called_with = [x if x is None else x.shape for x in inputs]
+            self._called_with = [x.shape if isinstance(x, NDArray) else x for x in inputs]
             graph = self._graphs.setdefault(facts, _Graph())
         return graph(self, facts, inputs)
 
@@ -404,7 +431,7 @@ class CheckedLoss(Loss):
                              f"yet: pass mx.np arrays, under mx.npx.set_np(), for batches that may be empty")
         if axis is not None and shape[axis] == 0:
             raise ValueError(f"{name} of shape {shape} has no categories along axis {axis}")
-        present = [x for x in inputs if x is not None]
+        present = [x for x in inputs if isinstance(x, NDArray)]
         dtype = "float64" if any(x.dtype == np.float64 for x in present) else "float32"
         with mx.util.np_shape(True):
             return _NoRows(shape if self._reduction == "none" else (shape[batch_axis],), dtype)(*present)
@@ -423,7 +450,7 @@ class CheckedLoss(Loss):
         """Write the graph to ``path-symbol.json``; arguments as for every Gluon block, called once before."""
         if self._called_with is not None:
             self._clear_cached_op()
-            self._get_graph(*[x if x is None else mx.sym.var("data") for x in self._called_with])
+            self._get_graph(*[mx.sym.var("data") if isinstance(x, tuple) else x for x in self._called_with])
         return super().export(path, *args, **kwargs)
 
     def __getstate__(self) -> dict:

@@ -30,23 +30,28 @@ class PairLoss(CheckedLoss):
 
     def __init__(
         self, from_logits: bool, axis: int, weight: Optional[float], batch_axis: int,
-        reduction: str, label_space: str, **kwargs: Any,
+        reduction: str, label_space: str, pred_space: Optional[str], **kwargs: Any,
     ) -> None:
         super().__init__(weight, batch_axis, **kwargs)
         self._from_logits = check_flag("from_logits", from_logits)
         self._axis = check_axis("axis", axis)
-        check_choice("reduction", reduction, REDUCTIONS)
+        check_choice("reduction", reduction, (*REDUCTIONS, "row_mean"))
         check_choice("label_space", label_space, divergence.SPACES)
         self._reduction = reduction
         self._label_space = label_space
-
-    @property
-    def _pred_space(self) -> str:
-        return "log_probs" if self._from_logits else "logits"
+        self._given_pred_space = pred_space
+        if pred_space is None:
+            pred_space = "log_probs" if self._from_logits else "logits"
+        check_choice("pred_space", pred_space, divergence.SPACES)
+        if not self._from_logits and pred_space != "logits":
+            raise ValueError(f"from_logits=False says that pred holds raw scores, but pred_space={pred_space!r}: "
+                             f"leave one of the two out")
+        self._pred_space = pred_space
 
     def _describe(self) -> str:
         return (f"from_logits={self._from_logits}, axis={self._axis}, weight={self._weight}, "
-                f"batch_axis={self._batch_axis}, reduction={self._reduction!r}, label_space={self._label_space!r}")
+                f"batch_axis={self._batch_axis}, reduction={self._reduction!r}, label_space={self._label_space!r}, "
+                f"pred_space={self._given_pred_space!r}")
 
     def __call__(self, pred: Any, label: Any, sample_weight: Any = None) -> Any:
         return super().__call__(pred, label, sample_weight)
@@ -54,9 +59,10 @@ class PairLoss(CheckedLoss):
     def _check(self, *arrays: Any) -> Tuple[Tuple[Any, ...], Frame]:
         pred, label, weight = arrays
         shape = pred.shape
-        check_same_shape("pred", "label", shape, label.shape)
-        frame = Frame(shape, normal_axis("batch_axis", self._batch_axis, shape, "pred"),
-                      normal_axis("axis", self._axis, shape, "pred"))
+        axis = normal_axis("axis", self._axis, shape, "pred")
+        frame = Frame(shape, normal_axis("batch_axis", self._batch_axis, shape, "pred"), axis)
+        if label.shape != shape:
+            check_same_shape("pred", "label", shape, label.shape, diagnostics.index_hint(label.shape, shape, axis))
         return (pred, label, None if weight is None else fit_sample_weight(weight, frame)), frame
 
     def check_inputs(self, pred: Any, label: Any) -> None:
@@ -64,7 +70,7 @@ class PairLoss(CheckedLoss):
 
         Caught are probabilities or raw scores where log-probabilities belong, probabilities
         that would go through softmax twice, class indices as label, rows that do not sum
-        to 1, and swapped arguments. It never runs by itself: it waits for the values, and an
+        to 1, or do along another axis, and swapped arguments. It never runs by itself: it waits for the values, and an
         error on one worker of a distributed job would hang the others. Leave rows out that
         `sample_weight` silences.
 
@@ -108,13 +114,15 @@ class PairLoss(CheckedLoss):
         label_grad, weight_grad = (True, True) if facts is None else facts.recorded[1:]
 
         def terms(pred: Any, label: Any) -> Any:
-            return self._terms(F, pred, label, whole_rows, label_grad)
+            return divergence.pair_terms(
+                F, pred, label, pred_space=self._pred_space, label_space=self._label_space, axis=self._axis,
+                whole_rows=whole_rows, label_grad=label_grad, **self._form())
 
         out = weigh(F, terms, (pred, label), weight, self._axis, weight_grad)
-        return self._reduced(F, facts, out, self._reduction)
+        return self._reduced(F, facts, out, self._reduction, pred, weight, self._axis)
 
     def _form(self) -> Dict[str, Any]:
-        """What the operator computes for this loss, by its own words."""
+        """Which divergence it is, in the words of `divergence.pair_terms` and of the operator."""
         raise NotImplementedError
 
     def _fused(self, F: Any, facts: Optional[Facts], pred: Any, label: Any, weight: Any) -> Any:
@@ -124,22 +132,6 @@ class PairLoss(CheckedLoss):
         if facts is not None and facts.small and weight is None and self._label_space != "logits":
             options["keep"] = 0
         return self._call_fused(F, facts, ("pred", "target", "weight"), (pred, label, weight), **options)
-
-    def _terms(self, F: Any, pred: Any, label: Any, whole_rows: Any, label_grad: bool) -> Any:
-        """The same from MXNet's operators, element by element."""
-        raise NotImplementedError
-
-    def _kl_terms(
-        self, F: Any, pred: Any, label: Any, whole_rows: Any, label_grad: bool, epsilon: float = 1e-12,
-    ) -> Any:
-        return divergence.kl_terms(
-            F, pred, label, pred_space=self._pred_space, label_space=self._label_space, axis=self._axis,
-            epsilon=epsilon, whole_rows=whole_rows, label_grad=label_grad)
-
-    def _reverse_kl_terms(self, F: Any, pred: Any, label: Any, whole_rows: Any) -> Any:
-        return divergence.kl_terms(
-            F, label, pred, pred_space=self._label_space, label_space=self._pred_space, axis=self._axis,
-            whole_rows=whole_rows)
 
 
 class KLDivLoss(PairLoss, gluon.loss.KLDivLoss):
@@ -167,12 +159,18 @@ class KLDivLoss(PairLoss, gluon.loss.KLDivLoss):
         Factor for every result.
     batch_axis : int, default 0
         The axis of the samples; every other axis is reduced.
-    reduction : {"mean", "sum", "none"}
+    reduction : {"mean", "sum", "none", "row_mean"}
         "mean" divides the sum by the number of terms of a sample, as Gluon documents;
-        "sum" is the divergence itself; "none" returns the terms.
+        "sum" is the divergence itself; "none" returns the terms. "row_mean" adds over `axis`
+        and averages over the rows of a sample whose weight is not 0: for sequences with
+        padding, the mean divergence per valid position, the scale of Gluon's SoftmaxCELoss. A
+        sample without such a row gives 0.
     label_space : {"probs", "log_probs", "logits"}
         What `label` holds: probabilities, their logarithms, or raw scores that go through
         softmax over `axis`.
+    pred_space : {"probs", "log_probs", "logits"}, optional
+        What `pred` holds, instead of what `from_logits` says: "probs" for networks that end in
+        a softmax. A probability of 0 under a label of 0 has the gradient 0.
     epsilon : float, default 1e-12
         Stands in for a label of exactly 0 inside the logarithm. It changes no value: only
         the gradient to such a label, which is ``log(epsilon) - log_pred``.
@@ -187,8 +185,9 @@ class KLDivLoss(PairLoss, gluon.loss.KLDivLoss):
     label
         The same shape; any floating, integer or boolean dtype. Need not sum to 1.
     sample_weight
-        Optional. Shape (batch,), a weight per sample; or as many axes as `pred`, each 1 or
-        that of `pred`. Weight 0 silences a row whatever it holds.
+        Optional. Shape (batch,), a weight per sample; pred's shape without `axis`, one per row,
+        such as (batch, time); or as many axes as `pred`, each 1 or that of `pred`. Weight 0
+        silences a row whatever it holds.
 
     Outputs
     -------
@@ -242,16 +241,35 @@ class KLDivLoss(PairLoss, gluon.loss.KLDivLoss):
     >>> value = loss(scores, label)
     >>> print(value.asnumpy().round(4))
     [0.3526]
+
+    Probabilities, as a network that ends in a softmax gives them:
+
+    >>> loss = KLDivLoss(
+    ...     pred_space="probs", reduction="sum")
+    >>> value = loss(pred, label)
+    >>> print(value.asnumpy().round(4))
+    [0.1017]
+
+    A sequence of two positions, of which the second is padding:
+
+    >>> pair = nd.stack(pred, pred, axis=1)
+    >>> padded = nd.stack(label, 9 * label, axis=1)
+    >>> loss = KLDivLoss(reduction="row_mean")
+    >>> valid = nd.array([[1, 0]])
+    >>> value = loss(pair.log(), padded, valid)
+    >>> print(value.asnumpy().round(4))
+    [0.1017]
     """
 
     _direction = "KL(label ‖ pred) in nats"
 
     def __init__(
         self, from_logits: bool = True, axis: int = -1, weight: Optional[float] = None, batch_axis: int = 0, *,
-        reduction: str = "mean", label_space: str = "probs", epsilon: float = 1e-12,
-        prefix: Optional[str] = None, params: Any = None,
+        reduction: str = "mean", label_space: str = "probs", pred_space: Optional[str] = None,
+        epsilon: float = 1e-12, prefix: Optional[str] = None, params: Any = None,
     ) -> None:
-        super().__init__(from_logits, axis, weight, batch_axis, reduction, label_space, prefix=prefix, params=params)
+        super().__init__(from_logits, axis, weight, batch_axis, reduction, label_space, pred_space,
+                         prefix=prefix, params=params)
         check_positive("epsilon", epsilon)
         self._epsilon = epsilon
 
@@ -261,8 +279,6 @@ class KLDivLoss(PairLoss, gluon.loss.KLDivLoss):
     def _form(self) -> Dict[str, Any]:
         return {"epsilon": float(self._epsilon)}
 
-    def _terms(self, F: Any, pred: Any, label: Any, whole_rows: Any, label_grad: bool) -> Any:
-        return self._kl_terms(F, pred, label, whole_rows, label_grad, self._epsilon)
 
 
 class ReverseKLDivLoss(PairLoss):
@@ -287,12 +303,16 @@ class ReverseKLDivLoss(PairLoss):
         Factor for every result.
     batch_axis : int, default 0
         The axis of the samples; every other axis is reduced.
-    reduction : {"mean", "sum", "none"}
+    reduction : {"mean", "sum", "none", "row_mean"}
         "mean" divides the sum by the number of terms of a sample; "sum" is the divergence
-        itself; "none" returns the terms.
+        itself; "none" returns the terms; "row_mean" adds over `axis` and averages over the
+        rows of a sample whose weight is not 0.
     label_space : {"probs", "log_probs", "logits"}
         What `label` holds: probabilities, their logarithms, or raw scores that go through
         softmax over `axis`.
+    pred_space : {"probs", "log_probs", "logits"}, optional
+        What `pred` holds, instead of what `from_logits` says: "probs" for networks that end in
+        a softmax.
     prefix, params
         As for every Gluon block.
 
@@ -303,8 +323,9 @@ class ReverseKLDivLoss(PairLoss):
     label
         The same shape; any floating, integer or boolean dtype.
     sample_weight
-        Optional. Shape (batch,), a weight per sample; or as many axes as `pred`, each 1 or
-        that of `pred`. Weight 0 silences a row whatever it holds.
+        Optional. Shape (batch,), a weight per sample; pred's shape without `axis`, one per row,
+        such as (batch, time); or as many axes as `pred`, each 1 or that of `pred`. Weight 0
+        silences a row whatever it holds.
 
     Outputs
     -------
@@ -350,15 +371,15 @@ class ReverseKLDivLoss(PairLoss):
 
     def __init__(
         self, from_logits: bool = True, axis: int = -1, weight: Optional[float] = None, batch_axis: int = 0, *,
-        reduction: str = "mean", label_space: str = "probs", prefix: Optional[str] = None, params: Any = None,
+        reduction: str = "mean", label_space: str = "probs", pred_space: Optional[str] = None,
+        prefix: Optional[str] = None, params: Any = None,
     ) -> None:
-        super().__init__(from_logits, axis, weight, batch_axis, reduction, label_space, prefix=prefix, params=params)
+        super().__init__(from_logits, axis, weight, batch_axis, reduction, label_space, pred_space,
+                         prefix=prefix, params=params)
 
     def _form(self) -> Dict[str, Any]:
         return {"form": "reverse_kl"}
 
-    def _terms(self, F: Any, pred: Any, label: Any, whole_rows: Any, label_grad: bool) -> Any:
-        return self._reverse_kl_terms(F, pred, label, whole_rows)
 
 
 class JSDivLoss(PairLoss):
@@ -388,12 +409,16 @@ class JSDivLoss(PairLoss):
     beta : float, default 0.5
         Between 0 and 1, the share of the label in the mixture; 0 stands for
         KL(label ‖ pred), and 1 for KL(pred ‖ label).
-    reduction : {"mean", "sum", "none"}
+    reduction : {"mean", "sum", "none", "row_mean"}
         "mean" divides the sum by the number of terms of a sample; "sum" is the divergence
-        itself; "none" returns the terms.
+        itself; "none" returns the terms; "row_mean" adds over `axis` and averages over the
+        rows of a sample whose weight is not 0.
     label_space : {"probs", "log_probs", "logits"}
         What `label` holds: probabilities, their logarithms, or raw scores that go through
         softmax over `axis`.
+    pred_space : {"probs", "log_probs", "logits"}, optional
+        What `pred` holds, instead of what `from_logits` says: "probs" for networks that end in
+        a softmax.
     prefix, params
         As for every Gluon block.
 
@@ -404,8 +429,9 @@ class JSDivLoss(PairLoss):
     label
         The same shape; any floating, integer or boolean dtype.
     sample_weight
-        Optional. Shape (batch,), a weight per sample; or as many axes as `pred`, each 1 or
-        that of `pred`. Weight 0 silences a row whatever it holds.
+        Optional. Shape (batch,), a weight per sample; pred's shape without `axis`, one per row,
+        such as (batch, time); or as many axes as `pred`, each 1 or that of `pred`. Weight 0
+        silences a row whatever it holds.
 
     Outputs
     -------
@@ -458,10 +484,11 @@ class JSDivLoss(PairLoss):
 
     def __init__(
         self, from_logits: bool = True, axis: int = -1, weight: Optional[float] = None, batch_axis: int = 0, *,
-        beta: float = 0.5, reduction: str = "mean", label_space: str = "probs",
+        beta: float = 0.5, reduction: str = "mean", label_space: str = "probs", pred_space: Optional[str] = None,
         prefix: Optional[str] = None, params: Any = None,
     ) -> None:
-        super().__init__(from_logits, axis, weight, batch_axis, reduction, label_space, prefix=prefix, params=params)
+        super().__init__(from_logits, axis, weight, batch_axis, reduction, label_space, pred_space,
+                         prefix=prefix, params=params)
         check_between("beta", beta, 0, 1)
         self._beta = beta
         if beta in (0, 1):
@@ -471,15 +498,4 @@ class JSDivLoss(PairLoss):
         return f"{super()._describe()}, beta={self._beta}"
 
     def _form(self) -> Dict[str, Any]:
-        if self._beta in (0, 1):
-            return {"form": "reverse_kl" if self._beta else "kl"}
-        return {"form": "js", "beta": float(self._beta)}
-
-    def _terms(self, F: Any, pred: Any, label: Any, whole_rows: Any, label_grad: bool) -> Any:
-        if self._beta == 0:
-            return self._kl_terms(F, pred, label, whole_rows, label_grad)
-        if self._beta == 1:
-            return self._reverse_kl_terms(F, pred, label, whole_rows)
-        return divergence.js_terms(
-            F, pred, label, pred_space=self._pred_space, label_space=self._label_space, axis=self._axis,
-            beta=self._beta)
+        return divergence.js_form(self._beta)

@@ -1,4 +1,4 @@
-"""The divergence as an evaluation metric."""
+"""The divergences as evaluation metrics."""
 
 import math
 from typing import Any, List, Optional
@@ -6,7 +6,7 @@ from typing import Any, List, Optional
 import mxnet as mx
 from mxnet.metric import EvalMetric, alias, check_label_shapes, register
 
-from gluon_kl.loss import KLDivLoss
+from gluon_kl.loss import JSDivLoss, KLDivLoss
 
 
 class _Sum:
@@ -25,9 +25,52 @@ class _Sum:
         self._lost = math.fsum([*parts, -self.value])
 
 
+class _DivergenceMetric(EvalMetric):
+    """Mean over samples of what a loss between pred and label gives; a subclass says which loss, and what it is."""
+
+    def __init__(
+        self, loss: Any, name: str, output_names: Optional[List[str]], label_names: Optional[List[str]],
+        **arguments: Any,
+    ) -> None:
+        self._loss = loss
+        super().__init__(name, output_names, label_names, has_global_stats=True, **arguments)
+
+    def update(self, labels: Any, preds: Any) -> None:
+        """Add the divergences of a batch.
+
+        Parameters
+        ----------
+        labels, preds : array or list of arrays
+            As the loss takes them; a list holds one array per device or output.
+        """
+        labels, preds = check_label_shapes(labels, preds, wrap=True)
+        for label, pred in zip(labels, preds):
+            with mx.autograd.pause():
+                if isinstance(label, mx.nd.NDArray) and isinstance(pred, mx.nd.NDArray):
+                    label = label.as_in_context(pred.context)
+                divergences = self._loss(pred, label).asnumpy()
+            total = float(divergences.sum(dtype="float64"))
+            for seen in (self._local, self._global):
+                seen.add(total)
+            self.num_inst += divergences.size
+            self.global_num_inst += divergences.size
+        self.sum_metric = self._local.value
+        self.global_sum_metric = self._global.value
+
+    def reset(self) -> None:
+        """Forget everything."""
+        super().reset()
+        self._local, self._global = _Sum(), _Sum()
+
+    def reset_local(self) -> None:
+        """Forget what was added since the last such call; the global figure stays."""
+        super().reset_local()
+        self._local = _Sum()
+
+
 @register
 @alias("kl-divergence")
-class KLDivergence(EvalMetric):
+class KLDivergence(_DivergenceMetric):
     """Mean over samples of KL(label ‖ pred), in nats.
 
     A sample's divergence is what :class:`gluon_kl.KLDivLoss` gives with ``reduction="sum"``:
@@ -42,6 +85,9 @@ class KLDivergence(EvalMetric):
         The axis of the categories.
     label_space : {"probs", "log_probs", "logits"}
         What labels hold.
+    pred_space : {"probs", "log_probs", "logits"}, optional
+        What predictions hold, instead of what `from_logits` says: "probs" for networks that end
+        in a softmax.
     name : str, default "kl-divergence"
         What `get` calls the figure.
     output_names, label_names : list of str, optional
@@ -77,44 +123,91 @@ class KLDivergence(EvalMetric):
     >>> name, value = kl.get()
     >>> print(name, round(value, 4))
     kl-divergence 0.0324
+
+    Of a network that ends in a softmax:
+
+    >>> kl = gluon_kl.metric.KLDivergence(
+    ...     pred_space="probs")
+    >>> kl.update(label, pred)
+    >>> print(round(kl.get()[1], 4))
+    0.0324
     """
 
     def __init__(
-        self, from_logits: bool = True, axis: int = -1, label_space: str = "probs", name: str = "kl-divergence",
-        output_names: Optional[List[str]] = None, label_names: Optional[List[str]] = None,
+        self, from_logits: bool = True, axis: int = -1, label_space: str = "probs", pred_space: Optional[str] = None,
+        name: str = "kl-divergence", output_names: Optional[List[str]] = None,
+        label_names: Optional[List[str]] = None,
     ) -> None:
-        self._loss = KLDivLoss(from_logits, axis, label_space=label_space, reduction="sum")
-        super().__init__(name, output_names, label_names, from_logits=from_logits, axis=axis,
-                         label_space=label_space, has_global_stats=True)
+        loss = KLDivLoss(from_logits, axis, label_space=label_space, pred_space=pred_space, reduction="sum")
+        super().__init__(loss, name, output_names, label_names, from_logits=from_logits, axis=axis,
+                         label_space=label_space, pred_space=pred_space)
 
-    def update(self, labels: Any, preds: Any) -> None:
-        """Add the divergences of a batch.
 
-        Parameters
-        ----------
-        labels, preds : array or list of arrays
-            As the loss takes them; a list holds one array per device or output.
-        """
-        labels, preds = check_label_shapes(labels, preds, wrap=True)
-        for label, pred in zip(labels, preds):
-            with mx.autograd.pause():
-                if isinstance(label, mx.nd.NDArray) and isinstance(pred, mx.nd.NDArray):
-                    label = label.as_in_context(pred.context)
-                divergences = self._loss(pred, label).asnumpy()
-            total = float(divergences.sum(dtype="float64"))
-            for seen in (self._local, self._global):
-                seen.add(total)
-            self.num_inst += divergences.size
-            self.global_num_inst += divergences.size
-        self.sum_metric = self._local.value
-        self.global_sum_metric = self._global.value
+@register
+@alias("js-divergence")
+class JSDivergence(_DivergenceMetric):
+    """Mean over samples of the Jensen-Shannon divergence of predictions and labels, in nats.
 
-    def reset(self) -> None:
-        """Forget everything."""
-        super().reset()
-        self._local, self._global = _Sum(), _Sum()
+    A sample's divergence is what :class:`gluon_kl.JSDivLoss` gives with ``reduction="sum"``:
+    added up over the categories, and over every other axis but the first, that of the samples.
+    Between 0 and log 2 for ``beta=0.5``, also where predictions miss mass that labels have, and a
+    mean KL divergence would be infinite. Registered, so that ``mx.metric.create("js-divergence")``
+    finds it once gluon_kl is imported.
 
-    def reset_local(self) -> None:
-        """Forget what was added since the last such call; the global figure stays."""
-        super().reset_local()
-        self._local = _Sum()
+    Parameters
+    ----------
+    from_logits : bool, default True
+        `True` if predictions are log-probabilities, `False` if they are raw scores.
+    axis : int, default -1
+        The axis of the categories.
+    label_space : {"probs", "log_probs", "logits"}
+        What labels hold.
+    pred_space : {"probs", "log_probs", "logits"}, optional
+        What predictions hold, instead of what `from_logits` says: "probs" for networks that end
+        in a softmax.
+    beta : float, default 0.5
+        Between 0 and 1, the share of the label in the mixture, as for the loss.
+    name : str, default "js-divergence"
+        What `get` calls the figure.
+    output_names, label_names : list of str, optional
+        Which outputs and labels of a module count; all of them by default.
+
+    Raises
+    ------
+    ValueError
+        If shapes differ, the numbers of labels and predictions differ, or an argument is not
+        among the allowed ones.
+    TypeError
+        If an input is not an MXNet array, or an argument has the wrong type.
+
+    References
+    ----------
+    J. Lin, "Divergence measures based on the Shannon entropy", IEEE Transactions on
+    Information Theory 37 (1991), 145-151.
+
+    Examples
+    --------
+    The second sample shares no category with its label, which costs log 2:
+
+    >>> import mxnet as mx
+    >>> import gluon_kl
+    >>> js = gluon_kl.metric.JSDivergence(
+    ...     pred_space="probs")
+    >>> pred = mx.nd.array([[0.2, 0.5, 0.3],
+    ...                     [0, 0, 1]])
+    >>> label = mx.nd.array([[0.3, 0.4, 0.3],
+    ...                      [1, 0, 0]])
+    >>> js.update(label, pred)
+    >>> name, value = js.get()
+    >>> print(name, round(value, 4))
+    js-divergence 0.3505
+    """
+
+    def __init__(
+        self, from_logits: bool = True, axis: int = -1, label_space: str = "probs", pred_space: Optional[str] = None,
+        beta: float = 0.5, name: str = "js-divergence", output_names: Optional[List[str]] = None,
+        label_names: Optional[List[str]] = None,
+    ) -> None:
+        loss = JSDivLoss(from_logits, axis, label_space=label_space, pred_space=pred_space, beta=beta, reduction="sum")
+        super().__init__(loss, name, output_names, label_names, from_logits=from_logits, axis=axis,
+                         label_space=label_space, pred_space=pred_space, beta=beta)

@@ -34,16 +34,16 @@ class Run:
         """Gradients to every input that is given, of the sum of the outputs or under `head`."""
         arrays = [self.array(x, kind) for x in inputs]
         for x in arrays:
-            if x is not None:
+            if isinstance(x, mx.nd.NDArray):
                 x.attach_grad(grad_req)
         with mx.autograd.record():
             out = self.prepare(loss)(*arrays)
         out.backward(None if head is None else self.array(head.astype(out.dtype), kind))
-        return tuple(None if x is None else x.grad.asnumpy() for x in arrays)
+        return tuple(x.grad.asnumpy() if isinstance(x, mx.nd.NDArray) else None for x in arrays)
 
     @staticmethod
     def array(x, kind):
-        if x is None or isinstance(x, mx.nd.NDArray):
+        if x is None or isinstance(x, (float, int, mx.nd.NDArray)):  # of numbers, those that a loss takes as such
             return x
         x = np.asarray(x)
         return kind(x, dtype=x.dtype)

@@ -37,37 +37,57 @@ def kl_terms(pred, label, pred_space="log_probs", label_space="probs", axis=-1):
     return np.where(p == 0, 0.0, terms)
 
 
+def full_weights(weight, shape, batch_axis, axis):
+    """sample_weight with as many axes as shape: per sample, or per row along axis, or as it is."""
+    weight, ndim = np.asarray(weight, dtype=np.float64), len(shape)
+    if weight.ndim == ndim:
+        return weight
+    if weight.shape == (shape[batch_axis],):
+        return weight.reshape([-1 if i == batch_axis % ndim else 1 for i in range(ndim)])
+    assert axis is not None and weight.shape == tuple(n for i, n in enumerate(shape) if i != axis % ndim)
+    return np.expand_dims(weight, axis % ndim)
+
+
 def row_weights(weight, shape, batch_axis, axis):
-    """sample_weight in pred's shape, and where it silences: whole rows along axis, and single elements."""
-    if weight is None:
-        weight = np.ones(shape)
-    weight = np.asarray(weight, dtype=np.float64)
-    if weight.ndim != len(shape):
-        weight = weight.reshape([-1 if i == batch_axis % len(shape) else 1 for i in range(len(shape))])
-    weight = np.broadcast_to(weight, shape)
-    return weight, np.broadcast_to((weight == 0).all(axis=axis, keepdims=True), shape)
+    """sample_weight in pred's shape, and where it silences: whole rows along axis, and single elements.
+
+    axis None: every element is a row.
+    """
+    weight = np.broadcast_to(1.0 if weight is None else full_weights(weight, shape, batch_axis, axis), shape)
+    silent = weight == 0
+    return weight, silent if axis is None else np.broadcast_to(silent.all(axis=axis, keepdims=True), shape)
 
 
-def count(shape, batch_axis, reduction):
-    """What a result is divided by."""
-    return np.prod(shape, dtype=np.int64) // max(shape[batch_axis], 1) if reduction == "mean" else 1
+def count(shape, batch_axis, reduction, axis=-1, weights=None):
+    """What a result is divided by; for "row_mean" per sample, the rows that any weight counts, or inf for none."""
+    if reduction in ("none", "sum"):
+        return 1
+    if reduction == "mean":
+        return np.prod(shape, dtype=np.int64) // max(shape[batch_axis], 1)
+    heard = np.broadcast_to(1.0 if weights is None else weights, shape) != 0
+    if axis is not None:
+        heard = heard.any(axis=axis, keepdims=True)
+    rows = heard.sum(axis=tuple(i for i in range(len(shape)) if i != batch_axis % len(shape)))
+    return np.broadcast_to(np.where(rows == 0, np.inf, rows), shape[batch_axis])
 
 
-def reduce(terms, batch_axis=0, reduction="mean"):
+def reduce(terms, batch_axis=0, reduction="mean", axis=-1, weights=None):
     if reduction == "none":
         return terms
     axes = tuple(i for i in range(terms.ndim) if i != batch_axis % terms.ndim)
-    return terms.sum(axis=axes) / count(terms.shape, batch_axis, reduction)
+    return terms.sum(axis=axes) / count(terms.shape, batch_axis, reduction, axis, weights)
 
 
-def kl_divergence(pred, label, *, from_logits=True, label_space="probs", axis=-1, batch_axis=0, weight=None,
-                  reduction="mean", sample_weight=None):
+def space_of(from_logits, pred_space):
+    return pred_space or ("log_probs" if from_logits else "logits")
+
+
+def kl_divergence(pred, label, *, from_logits=True, label_space="probs", pred_space=None, axis=-1, batch_axis=0,
+                  weight=None, reduction="mean", sample_weight=None):
     """What KLDivLoss returns."""
-    terms = kl_terms(pred, label, "log_probs" if from_logits else "logits", label_space, axis)
-    weights, _ = row_weights(sample_weight, terms.shape, batch_axis, axis)
-    with np.errstate(invalid="ignore"):
-        terms = np.where(weights == 0, 0.0, terms * weights)
-    return reduce(terms, batch_axis, reduction) * (1.0 if weight is None else weight)
+    terms = kl_terms(pred, label, space_of(from_logits, pred_space), label_space, axis)
+    return weighted(terms, batch_axis=batch_axis, axis=axis, weight=weight, reduction=reduction,
+                    sample_weight=sample_weight)
 
 
 def through_softmax(gradient, x, axis):
@@ -75,8 +95,8 @@ def through_softmax(gradient, x, axis):
     return gradient - np.exp(log_softmax(x, axis)) * gradient.sum(axis=axis, keepdims=True)
 
 
-def kl_gradients(pred, label, head=None, *, from_logits=True, label_space="probs", axis=-1, batch_axis=0,
-                 weight=None, reduction="mean", sample_weight=None, epsilon=1e-12):
+def kl_gradients(pred, label, head=None, *, from_logits=True, label_space="probs", pred_space=None, axis=-1,
+                 batch_axis=0, weight=None, reduction="mean", sample_weight=None, epsilon=1e-12):
     """Closed-form gradients of sum(head * kl_divergence(...)) to pred, label and sample_weight."""
     pred, label = np.asarray(pred, np.float64), np.asarray(label, np.float64)
     shape = pred.shape
@@ -84,10 +104,11 @@ def kl_gradients(pred, label, head=None, *, from_logits=True, label_space="probs
     if head is None:
         head = np.ones(shape if reduction == "none" else shape[batch_axis])
     if reduction != "none":
+        head = head / count(shape, batch_axis, reduction, axis, weights)
         head = np.reshape(head, [-1 if i == batch_axis % len(shape) else 1 for i in range(len(shape))])
-    head = np.broadcast_to(head, shape) * (1.0 if weight is None else weight) / count(shape, batch_axis, reduction)
+    head = np.broadcast_to(head, shape) * (1.0 if weight is None else weight)
 
-    pred_space = "log_probs" if from_logits else "logits"
+    pred_space = space_of(from_logits, pred_space)
     p = probability_of(label, label_space, axis)
     log_p, log_q = log_of(label, label_space, axis), log_of(pred, pred_space, axis)
     scale = head * weights
@@ -101,6 +122,8 @@ def kl_gradients(pred, label, head=None, *, from_logits=True, label_space="probs
             to_label = p * (ratio + 1) * scale
         if pred_space == "logits":
             to_pred = through_softmax(to_pred, pred, axis)
+        elif pred_space == "probs":
+            to_pred = np.where(pred == 0, 0.0, to_pred / np.where(pred == 0, 1.0, pred))
         if label_space == "logits":
             to_label = through_softmax(to_label, label, axis)
         to_pred, to_label = np.where(silent, 0.0, to_pred), np.where(silent, 0.0, to_label)
@@ -110,12 +133,9 @@ def kl_gradients(pred, label, head=None, *, from_logits=True, label_space="probs
         to_weight = np.where((weights == 0) & ~finite, 0.0, terms) * head
     if sample_weight is None:
         return to_pred, to_label, None
-    size = np.shape(sample_weight)
-    if len(size) != len(shape):
-        axes = tuple(i for i in range(len(shape)) if i != batch_axis % len(shape))
-        return to_pred, to_label, to_weight.sum(axis=axes)
+    size = full_weights(sample_weight, shape, batch_axis, axis).shape
     axes = tuple(i for i in range(len(shape)) if size[i] == 1)
-    return to_pred, to_label, to_weight.sum(axis=axes, keepdims=True)
+    return to_pred, to_label, to_weight.sum(axis=axes, keepdims=True).reshape(np.shape(sample_weight))
 
 
 def reverse_kl_terms(pred, label, pred_space="log_probs", label_space="probs", axis=-1):
@@ -124,7 +144,14 @@ def reverse_kl_terms(pred, label, pred_space="log_probs", label_space="probs", a
 
 
 def js_terms(pred, label, pred_space="log_probs", label_space="probs", axis=-1, beta=0.5):
-    """beta p log(p / m) + (1 - beta) q log(q / m) for every element, m = beta p + (1 - beta) q."""
+    """beta p log(p / m) + (1 - beta) q log(q / m) for every element, m = beta p + (1 - beta) q.
+
+    At the ends of beta, KL(label || pred) and KL(pred || label), which the formula divided by beta and 1 - beta nears.
+    """
+    if beta == 0:
+        return kl_terms(pred, label, pred_space, label_space, axis)
+    if beta == 1:
+        return reverse_kl_terms(pred, label, pred_space, label_space, axis)
     log_p, log_q = log_of(label, label_space, axis), log_of(pred, pred_space, axis)
     with np.errstate(invalid="ignore"):
         log_m = np.logaddexp(np.log(beta) + log_p, np.log1p(-beta) + log_q)
@@ -133,39 +160,66 @@ def js_terms(pred, label, pred_space="log_probs", label_space="probs", axis=-1, 
     return terms[0] + terms[1]
 
 
-def weighted(terms, *, batch_axis=0, axis=-1, weight=None, reduction="mean", sample_weight=None):
-    """Terms under their weights, reduced."""
+def weighted(terms, *, batch_axis=0, axis=-1, weight=None, reduction="mean", sample_weight=None, counted=None):
+    """Terms under their weights, reduced; `counted` stands in for the weights where rows are counted."""
     weights, _ = row_weights(sample_weight, terms.shape, batch_axis, axis)
+    counted = weights if counted is None else row_weights(counted, terms.shape, batch_axis, axis)[0]
     with np.errstate(invalid="ignore"):
         terms = np.where(weights == 0, 0.0, terms * weights)
-    return reduce(terms, batch_axis, reduction) * (1.0 if weight is None else weight)
+    return reduce(terms, batch_axis, reduction, axis, counted) * (1.0 if weight is None else weight)
 
 
-def distillation(pred, label, teacher_pred, *, temperature=1.0, hard_weight=0.0, axis=-1, sparse_label=True,
-                 weight=None, batch_axis=0, sample_weight=None):
+def distillation(pred, label, teacher_pred, *, temperature=1.0, hard_weight=0.5, sparse_label=True, weight=None,
+                 batch_axis=0, axis=-1, divergence="kl", beta=0.5, teacher_space="logits", sample_weight=None,
+                 counted=None):
     """What DistillationLoss returns."""
     pred = np.asarray(pred, np.float64)
     terms = 0.0
     if hard_weight > 0:
         if sparse_label:
-            label = np.moveaxis(np.eye(pred.shape[axis])[np.asarray(label).astype(int)], -1, axis)
+            label = np.asarray(label).astype(int)
+            if label.ndim == pred.ndim:  # 1 along axis
+                label = np.squeeze(label, axis)
+            label = np.moveaxis(np.eye(pred.shape[axis])[label], -1, axis)
         with np.errstate(invalid="ignore"):
             terms = terms - hard_weight * np.where(label == 0, 0.0, label * log_softmax(pred, axis))
     if hard_weight < 1:
         teacher_pred = np.asarray(teacher_pred, np.float64)
-        soft = kl_terms(pred / temperature, teacher_pred / temperature, "logits", "logits", axis)
+        if teacher_space == "logits":
+            teacher_pred = teacher_pred / temperature
+        soft = js_terms(pred / temperature, teacher_pred, "logits", teacher_space, axis,
+                        {"kl": 0, "reverse_kl": 1, "js": beta}[divergence])
         terms = terms + (1 - hard_weight) * temperature ** 2 * soft
-    return pred.shape[axis] * weighted(terms, batch_axis=batch_axis, axis=axis, weight=weight,
-                                       sample_weight=sample_weight)
+    return weighted(terms, batch_axis=batch_axis, axis=axis, weight=weight, reduction="row_mean",
+                    sample_weight=sample_weight, counted=counted)
 
 
-def gaussian_terms(mean, log_variance, prior_mean=None, prior_log_variance=None, free_nats=0.0):
-    """log(s' / s) + (s^2 + (m - m')^2) / (2 s'^2) - 1/2 for every dimension, in long double."""
-    mean, log_variance = np.longdouble(mean), np.longdouble(log_variance)
+def bernoulli_terms(pred, label, from_sigmoid=False, label_space="probs"):
+    """p log(p / q) + (1 - p) log((1 - p) / (1 - q)) for every element, in long double; 0 log 0 = 0."""
+    def logs(x, logits):  # of the probability, and of its complement
+        x = np.longdouble(x)
+        if not logits:
+            return np.log(x), np.log1p(-x)
+        return [np.minimum(score, 0) - np.log1p(np.exp(-abs(score))) for score in (x, -x)]
+
+    with np.errstate(divide="ignore", invalid="ignore"):
+        own, other = logs(label, label_space == "logits"), logs(pred, not from_sigmoid)
+        own, other = np.broadcast_arrays(own[0], own[1], other[0], other[1])[:2], other
+        return sum(np.where(np.exp(log_p) == 0, 0, np.exp(log_p) * (log_p - log_q))
+                   for log_p, log_q in zip(own, other))
+
+
+def gaussian_terms(mean, spread, prior_mean=None, prior_spread=None, free_nats=0.0, spread_is="log_variance"):
+    """log(s' / s) + (s^2 + (m - m')^2) / (2 s'^2) - 1/2 for every dimension, in long double; priors broadcast."""
+    mean, spread = np.longdouble(mean), np.longdouble(spread)
     prior_mean = np.longdouble(0 if prior_mean is None else prior_mean)
-    prior_log_variance = np.longdouble(0 if prior_log_variance is None else prior_log_variance)
-    variance, prior_variance = np.exp(log_variance), np.exp(prior_log_variance)
-    terms = (prior_log_variance - log_variance + (variance + (mean - prior_mean) ** 2) / prior_variance - 1) / 2
+    if spread_is == "std":
+        prior_spread = np.longdouble(1 if prior_spread is None else prior_spread)
+        terms = np.log(prior_spread / spread) + (spread ** 2 + (mean - prior_mean) ** 2) / (2 * prior_spread ** 2) - 0.5
+    else:
+        prior_spread = np.longdouble(0 if prior_spread is None else prior_spread)
+        ratio = (np.exp(spread) + (mean - prior_mean) ** 2) / np.exp(prior_spread)
+        terms = (prior_spread - spread + ratio - 1) / 2
     return np.maximum(terms, free_nats)
 
 

@@ -50,6 +50,13 @@ MISTAKES = [  # from_logits, label_space, what pred holds, what label holds, wor
     (True, "logits", "logits", "log_probs", ["swapped"]),
     (False, "log_probs", "log_probs", "logits", ["swapped"]),
 ]
+PROBS_MISTAKES = [  # under pred_space="probs": label_space, what pred holds, what label holds, words of the message
+    ("probs", "logits", "probs", ["pred holds raw scores", "probabilities belong", "pred_space='logits'"]),
+    ("probs", "log_probs", "probs", ["pred holds log-probabilities", "pred_space='log_probs'"]),
+    ("probs", "probs", "logits", ["label holds raw scores", "label_space='logits'"]),
+    ("log_probs", "probs", "probs", ["label holds probabilities", "label_space='probs'"]),
+    ("log_probs", "log_probs", "probs", ["swapped", "model first"]),
+]
 
 
 @pytest.mark.parametrize("from_logits, label_space, pred, label, words", MISTAKES)
@@ -61,6 +68,57 @@ def test_wrong_space(views, loss, from_logits, label_space, pred, label, words):
             said = message(loss(from_logits, axis, label_space=label_space),
                            array(turn(preds[pred]), dtype), array(turn(labels[label]), dtype))
             assert all(word in said for word in words), said
+
+
+@pytest.mark.parametrize("label_space, pred, label, words", PROBS_MISTAKES)
+@pytest.mark.parametrize("loss", [KLDivLoss, ReverseKLDivLoss, JSDivLoss])
+def test_wrong_space_beside_a_softmax_head(views, loss, label_space, pred, label, words):
+    preds, labels, _ = views
+    for dtype in DTYPES:
+        said = message(loss(pred_space="probs", label_space=label_space), array(preds[pred], dtype),
+                       array(labels[label], dtype))
+        assert all(word in said for word in words), said
+    loss(pred_space="probs", label_space=label_space).check_inputs(array(preds["probs"]), array(labels[label_space]))
+
+
+@pytest.mark.parametrize("loss", [KLDivLoss, ReverseKLDivLoss, JSDivLoss])
+def test_probabilities_that_would_go_through_softmax_name_the_other_way(views, loss):
+    preds, labels, _ = views
+    assert "pred_space='probs'" in message(loss(False), array(preds["probs"]), array(labels["probs"]))
+    assert "pred_space='probs'" in message(loss(), array(preds["probs"]), array(labels["probs"]))
+
+
+def maps(space):
+    """Maps of shape (batch, categories, height, width)."""
+    log_probs = oracle.log_softmax(2 * np.random.RandomState(3).normal(size=(2, 5, 3, 4)), 1)
+    return np.exp(log_probs) if space == "probs" else log_probs
+
+
+def test_distributions_along_another_axis():
+    """The default axis, and categories along axis 1."""
+    label, scores = maps("probs"), np.random.RandomState(4).normal(size=(2, 5, 3, 4))
+    said = message(KLDivLoss(False), array(scores), array(label))
+    assert "do not sum to 1" in said and "label sums to 1 along axis 1: set axis=1" in said
+    said = message(KLDivLoss(), array(maps("log_probs")), array(label))
+    assert "exponential of pred sums to 1 along axis 1: set axis=1" in said
+    said = message(KLDivLoss(pred_space="probs"), array(label), array(label))
+    assert "pred sums to 1 along axis 1: set axis=1" in said
+    said = message(KLDivLoss(False, label_space="log_probs"), array(scores), array(maps("log_probs")))
+    assert "exponential of label sums to 1 along axis 1" in said
+    said = message(DistillationLoss(sparse_label=False), array(scores), array(label), array(scores))
+    assert "label sums to 1 along axis 1: set axis=1" in said
+    hot = np.eye(5)[np.random.RandomState(5).randint(5, size=(2, 3, 4))].transpose(0, 3, 1, 2)
+    assert "set axis=1" in message(KLDivLoss(False), array(scores), array(hot))
+    KLDivLoss(False, 1).check_inputs(array(scores), array(label))
+
+
+def test_nothing_to_look_at():
+    with mx.util.np_shape(True):
+        nothing = mx.np.zeros((0, 3))
+        for loss, inputs in ((KLDivLoss(), (nothing, nothing)), (JSDivLoss(False), (nothing, nothing)),
+                             (DistillationLoss(sparse_label=False), (nothing,) * 3)):
+            said = message(loss, *inputs)
+            assert "pred of shape (0, 3)" in said and "nothing to look at" in said
 
 
 def test_one_row_is_enough():
@@ -88,8 +146,8 @@ def test_rows_that_do_not_sum_to_one(views):
         said = message(KLDivLoss(), array(preds["log_probs"]), array(label))
         assert "do not sum to 1" in said and sums in said and "divide each row" in said
     # Probabilities along another axis than the loss is told.
-    assert "do not sum to 1" in message(KLDivLoss(axis=0), array(oracle.log_softmax(preds["logits"], 0)),
-                                        array(labels["probs"]))
+    said = message(KLDivLoss(axis=0), array(oracle.log_softmax(preds["logits"], 0)), array(labels["probs"]))
+    assert "do not sum to 1" in said and "set axis=1" in said
 
 
 def test_no_distribution_at_all(views):
@@ -131,7 +189,7 @@ def test_it_never_runs_by_itself(views):
 def valid_batch(rng):
     """A random valid batch, and the loss that it is for."""
     loss = [KLDivLoss, ReverseKLDivLoss, JSDivLoss][rng.randint(3)]
-    from_logits, label_space, dtype = bool(rng.randint(2)), SPACES[rng.randint(3)], DTYPES[rng.randint(3)]
+    pred_space, label_space, dtype = SPACES[rng.randint(3)], SPACES[rng.randint(3)], DTYPES[rng.randint(3)]
     categories = int(rng.choice([2, 3, 4, 10, 100, 1000, 50000], p=[.2, .15, .15, .2, .15, .14, .01]))
     rows = int(rng.choice([1, 2, 8, 64])) if categories < 10000 else 2
     shape = rows, categories
@@ -145,7 +203,10 @@ def valid_batch(rng):
             x = np.where(masked, -np.inf, x)
         return x
 
-    pred = oracle.log_softmax(logits()) if from_logits else logits()
+    pred = logits()
+    if pred_space != "logits":
+        pred = oracle.log_softmax(pred)
+        pred = np.exp(pred) if pred_space == "probs" else pred
     label, label_type = logits(), (dtype, "float32")[rng.randint(2)]
     if label_space == "log_probs":
         label = oracle.log_softmax(label)
@@ -160,7 +221,7 @@ def valid_batch(rng):
     pred, label, axis = pred.astype(dtype), label.astype(label_type), -1
     if rng.randint(2):
         pred, label, axis = pred.T, label.T, 0
-    return loss(from_logits, axis, label_space=label_space), pred, label
+    return loss(axis=axis, label_space=label_space, pred_space=pred_space), pred, label
 
 
 def false_alarms(batches, seed):
@@ -217,13 +278,33 @@ def test_distillation(views):
         label[3] = wrong
         said = message(loss, good[0], array(label), good[2])
         assert "from 0 to 9" in said and f"{wrong:g}" in said
+    said = message(loss, *good[:2], array(teachers["probs"]))
+    assert "teacher_space='probs'" in said and "temperature" in said and "logarithms" in said
+    loss.check_inputs(good[0], array(classes[:, None]), good[2])
     dense = DistillationLoss(2, 0.5, sparse_label=False)
     dense.check_inputs(good[0], array(np.eye(10)[classes]), good[2])
     assert "sum to 1" in message(dense, good[0], array(2 * np.eye(10)[classes]), good[2])
     with pytest.raises(ValueError, match="sparse_label=False"):
         loss.check_inputs(good[0], array(np.eye(10)[classes]), good[2])
-    assert DistillationLoss().check_inputs(good[0], None, good[2]) is None
+    assert DistillationLoss(hard_weight=0).check_inputs(good[0], None, good[2]) is None
     assert DistillationLoss(hard_weight=1).check_inputs(good[0], good[1], None) is None
+
+
+@pytest.mark.parametrize("space, holds, words", [
+    ("probs", "logits", ["raw scores", "probabilities belong", "teacher_space='logits'"]),
+    ("probs", "log_probs", ["log-probabilities", "teacher_space='log_probs'"]),
+    ("log_probs", "probs", ["holds probabilities", "teacher_space='probs'"]),
+    ("log_probs", "logits", ["raw scores", "teacher_space='logits'"]),
+    ("logits", "probs", ["holds probabilities", "teacher_space='probs'"]),
+])
+def test_a_teacher_in_another_space(views, space, holds, words):
+    preds, teachers, classes = views
+    loss = DistillationLoss(4, teacher_space=space)
+    for dtype in DTYPES:
+        student, label = array(preds["logits"], dtype), array(classes)
+        said = message(loss, student, label, array(teachers[holds], dtype))
+        assert all(word in said for word in ("teacher_pred", *words)), said
+        loss.check_inputs(student, label, array(teachers[space], dtype))
 
 
 if __name__ == "__main__":

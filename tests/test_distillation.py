@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import oracle
-from gluon_kl import DistillationLoss, KLDivLoss
+from gluon_kl import DistillationLoss, JSDivLoss, KLDivLoss, ReverseKLDivLoss
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def test_scale_of_the_gradient_does_not_depend_on_the_temperature(run, logits):
     limit = (centred[0] - centred[1]) / 5
     norms = []
     for temperature in (1.0, 3.0, 10.0, 100.0, 1000.0):
-        gradient, _, _ = run.gradients(DistillationLoss(temperature), pred, None, teacher)
+        gradient, _, _ = run.gradients(DistillationLoss(temperature, 0), pred, None, teacher)
         norms.append(np.linalg.norm(gradient))
         exact = temperature * np.subtract(*(np.exp(oracle.log_softmax(x / temperature)) for x in (pred, teacher)))
         np.testing.assert_allclose(gradient, exact, rtol=1e-9, atol=1e-12)
@@ -52,7 +52,7 @@ def test_teacher_is_detached(run, logits):
         parameter.grad()[:] = 7
     with mx.autograd.record():
         hidden = net(x)
-        out = run.prepare(DistillationLoss())(hidden * 2, None, hidden)
+        out = run.prepare(DistillationLoss(hard_weight=0))(hidden * 2, None, hidden)
     x.attach_grad()
     out.backward()
     assert all(np.isfinite(parameter.grad().asnumpy()).all() for parameter in net.collect_params().values())
@@ -76,7 +76,104 @@ def test_hard_part_is_mxnets_cross_entropy(run, logits):
 def test_soft_part_is_kl_div_loss(run, logits):
     pred, teacher = logits
     same = KLDivLoss(False, label_space="logits", reduction="sum")
-    np.testing.assert_allclose(run(DistillationLoss(), pred, None, teacher), run(same, pred, teacher), rtol=1e-12)
+    value = run(DistillationLoss(hard_weight=0), pred, None, teacher)
+    np.testing.assert_allclose(value, run(same, pred, teacher), rtol=1e-12)
+
+
+# In the place of gluon-cv's loss
+
+class PublishedLoss(mx.gluon.HybridBlock):
+    """Hinton's objective as scripts of gluon-cv's kind compute it: soft cross-entropy times T^2, and hard labels."""
+
+    def __init__(self, temperature=1, hard_weight=0.5, sparse_label=True, weight=None, batch_axis=0):
+        super().__init__()
+        self.temperature, self.hard_weight = temperature, hard_weight
+        self.hard = mx.gluon.loss.SoftmaxCrossEntropyLoss(sparse_label=sparse_label, weight=weight,
+                                                          batch_axis=batch_axis)
+        self.soft = mx.gluon.loss.SoftmaxCrossEntropyLoss(sparse_label=False, weight=weight, batch_axis=batch_axis)
+
+    def hybrid_forward(self, F, pred, label, soft_target):
+        soft = self.soft(pred / self.temperature, soft_target) * self.temperature ** 2
+        return (1 - self.hard_weight) * soft if self.hard_weight == 0 else (
+            (1 - self.hard_weight) * soft + self.hard_weight * self.hard(pred, label))
+
+
+@pytest.mark.parametrize("arguments", [(), (4,), (4, 0.3), (20, 0.9, False), (2, 0.5, True, 1.5), (3, 0)])
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("float64", 1e-10)])
+def test_one_import_changes(run, rng, arguments, dtype, tolerance):
+    """Same positional arguments and defaults, same gradients; the value differs by the teacher's entropy."""
+    pred, scores = (3 * rng.normal(size=(2, 8, 6))).astype(dtype)
+    temperature, sparse = (arguments or (1,))[0], len(arguments) < 3 or arguments[2]
+    label = np.arange(8) % 6 if sparse else np.exp(oracle.log_softmax(rng.normal(size=(8, 6))))
+    label, softened = label.astype(dtype), np.exp(oracle.log_softmax(scores / temperature)).astype(dtype)
+    theirs, ours = PublishedLoss(*arguments), DistillationLoss(*arguments, teacher_space="probs")
+    expected = run.gradients(theirs, pred, label, softened)[0]
+    for loss, teacher in ((ours, softened), (DistillationLoss(*arguments), scores)):
+        gradient = run.gradients(loss, pred, label, teacher)[0]
+        np.testing.assert_allclose(gradient, expected, rtol=tolerance, atol=tolerance)
+    hard_weight, weight = ours._hard_weight, ours._weight or 1
+    entropy = -(softened * np.log(softened)).sum(-1) * temperature ** 2 * (1 - hard_weight) * weight
+    np.testing.assert_allclose(run(ours, pred, label, softened), run(theirs, pred, label, softened) - entropy,
+                               rtol=100 * tolerance, atol=100 * tolerance)
+
+
+def test_a_teacher_in_any_space(run, rng):
+    pred, scores = 2 * rng.normal(size=(2, 5, 4))
+    label, log_probs = np.array([0, 3, 1, 1, 2]), oracle.log_softmax(scores / 3)
+    for options in ({}, dict(divergence="reverse_kl"), dict(divergence="js", beta=0.3)):
+        expected = run(DistillationLoss(3, **options), pred, label, scores)
+        for space, teacher in (("probs", np.exp(log_probs)), ("log_probs", log_probs)):
+            value = run(DistillationLoss(3, teacher_space=space, **options), pred, label, teacher)
+            np.testing.assert_allclose(value, expected, rtol=1e-9)
+
+
+def test_mixed_labels(run, rng):
+    """Mixup: a convex combination of two one-hot rows costs that of the two losses."""
+    pred, teacher = rng.normal(size=(2, 5, 4))
+    first, second, share = np.array([0, 3, 1, 1, 2]), np.array([1, 1, 0, 3, 2]), 0.3
+    mixed = share * np.eye(4)[first] + (1 - share) * np.eye(4)[second]
+    value = run(DistillationLoss(2, sparse_label=False), pred, mixed, teacher)
+    ends = [run(DistillationLoss(2), pred, index, teacher) for index in (first, second)]
+    np.testing.assert_allclose(value, share * ends[0] + (1 - share) * ends[1], rtol=1e-10)
+
+
+@pytest.mark.parametrize("divergence, beta, other", [("reverse_kl", 0.5, ReverseKLDivLoss), ("js", 0.3, JSDivLoss),
+                                                     ("js", 0, KLDivLoss), ("js", 1, ReverseKLDivLoss)])
+def test_other_divergences(run, rng, divergence, beta, other):
+    pred, teacher = 2 * rng.normal(size=(2, 5, 4))
+    options = dict(from_logits=False, label_space="logits", reduction="sum")
+    if other is JSDivLoss:
+        options["beta"] = beta
+    loss = DistillationLoss(2, 0, divergence=divergence, beta=beta)
+    np.testing.assert_allclose(run(loss, pred, None, teacher), 4 * run(other(**options), pred / 2, teacher / 2),
+                               rtol=1e-9)
+    to_pred, _, to_teacher = run.gradients(loss, pred, None, teacher)
+    np.testing.assert_allclose(to_pred, 2 * run.gradients(other(**options), pred / 2, teacher / 2)[0], rtol=1e-8,
+                               atol=1e-12)
+    assert (to_teacher == 0).all()
+
+
+@pytest.mark.parametrize("label_type", ["int32", "float32"])
+def test_labels_in_a_column(run, rng, label_type):
+    for shape, axis in (((5, 4), -1), ((2, 4, 3), 1)):
+        pred, teacher = rng.normal(size=(2, *shape))
+        label = rng.randint(4, size=np.delete(shape, axis)).astype(label_type)
+        loss = DistillationLoss(2, axis=axis)
+        np.testing.assert_array_equal(run(loss, pred, np.expand_dims(label, axis), teacher),
+                                      run(loss, pred, label, teacher))
+
+
+def test_padded_sequences(run, rng):
+    """Valid positions alone count, by a weight of shape (batch, time)."""
+    pred, teacher = rng.normal(size=(2, 3, 4, 5))
+    label, lengths = rng.randint(5, size=(3, 4)).astype("float64"), np.array([4, 2, 0])
+    valid = (np.arange(4) < lengths[:, None]).astype("float64")
+    loss = DistillationLoss(2, divergence="js")
+    expected = [run(loss, pred[i, :n], label[i, :n], teacher[i, :n]).mean() if n else 0 for i, n in enumerate(lengths)]
+    for x in (pred, label, teacher):
+        x[valid == 0] = np.nan
+    np.testing.assert_allclose(run(loss, pred, label, teacher, valid), expected, rtol=1e-10)
+    assert (run.gradients(loss, pred, label, teacher, valid)[0][valid == 0] == 0).all()
 
 
 @pytest.mark.parametrize("axis, shape", [(1, (2, 3, 4)), (-2, (2, 3, 4)), (-1, (2, 4, 3)), (2, (2, 4, 3))])
@@ -84,7 +181,7 @@ def test_other_axes_are_averaged(run, rng, axis, shape):
     """A map of 4 places is the mean of its places."""
     pred, teacher = rng.normal(size=(2, *shape))
     label = rng.randint(3, size=(2, 4))
-    value = run(DistillationLoss(2, 0.4, axis), pred, label, teacher)
+    value = run(DistillationLoss(2, 0.4, axis=axis), pred, label, teacher)
     columns = [np.moveaxis(x, axis, -1) for x in (pred, teacher)]
     places = [run(DistillationLoss(2, 0.4), columns[0][:, i], label[:, i], columns[1][:, i]) for i in range(4)]
     np.testing.assert_allclose(value, np.mean(places, axis=0), rtol=1e-12)
@@ -115,9 +212,9 @@ def test_one_category(run):
 def test_large_logits_and_odd_temperatures(run, rng):
     pred, teacher = 100 * rng.normal(size=(2, 4, 6))
     for temperature in (1e-3, 0.5, 20, 1e4):
-        value = run(DistillationLoss(temperature), pred, None, teacher)
-        np.testing.assert_allclose(value, oracle.distillation(pred, None, teacher, temperature=temperature), rtol=1e-6,
-                                   atol=1e-25)
+        value = run(DistillationLoss(temperature, 0), pred, None, teacher)
+        expected = oracle.distillation(pred, None, teacher, temperature=temperature, hard_weight=0)
+        np.testing.assert_allclose(value, expected, rtol=1e-6, atol=1e-25)
 
 
 def test_student_learns_from_the_teacher_alone(run, rng):
@@ -127,7 +224,7 @@ def test_student_learns_from_the_teacher_alone(run, rng):
     net = mx.gluon.nn.Dense(4, in_units=8)
     net.initialize()
     trainer = mx.gluon.Trainer(net.collect_params(), "adam", {"learning_rate": 0.1})
-    loss = run.prepare(DistillationLoss(temperature=3))
+    loss = run.prepare(DistillationLoss(temperature=3, hard_weight=0))
     history = []
     for _ in range(60):
         with mx.autograd.record():

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 import oracle
-from gluon_kl import DistillationLoss, GaussianKLLoss, JSDivLoss, KLDivLoss, ReverseKLDivLoss
+from gluon_kl import BernoulliKLLoss, DistillationLoss, GaussianKLLoss, JSDivLoss, KLDivLoss, ReverseKLDivLoss
 
 FLOATS = ("float16", "float32", "float64")
 SPACES = ("probs", "log_probs", "logits")
@@ -32,45 +32,46 @@ def in_space(rng, space, shape, axis=-1):
 class Pair:
     """A loss between pred and label."""
 
-    axis = True
+    axis, reductions = True, ("sum", "mean", "row_mean", "none")
 
     def __init__(self, loss, terms, from_logits=True, label_space="probs", **options):
         self.loss, self.terms = loss, terms
         self.options = dict(from_logits=from_logits, label_space=label_space, **options)
+        self.spaces = oracle.space_of(from_logits, options.get("pred_space")), label_space
 
     def make(self, **options):
         return self.loss(**{**self.options, "reduction": "sum", **options})
 
     def inputs(self, rng, shape, axis=-1):
-        pred_space = "log_probs" if self.options["from_logits"] else "logits"
-        return [in_space(rng, pred_space, shape, axis), in_space(rng, self.options["label_space"], shape, axis)]
+        return [in_space(rng, space, shape, axis) for space in self.spaces]
 
     def expect(self, inputs, sample_weight=None, *, axis=-1, **options):
-        beta = {name: value for name, value in self.options.items() if name == "beta" and 0 < value < 1}
-        terms = self.terms(*inputs, "log_probs" if self.options["from_logits"] else "logits",
-                           self.options["label_space"], axis, **beta)
+        beta = {name: value for name, value in self.options.items() if name == "beta"}
+        terms = self.terms(*inputs, *self.spaces, axis, **beta)
         return oracle.weighted(terms, axis=axis, sample_weight=sample_weight, **{"reduction": "sum", **options})
 
 
 class Distillation:
     """The loss of a student, between pred, label and teacher_pred."""
 
-    axis = True
+    axis, reductions = True, ()
 
-    def __init__(self, **options):
-        self.options = options
+    def __init__(self, column=False, **options):
+        self.column, self.options = column, options
 
     def make(self, **options):
         return DistillationLoss(**self.options, **options)
 
     def inputs(self, rng, shape, axis=-1):
-        pred, teacher_pred = 2 * rng.normal(size=(2, *shape))
-        label = None
-        if self.options.get("hard_weight", 0) > 0:
+        hard_weight, space = self.options.get("hard_weight", 0.5), self.options.get("teacher_space", "logits")
+        pred, label = 2 * rng.normal(size=shape), None
+        teacher_pred = 2 * rng.normal(size=shape) if space == "logits" else in_space(rng, space, shape, axis)
+        if hard_weight > 0:
             label = in_space(rng, "probs", shape, axis)
             if self.options.get("sparse_label", True):
                 label = label.argmax(axis).astype("float64")
-        return [pred, label, None if self.options.get("hard_weight") == 1 else teacher_pred]
+                label = np.expand_dims(label, axis) if self.column else label
+        return [pred, label, None if hard_weight == 1 else teacher_pred]
 
     def expect(self, inputs, sample_weight=None, **options):
         return oracle.distillation(*inputs, sample_weight=sample_weight, **self.options, **options)
@@ -79,43 +80,89 @@ class Distillation:
 class Gaussian:
     """The divergence between diagonal Gaussians."""
 
-    axis = False
+    axis, reductions = False, ("sum", "mean", "none")
 
-    def __init__(self, prior=(), **options):
-        self.prior, self.options = prior, options
+    def __init__(self, prior=(), shared=False, **options):
+        self.prior, self.shared, self.options = prior, shared, options
 
     def make(self, **options):
         return GaussianKLLoss(**self.options, **options)
 
     def inputs(self, rng, shape, axis=-1):
-        return [*rng.normal(size=(2, *shape)), *(rng.normal(size=shape) if part in self.prior else None
-                                                 for part in ("mean", "log_variance"))]
+        def spread(size):
+            return np.exp(rng.normal(size=size)) if self.options.get("spread") == "std" else rng.normal(size=size)
+
+        of_prior = (1,) * (len(shape) - 1) + shape[-1:] if self.shared else shape
+        return [rng.normal(size=shape), spread(shape), rng.normal(size=of_prior) if "mean" in self.prior else None,
+                spread(of_prior) if "log_variance" in self.prior else None]
 
     def expect(self, inputs, sample_weight=None, **options):
-        terms = oracle.gaussian_terms(*inputs, **self.options).astype("float64")
-        return oracle.weighted(terms, sample_weight=sample_weight, **{"reduction": "sum", **options})
+        own = {"spread_is" if name == "spread" else name: value for name, value in self.options.items()}
+        terms = oracle.gaussian_terms(*inputs, **own).astype("float64")
+        return oracle.weighted(terms, sample_weight=sample_weight, axis=None, **{"reduction": "sum", **options})
 
 
+class Bernoulli:
+    """The divergence between yes-or-no distributions."""
+
+    axis, reductions = False, ("sum", "mean", "none")
+
+    def __init__(self, **options):
+        self.options = options
+
+    def make(self, **options):
+        return BernoulliKLLoss(**{**self.options, "reduction": "sum", **options})
+
+    def inputs(self, rng, shape, axis=-1):
+        pred, label = 2 * rng.normal(size=(2, *shape))
+        return [1 / (1 + np.exp(-pred)) if self.options.get("from_sigmoid") else pred,
+                label if self.options.get("label_space") == "logits" else 1 / (1 + np.exp(-label))]
+
+    def expect(self, inputs, sample_weight=None, **options):
+        terms = oracle.bernoulli_terms(*inputs, **self.options).astype("float64")
+        return oracle.weighted(terms, sample_weight=sample_weight, axis=None, **{"reduction": "sum", **options})
+
+
+THREE = (("kl", KLDivLoss, oracle.kl_terms, {}), ("reverse", ReverseKLDivLoss, oracle.reverse_kl_terms, {}),
+         ("js", JSDivLoss, oracle.js_terms, dict(beta=0.3)))
 MEMBERS = {
     **{f"{name} {'log_probs' if from_logits else 'logits'} {space}": Pair(loss, terms, from_logits, space, **options)
-       for name, loss, terms, options in (("reverse", ReverseKLDivLoss, oracle.reverse_kl_terms, {}),
-                                          ("js", JSDivLoss, oracle.js_terms, dict(beta=0.3)))
-       for from_logits in (True, False) for space in SPACES},
-    "js 0": Pair(JSDivLoss, oracle.kl_terms, False, beta=0),
-    "js 1": Pair(JSDivLoss, oracle.reverse_kl_terms, False, beta=1),
-    "soft": Distillation(temperature=2.0),
-    "soft at 1": Distillation(),
+       for name, loss, terms, options in THREE[1:] for from_logits in (True, False) for space in SPACES},
+    **{f"{name} probs {space}": Pair(loss, terms, True, space, pred_space="probs", **options)
+       for name, loss, terms, options in THREE for space in SPACES},
+    "js 0": Pair(JSDivLoss, oracle.js_terms, False, beta=0),
+    "js 1": Pair(JSDivLoss, oracle.js_terms, False, beta=1),
+    "js 1, probs": Pair(JSDivLoss, oracle.js_terms, True, "probs", beta=1, pred_space="probs"),
+    "soft": Distillation(temperature=2.0, hard_weight=0),
+    "soft at 1": Distillation(hard_weight=0),
     "hard": Distillation(hard_weight=1),
+    "hard, column": Distillation(hard_weight=1, column=True),
     "both": Distillation(temperature=3.0, hard_weight=0.3),
+    "both, column": Distillation(temperature=3.0, column=True),
     "both, dense": Distillation(temperature=0.7, hard_weight=0.6, sparse_label=False),
+    "both, probs": Distillation(temperature=2.0, teacher_space="probs"),
+    "both, log_probs": Distillation(temperature=2.0, teacher_space="log_probs", sparse_label=False),
+    "both, reverse": Distillation(temperature=2.0, divergence="reverse_kl"),
+    "soft, reverse, probs": Distillation(hard_weight=0, divergence="reverse_kl", teacher_space="probs"),
+    "both, js": Distillation(temperature=2.0, divergence="js", beta=0.3),
+    "soft, js, log_probs": Distillation(hard_weight=0, divergence="js", teacher_space="log_probs"),
+    "soft, js 1": Distillation(temperature=2.0, hard_weight=0, divergence="js", beta=1),
     "gaussian": Gaussian(),
     "gaussian, prior": Gaussian(prior=("mean", "log_variance")),
     "gaussian, prior mean": Gaussian(prior=("mean",)),
     "gaussian, prior variance": Gaussian(prior=("log_variance",)),
+    "gaussian, shared prior": Gaussian(prior=("mean", "log_variance"), shared=True),
     "gaussian, free nats": Gaussian(free_nats=0.4),
+    "gaussian, std": Gaussian(spread="std"),
+    "gaussian, std, prior": Gaussian(prior=("mean", "log_variance"), spread="std"),
+    "gaussian, std, shared prior": Gaussian(prior=("log_variance",), shared=True, spread="std"),
+    **{f"bernoulli {'probs' if from_sigmoid else 'logits'} {space}":
+       Bernoulli(from_sigmoid=from_sigmoid, label_space=space)
+       for from_sigmoid in (True, False) for space in ("probs", "logits")},
 }
 FEW = ["reverse logits probs", "reverse log_probs logits", "js logits probs", "js log_probs logits", "both",
-       "both, dense", "gaussian, prior"]
+       "both, dense", "gaussian, prior", "reverse probs log_probs", "js probs probs", "both, js",
+       "gaussian, std, prior", "bernoulli logits probs", "bernoulli probs logits"]
 members = pytest.mark.parametrize("member", MEMBERS.values(), ids=MEMBERS)
 few = pytest.mark.parametrize("member", [MEMBERS[name] for name in FEW], ids=FEW)
 
@@ -132,8 +179,8 @@ def gradients_match(run, member, inputs, sample_weight=None, seed=0, **options):
     given = [*inputs, sample_weight]
     wanted = [*differentiable(member, inputs), sample_weight is not None]
 
-    def expect(*values):
-        return member.expect(values[:-1], values[-1], **options)
+    def expect(*values):  # the number of rows that count jumps at a weight of 0: it has no derivative
+        return member.expect(values[:-1], values[-1], counted=sample_weight, **options)
 
     head = np.random.RandomState(seed).normal(size=np.shape(expect(*given)))
     numeric = oracle.numeric_gradients(expect, given, wanted, head)
@@ -153,29 +200,35 @@ def test_values_and_gradients(run, rng, member, shape, axis, batch_axis):
     options = dict(batch_axis=batch_axis, weight=1.5)
     if member.axis:
         options["axis"] = axis
-    if not isinstance(member, Distillation):
-        for reduction in ("sum", "mean"):
-            expected = member.expect(inputs, reduction=reduction, **options)
-            close(run(member.make(reduction=reduction, **options), *inputs), expected)
+    for reduction in member.reductions:
+        expected = member.expect(inputs, reduction=reduction, **options)
+        close(run(member.make(reduction=reduction, **options), *inputs), expected)
+    if member.reductions:
         options["reduction"] = "none"
     expected = member.expect(inputs, **options)
     value = run(member.make(**options), *inputs)
     assert value.shape == expected.shape
     close(value, expected)
-    options["reduction"] = "mean"
-    if isinstance(member, Distillation):
-        del options["reduction"]
+    if member.reductions:
+        options["reduction"] = "row_mean" if member.axis else "mean"
     gradients_match(run, member, inputs, **options)
 
 
 @few
-@pytest.mark.parametrize("size", [(3,), (3, 1, 1), (1, 1, 2), (3, 4, 2)])
+@pytest.mark.parametrize("size", [(3,), (3, 2), (3, 1, 1), (1, 1, 2), (3, 4, 2)])
 def test_sample_weight(run, rng, member, size):
+    if size == (3, 2) and not member.axis:
+        pytest.skip("one weight per row is for losses with categories")
     inputs = member.inputs(rng, (3, 4, 2), 1)
     options = dict(axis=1) if member.axis else {}
     weight = rng.uniform(0.5, 2, size=size)
     weight.flat[0] = 0
     close(run(member.make(**options), *inputs, weight), member.expect(inputs, weight, **options))
+    for reduction in member.reductions[-2:]:  # "row_mean" among them, where there is one
+        options["reduction"] = reduction
+        close(run(member.make(**options), *inputs, weight), member.expect(inputs, weight, **options))
+    if member.axis and member.reductions:
+        options["reduction"] = "row_mean"
     gradients_match(run, member, inputs, weight, **options)
 
 
@@ -269,9 +322,9 @@ def test_optional_inputs_take_turns(run, rng):
             inputs = [mean, log_variance, *(x if given else None for x, given in zip(prior, here))]
             close(loss(*[run.array(x, mx.nd.array) for x in inputs]).asnumpy(),
                   oracle.weighted(oracle.gaussian_terms(*inputs).astype("float64"), reduction="sum"))
-    soft, (pred, _, teacher_pred) = run.prepare(DistillationLoss()), MEMBERS["soft"].inputs(rng, (3, 4))
+    soft, (pred, _, teacher_pred) = run.prepare(DistillationLoss(hard_weight=0)), MEMBERS["soft"].inputs(rng, (3, 4))
     for label in (None, np.array([0.0, 9, -1]), np.zeros((7, 7))):  # not looked at
-        close(run(soft, pred, label, teacher_pred), oracle.distillation(pred, None, teacher_pred))
+        close(run(soft, pred, label, teacher_pred), oracle.distillation(pred, None, teacher_pred, hard_weight=0))
     hard = run.prepare(DistillationLoss(hard_weight=1))
     for teacher in (None, teacher_pred, np.full((3, 4), np.nan)):
         close(run(hard, pred, np.array([0, 1, 2]), teacher), oracle.distillation(pred, [0, 1, 2], None, hard_weight=1))
@@ -289,7 +342,12 @@ class Model(mx.gluon.HybridBlock):
 
 
 # Gluon hands no None to a nested block, but what comes last may be left out.
-NESTED = [name for name in MEMBERS if name not in ("soft", "soft at 1", "hard", "gaussian, prior variance")]
+def fits_a_nested_call(member):
+    given = [x is not None for x in member.inputs(np.random.RandomState(0), (2, 2))]
+    return all(given) if isinstance(member, Distillation) else given == sorted(given, reverse=True)
+
+
+NESTED = [name for name, member in MEMBERS.items() if fits_a_nested_call(member)]
 
 
 @pytest.mark.parametrize("name", NESTED)
@@ -471,7 +529,7 @@ def test_exactly_zero_at_equality(run, rng, make, dtype):
     assert (run(loss, *inputs) == 0).all()
     if not repr(loss).startswith("ReverseKLDivLoss(from_logits=True"):  # free log-probabilities have no minimum there
         assert all(abs(gradient).max() < 1e-6 for gradient in run.gradients(loss, *inputs))
-    assert len(inputs) == 4 or (run(DistillationLoss(3.0), x, None, x) == 0).all()
+    assert len(inputs) == 4 or (run(DistillationLoss(3.0, 0), x, None, x) == 0).all()
 
 
 @pytest.mark.parametrize("noise", [1e-7, 1e-5, 1e-3, 1e-1, 1.0, 10.0])
@@ -545,7 +603,7 @@ def test_js_is_symmetric_at_one_half(run, rng):
 VALUES = {
     "reverse": ReverseKLDivLoss(False, label_space="logits", reduction="sum"),
     "js": JSDivLoss(False, label_space="logits", reduction="sum", beta=0.3),
-    "soft": DistillationLoss(temperature=2),
+    "soft": DistillationLoss(temperature=2, hard_weight=0),
     "gaussian": GaussianKLLoss(),
 }
 
@@ -610,6 +668,20 @@ def test_js_is_bounded(pair, beta):
     (DistillationLoss, dict(hard_weight=1.1), ValueError, ["hard_weight", "between 0 and 1", "1.1"]),
     (DistillationLoss, dict(sparse_label=1), TypeError, ["sparse_label", "True or False", "1"]),
     (DistillationLoss, dict(axis="c"), TypeError, ["axis", "'c'"]),
+    (DistillationLoss, dict(divergence="KL"), ValueError, ["divergence", "'kl', 'reverse_kl' or 'js'", "'KL'"]),
+    (DistillationLoss, dict(beta=2), ValueError, ["beta", "between 0 and 1", "2"]),
+    (DistillationLoss, dict(teacher_space="p"), ValueError,
+     ["teacher_space", "'logits', 'probs' or 'log_probs'", "'p'"]),
+    (DistillationLoss, dict(axis=True), TypeError, ["axis", "True"]),
+    (ReverseKLDivLoss, dict(pred_space="p"), ValueError, ["pred_space", "'probs', 'log_probs' or 'logits'", "'p'"]),
+    (JSDivLoss, dict(from_logits=False, pred_space="probs"), ValueError, ["from_logits=False", "pred_space='probs'"]),
+    (JSDivLoss, dict(from_logits=False, pred_space="log_probs"), ValueError, ["pred_space='log_probs'"]),
+    (GaussianKLLoss, dict(reduction="row_mean"), ValueError, ["reduction", "'mean', 'sum' or 'none'", "'row_mean'"]),
+    (GaussianKLLoss, dict(spread="sd"), ValueError, ["spread", "'log_variance' or 'std'", "'sd'"]),
+    (BernoulliKLLoss, dict(reduction="row_mean"), ValueError, ["reduction", "'row_mean'"]),
+    (BernoulliKLLoss, dict(label_space="log_probs"), ValueError, ["label_space", "'probs' or 'logits'", "'log_probs'"]),
+    (BernoulliKLLoss, dict(from_sigmoid="no"), TypeError, ["from_sigmoid", "True or False", "'no'"]),
+    (BernoulliKLLoss, dict(batch_axis=True), TypeError, ["batch_axis", "True"]),
     (GaussianKLLoss, dict(free_nats=-1), ValueError, ["free_nats", "not negative", "-1"]),
     (GaussianKLLoss, dict(free_nats=math.inf), ValueError, ["free_nats", "inf"]),
     (GaussianKLLoss, dict(reduction="all"), ValueError, ["reduction", "'all'"]),
@@ -626,17 +698,22 @@ def test_argument_errors(loss, arguments, error, words):
     (ReverseKLDivLoss(), ((2, 3), (1, 3)), ["pred", "label", "(2, 3)", "(1, 3)"]),
     (JSDivLoss(axis=2), ((2, 3), (2, 3)), ["axis = 2", "(2, 3)"]),
     (JSDivLoss(), ((2, 3), (2, 3), (3,)), ["sample_weight", "(3,)", "pred"]),
-    (DistillationLoss(), ((2, 3), None, (2, 1)), ["pred", "teacher_pred", "(2, 1)"]),
+    (DistillationLoss(hard_weight=0), ((2, 3), None, (2, 1)), ["pred", "teacher_pred", "(2, 1)"]),
     (DistillationLoss(hard_weight=1), ((2, 3), (2, 3), None), ["label", "(2,)", "(2, 3)", "sparse_label=False"]),
     (DistillationLoss(hard_weight=1), ((2, 3), (3,), None), ["label", "(2,)", "(3,)"]),
     (DistillationLoss(hard_weight=1, axis=1), ((2, 3, 4), (2, 3), None), ["(2, 4)", "(2, 3)"]),
     (DistillationLoss(hard_weight=1, sparse_label=False), ((2, 3), (2,), None), ["pred", "label", "(2,)"]),
-    (DistillationLoss(axis=0), ((2, 3), None, (2, 3)), ["axis = 0", "batch_axis = 0", "(2, 3)"]),
-    (DistillationLoss(), ((3,), None, (3,)), ["axis = -1", "batch_axis = 0"]),
-    (DistillationLoss(batch_axis=5), ((2, 3), None, (2, 3)), ["batch_axis = 5"]),
+    (DistillationLoss(hard_weight=0, axis=0), ((2, 3), None, (2, 3)), ["axis = 0", "batch_axis = 0", "(2, 3)"]),
+    (DistillationLoss(hard_weight=0), ((3,), None, (3,)), ["axis = -1", "batch_axis = 0"]),
+    (DistillationLoss(hard_weight=0, batch_axis=5), ((2, 3), None, (2, 3)), ["batch_axis = 5"]),
     (GaussianKLLoss(), ((2, 3), (2, 1)), ["mean", "log_variance", "(2, 1)"]),
-    (GaussianKLLoss(), ((2, 3), (2, 3), (3,)), ["mean", "prior_mean", "(3,)"]),
-    (GaussianKLLoss(), ((2, 3), (2, 3), None, (1, 3)), ["mean", "prior_log_variance", "(1, 3)"]),
+    (GaussianKLLoss(), ((2, 3), (2, 3), (2,)), ["mean", "prior_mean", "(2,)", "broadcast"]),
+    (GaussianKLLoss(), ((2, 3), (2, 3), None, (4, 3)), ["mean", "prior_log_variance", "(4, 3)"]),
+    (GaussianKLLoss(), ((2, 3), (2, 3), None, (1, 2, 3)), ["mean", "prior_log_variance", "(1, 2, 3)"]),
+    (BernoulliKLLoss(), ((2, 3), (2,)), ["pred", "label", "(2, 3)", "(2,)"]),
+    (BernoulliKLLoss(), ((2, 3), (2, 3), (3,)), ["sample_weight", "(3,)", "pred of shape (2, 3)"]),
+    (BernoulliKLLoss(batch_axis=2), ((2, 3), (2, 3)), ["batch_axis = 2", "pred"]),
+    (ReverseKLDivLoss(), ((2, 3, 4), (2, 3, 4), (3, 2)), ["sample_weight", "(3, 2)", "(2,)", "(2, 3)"]),
     (GaussianKLLoss(), ((2, 3), (2, 3), None, None, (3,)), ["sample_weight", "mean of shape (2, 3)", "(3,)"]),
     (GaussianKLLoss(batch_axis=2), ((2, 3), (2, 3)), ["batch_axis = 2", "mean"]),
 ])
@@ -650,8 +727,9 @@ def test_shape_errors(run, loss, shapes, words):
 @pytest.mark.parametrize("loss, count, required", [
     (ReverseKLDivLoss(), 2, ("pred", "label")), (JSDivLoss(), 2, ("pred", "label")),
     (DistillationLoss(hard_weight=0.5), 3, ("pred", "label", "teacher_pred")),
-    (DistillationLoss(), 3, ("pred", "teacher_pred")), (DistillationLoss(hard_weight=1), 3, ("pred", "label")),
-    (GaussianKLLoss(), 2, ("mean", "log_variance")),
+    (DistillationLoss(hard_weight=0), 3, ("pred", "teacher_pred")),
+    (DistillationLoss(hard_weight=1), 3, ("pred", "label")),
+    (GaussianKLLoss(), 2, ("mean", "log_variance")), (BernoulliKLLoss(), 2, ("pred", "label")),
 ])
 def test_foreign_and_missing_inputs(run, loss, count, required):
     good = [mx.nd.ones((2, 3)) for _ in range(count)]
@@ -674,9 +752,17 @@ def test_foreign_and_missing_inputs(run, loss, count, required):
                            "label_space='probs'", "beta=0.2", "KL(label ‖ m)", "KL(pred ‖ m)"]),
     (JSDivLoss(beta=0), ["beta=0", ": KL(label ‖ pred) in nats"]),
     (JSDivLoss(beta=1.0), ["beta=1.0", ": KL(pred ‖ label) in nats"]),
-    (DistillationLoss(2.5, 0.1, 1, False, 3, 2),
+    (ReverseKLDivLoss(pred_space="probs"), ["pred_space='probs'"]),
+    (DistillationLoss(2.5, 0.1, False, 3, 2, axis=1),
      ["DistillationLoss(temperature=2.5", "hard_weight=0.1", "axis=1", "sparse_label=False", "weight=3", "batch_axis=2",
-      "KL(teacher_pred ‖ pred)"]),
+      "divergence='kl'", "beta=0.5", "teacher_space='logits'", "KL(teacher_pred ‖ pred)"]),
+    (DistillationLoss(divergence="reverse_kl", teacher_space="probs"),
+     ["hard_weight=0.5", "divergence='reverse_kl'", "teacher_space='probs'", "KL(pred ‖ teacher_pred)"]),
+    (DistillationLoss(divergence="js", beta=0.2), ["divergence='js'", "beta=0.2", "JS(teacher_pred, pred)"]),
+    (BernoulliKLLoss(True, 2, 1, reduction="none", label_space="logits"),
+     ["BernoulliKLLoss(from_sigmoid=True", "weight=2", "batch_axis=1", "reduction='none'", "label_space='logits'",
+      "KL(Bernoulli(label) ‖ Bernoulli(pred)) in nats"]),
+    (GaussianKLLoss(spread="std"), ["spread='std'", "KL(N(mean, std²)"]),
     (GaussianKLLoss(2, 1, reduction="mean", free_nats=0.5),
      ["GaussianKLLoss(weight=2", "batch_axis=1", "reduction='mean'", "free_nats=0.5", "KL(N(mean"]),
 ])

@@ -98,6 +98,144 @@ def test_near_the_prior_digits_stay(run, dtype, rtol):
     np.testing.assert_allclose(gradient, (np.expm1(exact) / 2).astype(dtype), rtol=rtol)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_log_variances_of_the_whole_range(run, dtype):
+    log_variance = np.array([[-3e38, -1e20, -300, -0.3, 0, 0.8, 40, 88]], dtype=dtype).T
+    mean = np.full_like(log_variance, 0.5)
+    expected = oracle.gaussian_terms(mean, log_variance)[:, 0]
+    rtol = 3e-6 if dtype == "float32" else 1e-14
+    np.testing.assert_allclose(run(GaussianKLLoss(), mean, log_variance), expected.astype(dtype), rtol=rtol)
+    to_mean, to_log_variance = run.gradients(GaussianKLLoss(), mean, log_variance)
+    np.testing.assert_allclose(to_mean, mean, rtol=rtol)
+    np.testing.assert_allclose(to_log_variance, (np.expm1(np.longdouble(log_variance)) / 2).astype(dtype), rtol=rtol)
+
+
+# Priors
+
+@pytest.mark.parametrize("spread", ["log_variance", "std"])
+@pytest.mark.parametrize("size", [(4,), (1, 4), (3, 1, 4), (2, 1, 1), (3, 4), (1,), (2, 3, 4)])
+def test_priors_that_broadcast(run, rng, spread, size):
+    """As NumPy broadcasts, gradients summed over what they are shared by."""
+    mean, own = rng.normal(size=(2, 2, 3, 4))
+    if size == (3, 1, 4):
+        size = (1, 3, 4)
+    prior, other = rng.normal(size=(2, *size))
+    if spread == "std":
+        own, other = np.exp(own), np.exp(other)
+    loss = GaussianKLLoss(spread=spread)
+    full = [np.broadcast_to(x, mean.shape) for x in (prior, other)]
+    for given, whole in (((prior, other), full), ((prior, None), (full[0], None)), ((None, other), (None, full[1]))):
+        expected = oracle.gaussian_terms(mean, own, *whole, spread_is=spread).astype("float64").sum((1, 2))
+        np.testing.assert_allclose(run(loss, mean, own, *given), expected, rtol=1e-10)
+        for got, want, x in zip(run.gradients(loss, mean, own, *given), run.gradients(loss, mean, own, *whole),
+                                (mean, own, *given)):
+            if x is not None:
+                missing = tuple(range(3 - x.ndim))
+                kept = tuple(i + 3 - x.ndim for i, n in enumerate(x.shape) if n == 1)
+                want = want.sum(missing + kept, keepdims=True).reshape(x.shape)
+                np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("spread, prior", [
+    ("log_variance", (0, 0)), ("log_variance", (1.5, -0.7)), ("log_variance", (0.3, None)), ("log_variance", (None, 2)),
+    ("std", (0, 1)), ("std", (1.5, 0.4)), ("std", (None, 2.0)), ("std", (np.float32(0.5), np.int64(3))),
+])
+def test_priors_that_are_numbers(run, rng, spread, prior):
+    mean, own = rng.normal(size=(2, 3, 4))
+    own = np.exp(own) if spread == "std" else own
+    numbers = [x if x is None else float(x) for x in prior]
+    loss = GaussianKLLoss(spread=spread)
+    value = run(loss, mean, own, *numbers)
+    np.testing.assert_allclose(
+        value, oracle.gaussian_terms(mean, own, *numbers, spread_is=spread).astype("float64").sum(1), rtol=1e-10)
+    arrays = [x if x is None else np.full((3, 4), x) for x in numbers]
+    weight = np.array([1.0, 0, 2])
+    gradients, expected = (run.gradients(loss, mean, own, *given, weight) for given in (numbers, arrays))
+    for i in (0, 1, 4):
+        np.testing.assert_allclose(gradients[i], expected[i], rtol=1e-8, atol=1e-12)
+    single = run(loss, mean.astype("float32"), own.astype("float32"), *numbers)
+    assert single.dtype == np.float32  # a number widens nothing
+    np.testing.assert_allclose(single, value, rtol=1e-4)
+    given = [x if x is None else mx.nd.array([x]) for x in numbers]
+    assert loss(mx.nd.array(mean), mx.nd.array(own), *prior).shape == loss(mx.nd.array(mean), mx.nd.array(own),
+                                                                           *given).shape == (3,)
+
+
+def test_numbers_and_arrays_take_turns(run, rng):
+    loss, (mean, log_variance, prior) = run.prepare(GaussianKLLoss()), rng.normal(size=(3, 3, 2))
+    for _ in range(2):
+        for given in ((), (1.0,), (prior,), (2.0, -1.0), (None, prior[0]), (1.0,)):
+            arrays = [run.array(x, mx.nd.array) for x in (mean, log_variance, *given)]
+            np.testing.assert_allclose(loss(*arrays).asnumpy(), oracle.gaussian_terms(
+                mean, log_variance, *given).astype("float64").sum(1), rtol=1e-10)
+
+
+def test_numbers_in_a_users_graph(run, rng):
+    class Latent(mx.gluon.HybridBlock):
+        def __init__(self):
+            super().__init__()
+            self.loss = GaussianKLLoss(spread="std")
+
+        def hybrid_forward(self, F, mean, std):
+            return self.loss(mean, std, 0.5, 2)
+
+    mean, std = rng.normal(size=(3, 4)), np.exp(rng.normal(size=(3, 4)))
+    expected = oracle.gaussian_terms(mean, std, 0.5, 2, spread_is="std").astype("float64").sum(1)
+    np.testing.assert_allclose(run(Latent(), mean, std), expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize("spread, prior, error, words", [
+    ("log_variance", (math.inf,), ValueError, ["prior_mean", "finite", "inf"]),
+    ("log_variance", (0, math.nan), ValueError, ["prior_log_variance", "finite", "nan"]),
+    ("std", (0, 0), ValueError, ["prior_log_variance", "positive", "spread='std'", "0"]),
+    ("std", (0, -1.0), ValueError, ["prior_log_variance", "positive", "-1.0"]),
+    ("log_variance", (True,), TypeError, ["prior_mean"]), ("log_variance", ("0",), TypeError, ["prior_mean"]),
+    ("log_variance", (np.zeros(3),), TypeError, ["prior_mean", "mx.nd.array"]),
+])
+def test_priors_that_are_refused(run, spread, prior, error, words):
+    with pytest.raises(error) as caught:
+        run.prepare(GaussianKLLoss(spread=spread))(mx.nd.ones((2, 3)), mx.nd.ones((2, 3)), *prior)
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+# Standard deviations
+
+@pytest.mark.parametrize("dtype, rtol", [("float32", 1e-5), ("float64", 1e-12)])
+def test_standard_deviations(run, rng, dtype, rtol):
+    """The same divergence, and gradients by the chain rule: d/d std = d/d log-variance * 2 / std."""
+    mean, log_variance, prior, prior_log_variance = rng.normal(size=(4, 5, 3))
+    std, prior_std = np.exp(log_variance / 2).astype(dtype), np.exp(prior_log_variance / 2).astype(dtype)
+    mean, prior = mean.astype(dtype), prior.astype(dtype)
+    logs = [2 * np.log(x.astype("float64")) for x in (std, prior_std)]
+    plain, loss = GaussianKLLoss(), GaussianKLLoss(spread="std")
+    for given, same in (((mean, std), (mean, logs[0])),
+                        ((mean, std, prior, prior_std), (mean, logs[0], prior, logs[1]))):
+        np.testing.assert_allclose(run(loss, *given), run(plain, *same), rtol=rtol)
+        gradients, expected = run.gradients(loss, *given), list(run.gradients(plain, *same))
+        for i in range(1, len(given), 2):
+            expected[i] = expected[i] * 2 / given[i]
+        for got, want in zip(gradients, expected):
+            np.testing.assert_allclose(got, want, rtol=20 * rtol, atol=20 * rtol)
+
+
+def test_standard_deviations_at_their_ends(run):
+    std = np.array([[1e-30, 1e-3, 1 - 1e-6, 1, 1 + 1e-6, 1e3, 1e18]], dtype="float32").T
+    value = run(GaussianKLLoss(spread="std"), np.zeros_like(std), std)
+    expected = oracle.gaussian_terms(np.zeros_like(std), std, spread_is="std")[:, 0]
+    np.testing.assert_allclose(value, expected.astype("float64"), rtol=1e-5)  # of a logarithm of 83
+    assert value[3] == 0 and (value >= 0).all()
+    assert np.isposinf(run(GaussianKLLoss(spread="std"), np.zeros((1, 1)), np.zeros((1, 1)))).all()
+    assert np.isnan(run(GaussianKLLoss(spread="std"), np.zeros((1, 1)), -np.ones((1, 1)))).all()
+
+
+def test_equal_standard_deviations(run, rng):
+    mean, std = rng.normal(size=(20, 3)), np.exp(rng.normal(size=(20, 3)))
+    for dtype in ("float16", "float32", "float64"):
+        inputs = [x.astype(dtype) for x in (mean, std, mean, std)]
+        assert (run(GaussianKLLoss(spread="std"), *inputs) == 0).all()
+        assert all((gradient == 0).all() for gradient in run.gradients(GaussianKLLoss(spread="std"), *inputs))
+
+
 def test_free_nats(run):
     mean = np.array([[0.0, 1.0, 2.0], [0.1, np.nan, 3.0]])
     log_variance = np.zeros((2, 3))

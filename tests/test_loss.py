@@ -165,19 +165,21 @@ def test_zero_label_gradient_is_mxnets(run):
 
 # Every combination, against the oracle
 
+PRED_SPACES = [(True, None), (False, None), (True, "probs")]  # from_logits, pred_space
+
 @pytest.mark.parametrize("shape, axis, batch_axis", [
     ((4, 6), -1, 0), ((6, 4), 0, 1), ((3, 4, 5), -1, 0), ((3, 4, 5), 1, 0), ((3, 4, 5), 1, 2), ((3, 4, 5), 0, 1),
     ((2, 3, 4, 5), 1, 0), ((2, 3, 4, 5), -2, -3), ((4, 6), 0, 0), ((3, 4, 5), 1, 1), ((6,), 0, 0), ((6,), -1, 0),
     ((1, 1), -1, 0), ((5, 1), -1, 0), ((1, 9), -1, 0),
 ])
-@pytest.mark.parametrize("from_logits", [True, False])
+@pytest.mark.parametrize("from_logits, pred_space", PRED_SPACES)
 @pytest.mark.parametrize("label_space", SPACES)
-def test_values_and_gradients(run, rng, shape, axis, batch_axis, from_logits, label_space):
-    pred = in_space(rng, "log_probs" if from_logits else "logits", shape, axis, "float64")
+def test_values_and_gradients(run, rng, shape, axis, batch_axis, from_logits, pred_space, label_space):
+    pred = in_space(rng, oracle.space_of(from_logits, pred_space), shape, axis, "float64")
     label = in_space(rng, label_space, shape, axis, "float64")
-    for reduction, weight in (("mean", None), ("sum", 2.5), ("none", None)):
-        options = dict(from_logits=from_logits, label_space=label_space, axis=axis, batch_axis=batch_axis,
-                       reduction=reduction, weight=weight)
+    for reduction, weight in (("mean", None), ("sum", 2.5), ("none", None), ("row_mean", 0.5)):
+        options = dict(from_logits=from_logits, label_space=label_space, pred_space=pred_space, axis=axis,
+                       batch_axis=batch_axis, reduction=reduction, weight=weight)
         loss = KLDivLoss(**options)
         expected = oracle.kl_divergence(pred, label, **options)
         value = run(loss, pred, label)
@@ -257,19 +259,21 @@ def test_float16_zeros_and_many_categories(run, rng):
 @pytest.mark.parametrize("shape, batch_axis, axis, sizes", [
     ((4, 6), 0, -1, [(4,), (4, 1), (1, 6), (4, 6), (1, 1)]),
     ((4, 4), 0, -1, [(4,), (4, 1), (1, 4)]),
-    ((3, 4, 5), 0, -1, [(3,), (3, 4, 1), (1, 4, 5), (3, 1, 1)]),
-    ((3, 4, 5), 2, 1, [(5,), (3, 1, 5), (3, 4, 5)]),
+    ((3, 4, 5), 0, -1, [(3,), (3, 4), (3, 4, 1), (1, 4, 5), (3, 1, 1)]),
+    ((3, 4, 5), 2, 1, [(5,), (3, 5), (3, 1, 5), (3, 4, 5)]),
+    ((4, 3, 4), 0, 1, [(4,), (4, 4)]),
     ((6,), 0, 0, [(6,), (1,)]),
 ])
-@pytest.mark.parametrize("from_logits, label_space", [(True, "probs"), (False, "probs"), (False, "logits")])
-def test_sample_weight(run, rng, shape, batch_axis, axis, sizes, from_logits, label_space):
-    pred = in_space(rng, "log_probs" if from_logits else "logits", shape, axis, "float64")
+@pytest.mark.parametrize("from_logits, pred_space, label_space", [
+    (True, None, "probs"), (False, None, "probs"), (False, None, "logits"), (True, "probs", "log_probs")])
+def test_sample_weight(run, rng, shape, batch_axis, axis, sizes, from_logits, pred_space, label_space):
+    pred = in_space(rng, oracle.space_of(from_logits, pred_space), shape, axis, "float64")
     label = in_space(rng, label_space, shape, axis, "float64")
-    for size, reduction in itertools.product(sizes, ("mean", "none")):
+    for size, reduction in itertools.product(sizes, ("mean", "none", "row_mean")):
         weight = rng.uniform(0.5, 2, size=size)
         weight.flat[0] = 0
-        options = dict(from_logits=from_logits, label_space=label_space, axis=axis, batch_axis=batch_axis,
-                       reduction=reduction)
+        options = dict(from_logits=from_logits, label_space=label_space, pred_space=pred_space, axis=axis,
+                       batch_axis=batch_axis, reduction=reduction)
         loss = KLDivLoss(**options)
         expected = oracle.kl_divergence(pred, label, sample_weight=weight, **options)
         close(run(loss, pred, label, weight), expected, "float64")
@@ -324,6 +328,113 @@ def test_sample_weight_by_keyword(run):
     by_keyword = loss(pred, label, sample_weight=mx.nd.array([2, 0])).asnumpy()
     np.testing.assert_array_equal(by_keyword, loss(pred, label, mx.nd.array([2, 0])).asnumpy())
     np.testing.assert_allclose(by_keyword, [2 * 0.10169683, 0], rtol=1e-6)
+
+
+# Sequences
+
+def sequences(rng, lengths, time, categories, from_logits=True):
+    """pred, label and 0-1 weights (batch, time) of sequences of such lengths."""
+    shape = len(lengths), time, categories
+    pred, label = (in_space(rng, space, shape, -1, "float64")
+                   for space in ("log_probs" if from_logits else "logits", "probs"))
+    return pred, label, (np.arange(time) < np.array(lengths)[:, None]).astype("float64")
+
+
+@pytest.mark.parametrize("from_logits", [True, False])
+@pytest.mark.parametrize("padding", [0.0, np.nan, np.inf, -np.inf])
+def test_padded_sequences(run, rng, from_logits, padding):
+    """The mean divergence per valid position, whatever stands behind the end; without one, 0."""
+    lengths = [4, 1, 0, 3]
+    pred, label, valid = sequences(rng, lengths, 4, 5, from_logits)
+    per_position = oracle.kl_divergence(pred.reshape(-1, 5), label.reshape(-1, 5), from_logits=from_logits,
+                                        reduction="sum").reshape(4, 4)
+    expected = [per_position[i, :n].mean() if n else 0 for i, n in enumerate(lengths)]
+    pred[valid == 0], label[valid == 0] = padding, padding
+    loss = KLDivLoss(from_logits, reduction="row_mean")
+    close(run(loss, pred, label, valid), expected, "float64")
+    to_pred, to_label, to_weight = run.gradients(loss, pred, label, valid)
+    for gradient in (to_pred, to_label):
+        assert (gradient[valid == 0] == 0).all() and (gradient[valid != 0] != 0).any()
+    q = np.exp(pred if not from_logits else 0)
+    for i, n in enumerate(lengths[:2]):
+        q = np.exp(oracle.log_softmax(pred[i, :n]))
+        close(to_pred[i, :n], ((q if not from_logits else 0) - label[i, :n]) / n, "float64")
+    assert np.isfinite(to_weight).all()
+
+
+def test_weights_made_by_sequence_mask(run, rng):
+    pred, label, valid = sequences(rng, [3, 1, 4], 4, 5)
+    ones = mx.nd.ones((4, 3))  # SequenceMask wants time first
+    mask = mx.nd.SequenceMask(ones, mx.nd.array([3, 1, 4]), use_sequence_length=True).T
+    loss = KLDivLoss(reduction="row_mean")
+    np.testing.assert_array_equal(mask.asnumpy(), valid)
+    np.testing.assert_array_equal(run(loss, pred, label, mask), run(loss, pred, label, valid))
+    trailing = mx.nd.SequenceMask(mx.nd.ones((3, 4, 1)), mx.nd.array([3, 1, 4]), use_sequence_length=True, axis=1)
+    np.testing.assert_array_equal(run(loss, pred, label, trailing), run(loss, pred, label, valid))
+
+
+def test_row_mean_is_the_scale_of_softmax_cross_entropy(run, rng):
+    """One-hot labels have no entropy: the divergence is Gluon's SoftmaxCELoss, also with several positions."""
+    pred = rng.normal(size=(3, 4, 5)).astype("float32")
+    index = rng.randint(5, size=(3, 4))
+    theirs = run(mx.gluon.loss.SoftmaxCELoss(), pred, index.astype("float32"))
+    close(run(KLDivLoss(False, reduction="row_mean"), pred, np.eye(5, dtype="float32")[index]), theirs)
+
+
+def test_a_row_counts_if_any_of_its_weights_does(run, rng):
+    pred, label, _ = sequences(rng, [2, 2], 2, 3)
+    weight = np.array([[[0, 0, 2], [0, 0, 0]], [[1, 0, 1], [1, 1, 1.0]]])
+    terms = np.where(weight == 0, 0, weight * oracle.kl_terms(pred, label))
+    value = run(KLDivLoss(reduction="row_mean"), pred, label, weight)
+    close(value, [terms[0].sum() / 1, terms[1].sum() / 2], "float64")
+
+
+@pytest.mark.parametrize("batch_axis, axis", [(0, 0), (1, 1)])
+def test_row_mean_where_the_samples_are_the_categories(run, rng, batch_axis, axis):
+    """Each category's terms, averaged over the rows that count."""
+    pred, label = in_space(rng, "log_probs", (3, 4), axis, "float64"), in_space(rng, "probs", (3, 4), axis, "float64")
+    rows = 4 if axis == 0 else 3
+    weight = np.ones((1, 4) if axis == 0 else (3, 1))
+    weight.flat[1] = 0
+    terms = oracle.kl_terms(pred, label, axis=axis)
+    loss = KLDivLoss(axis=axis, batch_axis=batch_axis, reduction="row_mean")
+    close(run(loss, pred, label), terms.sum(1 - axis) / rows, "float64")
+    close(run(loss, pred, label, weight), (terms * weight).sum(1 - axis) / (rows - 1), "float64")
+
+
+# Probabilities on both sides
+
+@pytest.mark.parametrize("label_space", SPACES)
+def test_heads_that_end_in_softmax(run, rng, label_space):
+    """The same as of their logarithms; zeros on either side leave every gradient finite."""
+    label = np.array([[0.5, 0.5, 0, 0], [0.25, 0.25, 0.25, 0.25], [0, 1, 0, 0]])
+    pred = np.array([[0.3, 0.7, 0, 0], [0.4, 0.3, 0.2, 0.1], [0, 1, 0, 0]])
+    with np.errstate(divide="ignore"):
+        target = label if label_space == "probs" else np.log(label)
+    loss = KLDivLoss(pred_space="probs", label_space=label_space, reduction="sum")
+    close(run(loss, pred, target), oracle.kl_divergence(pred, target, pred_space="probs", label_space=label_space,
+                                                        reduction="sum"), "float64")
+    assert run(loss, pred, target)[2] == 0
+    to_pred, to_label = run.gradients(loss, pred, target)
+    close(to_pred, np.where(pred == 0, 0, -label / np.where(pred == 0, 1, pred)), "float64")
+    assert np.isfinite(to_label).all()
+
+
+def test_mass_that_a_softmax_head_misses(run):
+    pred, label = np.array([[0.0, 1.0]]), np.array([[0.25, 0.75]])
+    loss = KLDivLoss(pred_space="probs", reduction="sum")
+    assert np.isposinf(run(loss, pred, label)).all()
+    to_pred, to_label = run.gradients(loss, pred, label)
+    np.testing.assert_array_equal(to_pred, [[0, -0.75]])
+    np.testing.assert_allclose(to_label, [[np.inf, np.log(0.75) + 1]])
+
+
+def test_a_contradiction_of_spaces():
+    assert KLDivLoss(False, pred_space="logits")._pred_space == "logits"
+    assert KLDivLoss(pred_space="logits")._pred_space == "logits"
+    for space in ("probs", "log_probs"):
+        with pytest.raises(ValueError, match=f"from_logits=False.*pred_space='{space}'"):
+            KLDivLoss(False, pred_space=space)
 
 
 # Digits of small divergences
@@ -413,7 +524,7 @@ PAIR = ((2, 3), (2, 3))
 
 
 @pytest.mark.parametrize("arguments, error, words", [
-    (dict(reduction="avg"), ValueError, ["reduction", "'mean', 'sum' or 'none'", "'avg'"]),
+    (dict(reduction="avg"), ValueError, ["reduction", "'mean', 'sum', 'none' or 'row_mean'", "'avg'"]),
     (dict(label_space="prob"), ValueError, ["label_space", "'probs', 'log_probs' or 'logits'", "'prob'"]),
     (dict(epsilon=0), ValueError, ["epsilon", "positive", "0"]),
     (dict(epsilon=-1e-3), ValueError, ["epsilon", "-0.001"]),
@@ -423,6 +534,9 @@ PAIR = ((2, 3), (2, 3))
     (dict(from_logits="False"), TypeError, ["from_logits", "True or False", "'False'"]),
     (dict(from_logits=1), TypeError, ["from_logits", "1"]),
     (dict(axis=1.5), TypeError, ["axis", "integer", "1.5"]),
+    (dict(axis=True), TypeError, ["axis", "integer", "True"]),
+    (dict(pred_space="p"), ValueError, ["pred_space", "'probs', 'log_probs' or 'logits'", "'p'"]),
+    (dict(from_logits=False, pred_space="probs"), ValueError, ["from_logits=False", "pred_space='probs'"]),
     (dict(batch_axis="0"), TypeError, ["batch_axis", "'0'"]),
 ])
 def test_argument_errors(arguments, error, words):
@@ -437,6 +551,10 @@ def test_argument_errors(arguments, error, words):
     ({}, ((2, 3), (1, 3)), ["(2, 3)", "(1, 3)"]),
     ({}, ((2, 3), (2, 1)), ["(2, 3)", "(2, 1)"]),
     ({}, ((3, 3), (3,)), ["(3, 3)", "(3,)"]),
+    ({}, ((2, 3), (2,)), ["(2, 3)", "(2,)", "class indices", "mx.nd.one_hot(label, depth=3)"]),
+    ({}, ((2, 3), (2, 1)), ["(2, 1)", "mx.nd.one_hot(label.reshape((2,)), depth=3)"]),
+    (dict(axis=1), ((2, 3, 4), (2, 4)), ["(2, 4)", "mx.nd.one_hot(label, depth=3)", "moved to axis 1"]),
+    ({}, ((2, 4, 3), (2, 4, 3), (4, 3)), ["sample_weight", "(4, 3)", "(2,)", "(2, 4)"]),
     (dict(axis=2), PAIR, ["axis = 2", "(2, 3)"]),
     (dict(axis=-3), PAIR, ["axis = -3", "(2, 3)"]),
     (dict(batch_axis=2), PAIR, ["batch_axis = 2", "(2, 3)"]),
@@ -479,7 +597,7 @@ def test_devices_must_agree(run):
 def test_repr_shows_every_argument():
     assert repr(KLDivLoss()) == (
         "KLDivLoss(from_logits=True, axis=-1, weight=None, batch_axis=0, reduction='mean', label_space='probs', "
-        "epsilon=1e-12): KL(label ‖ pred) in nats")
+        "pred_space=None, epsilon=1e-12): KL(label ‖ pred) in nats")
     changed = repr(KLDivLoss(False, 1, 0.5, 2, reduction="none", label_space="logits", epsilon=1e-5))
     for part in ("from_logits=False", "axis=1", "weight=0.5", "batch_axis=2", "'none'", "'logits'", "epsilon=1e-05"):
         assert part in changed

@@ -1,4 +1,4 @@
-"""metric.KLDivergence, in MXNet's own training loops."""
+"""The metrics, in MXNet's own training loops."""
 
 import copy
 import pickle
@@ -21,21 +21,59 @@ def double(x):
     return mx.nd.array(x, dtype="float64")
 
 
+BOTH = [(gluon_kl.metric.KLDivergence, oracle.kl_terms, {}),
+        *((gluon_kl.metric.JSDivergence, oracle.js_terms, dict(beta=beta)) for beta in (0.5, 0.2, 0, 1))]
+
+
 @pytest.mark.usefixtures("path")
-@pytest.mark.parametrize("from_logits", [True, False])
+@pytest.mark.parametrize("metric, terms, options", BOTH)
+@pytest.mark.parametrize("from_logits, pred_space", [(True, None), (False, None), (True, "probs"), (True, "logits")])
 @pytest.mark.parametrize("label_space", ["probs", "log_probs", "logits"])
-def test_mean_over_all_samples(rng, from_logits, label_space):
+def test_mean_over_all_samples(rng, metric, terms, options, from_logits, pred_space, label_space):
     """Batches of different sizes count by their samples."""
-    metric = gluon_kl.metric.KLDivergence(from_logits, label_space=label_space)
-    expected = []
+    metric = metric(from_logits, label_space=label_space, pred_space=pred_space, **options)
+    space, expected = oracle.space_of(from_logits, pred_space), []
     for pred, label in batches(rng, (4, 1, 7)):
-        label = label if label_space == "probs" else np.log(label)
+        pred, label = np.exp(pred) if space == "probs" else pred, label if label_space == "probs" else np.log(label)
         metric.update([double(label)], [double(pred)])
-        expected.extend(oracle.kl_divergence(pred, label, from_logits=from_logits, label_space=label_space,
-                                             reduction="sum"))
+        expected.extend(terms(pred, label, space, label_space, **options).sum(-1))
     name, value = metric.get()
-    assert name == "kl-divergence" and metric.num_inst == 12
-    assert value == pytest.approx(np.mean(expected), rel=1e-12)
+    assert name == ("js-divergence" if options else "kl-divergence") and metric.num_inst == 12
+    assert value == pytest.approx(np.mean(expected), rel=1e-11)
+
+
+@pytest.mark.usefixtures("path")
+@pytest.mark.parametrize("metric, terms, options", BOTH[:2])
+def test_every_input_that_the_losses_take(rng, metric, terms, options):
+    """dtypes and their mixtures, one-hot integers, mx.np arrays, memory of DataLoader workers, several devices."""
+    pred, label = rng.normal(size=(2, 4, 3))
+    hot = np.eye(3)[[0, 2, 1, 1]]
+    expected = terms(pred, hot, "logits", "probs", **options).sum(-1).mean()
+    for pred_type, label_type in (("float16", "float32"), ("float32", "float64"), ("float32", "int32"),
+                                  ("float64", "uint8")):
+        for kind in (mx.nd.array, mx.np.array):
+            figure = metric(from_logits=False, **options)
+            figure.update([kind(hot, dtype=label_type)], [kind(pred, dtype=pred_type)])
+            assert figure.get()[1] == pytest.approx(expected, rel=2e-3 if pred_type == "float16" else 1e-5)
+    figure = metric(from_logits=False, **options)
+    figure.update([double(hot).as_in_context(mx.Context("cpu_shared", 0))], [double(pred).as_in_context(mx.cpu(1))])
+    figure.update([mx.nd.cast(mx.np.array(hot, dtype=bool).as_nd_ndarray(), "float32")], [double(pred)])
+    assert figure.get()[1] == pytest.approx(expected, rel=1e-12) and figure.num_inst == 8
+
+
+@pytest.mark.usefixtures("path")
+@pytest.mark.parametrize("metric", [gluon_kl.metric.KLDivergence, gluon_kl.metric.JSDivergence])
+def test_without_samples_nothing_is_known(metric):
+    figure = metric(from_logits=False)
+    with mx.util.np_shape(True):
+        figure.update([mx.np.zeros((0, 3))], [mx.np.zeros((0, 3))])
+    assert np.isnan(figure.get()[1]) and figure.num_inst == 0
+
+
+def test_disjoint_samples_cost_log_2():
+    metric = mx.metric.create("js-divergence", pred_space="probs")
+    metric.update(double([[1.0, 0], [0, 1]]), double([[0.0, 1], [0, 1]]))
+    assert metric.get() == ("js-divergence", pytest.approx(np.log(2) / 2, rel=1e-12))
 
 
 def test_reference_figure():
@@ -47,10 +85,17 @@ def test_reference_figure():
 def test_registered_under_its_names():
     for name in ("kl-divergence", "KLDivergence", "kldivergence"):
         assert type(mx.metric.create(name, from_logits=False)) is gluon_kl.metric.KLDivergence
-    metric = gluon_kl.metric.KLDivergence(False, 1, "logits", name="kl", output_names=["out"], label_names=["target"])
+    metric = gluon_kl.metric.KLDivergence(False, 1, "logits", "logits", name="kl", output_names=["out"],
+                                          label_names=["target"])
     again = mx.metric.create(**metric.get_config())
     assert again.get_config() == metric.get_config() and again.name == "kl" and again.label_names == ["target"]
     assert repr(again._loss) == repr(metric._loss)
+    for name in ("js-divergence", "JSDivergence", "jsdivergence"):
+        assert type(mx.metric.create(name, beta=0.2)) is gluon_kl.metric.JSDivergence
+    js = gluon_kl.metric.JSDivergence(axis=1, label_space="logits", pred_space="probs", beta=0.3, name="js")
+    again = mx.metric.create(**js.get_config())
+    assert again.get_config() == js.get_config() and repr(again._loss) == repr(js._loss)
+    assert "beta=0.3" in repr(js._loss)
     assert str(metric) == "EvalMetric: {'kl': nan}"
 
 
@@ -143,10 +188,13 @@ def test_copies():
 
 
 @pytest.mark.parametrize("arguments, error", [(dict(from_logits="no"), TypeError), (dict(label_space="p"), ValueError),
-                                              (dict(axis=0.5), TypeError)])
+                                              (dict(axis=0.5), TypeError), (dict(pred_space="p"), ValueError)])
 def test_argument_errors(arguments, error):
-    with pytest.raises(error, match=next(iter(arguments))):
-        gluon_kl.metric.KLDivergence(**arguments)
+    for metric in (gluon_kl.metric.KLDivergence, gluon_kl.metric.JSDivergence):
+        with pytest.raises(error, match=next(iter(arguments))):
+            metric(**arguments)
+    with pytest.raises(ValueError, match="beta must lie between 0 and 1, not 2"):
+        gluon_kl.metric.JSDivergence(beta=2)
 
 
 @pytest.fixture

@@ -203,8 +203,8 @@ def fused(F: Any, inputs: Mapping[str, Any], grad: Sequence[str], **options: Any
 def fused_in_graph(inputs: Mapping[str, Any], fixed: Sequence[str] = (), **options: Any) -> Any:
     """`fused` on the Symbols of a user's graph, where neither dtypes are known nor which gradients are wanted.
 
-    The gradient to the first input is one node's; those to the others but `fixed`, which get none, are another's
-    that has no value, so that MXNet leaves out what nobody asks for.
+    The gradient to the first input is one node's. Those to the others but `fixed`, which get none, are those of another
+    node without a value, the anchor, so that MXNet leaves out what nobody asks for.
     """
     (first, pred), *others = [(name, x) for name, x in inputs.items() if x is not None]
     # An operator of MXNet's own keeps grad_req="add" and sums over many uses right; unless its attributes tell it
@@ -216,12 +216,11 @@ def fused_in_graph(inputs: Mapping[str, Any], fixed: Sequence[str] = (), **optio
     if options.get("reduction") == "none":  # a second result of this size would cost more than a gradient
         blocked = {name: mx.sym.BlockGrad(x) if name in fixed else x for name, x in given.items()}
         return fused(mx.sym, blocked, [first, *learned], **options)
-    value = fused(mx.sym, {name: x if name == first else mx.sym.BlockGrad(x) for name, x in given.items()},
-                  [first], **options)
-    if not learned:
-        return value
-    silent = {name: x if name in learned else mx.sym.BlockGrad(x) for name, x in given.items()}
-    return value + fused(mx.sym, silent, learned, value=0, keep=0, **options)
+    seen = {name: x if name == first else mx.sym.BlockGrad(x) for name, x in given.items()}
+    if learned:
+        silent = {name: x if name in learned else mx.sym.BlockGrad(x) for name, x in given.items()}
+        seen["anchor"] = fused(mx.sym, silent, learned, value=0, keep=0, **options)
+    return fused(mx.sym, seen, [first], **options)
 
 
 _USES = itertools.count()

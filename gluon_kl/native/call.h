@@ -23,8 +23,9 @@ namespace gluon_kl {
 
 enum Reduction { kSum, kMeanOver, kNone, kRowMean };
 
-// The arrays of a call: the streams of its form, then its weight.
-enum Slot { kWeight = kInputs, kSlots };
+// The arrays of a call: the streams of its form, its weight, and an anchor: the result, a column of zeros, of a call
+// without a value, through which that one gets the gradient of this one's result.
+enum Slot { kWeight = kInputs, kAnchor, kSlots };
 
 struct Call {
   Form form = kKL;
@@ -82,7 +83,7 @@ inline bool flag(const std::string& key, const std::string& text) {
 }
 inline std::vector<int> slots(const std::string& key, const std::string& text) {
   static const std::map<std::string, int> names = {
-      {"pred", kPred}, {"target", kTarget}, {"hard", kHard}, {"weight", kWeight}, {"mean", kMean},
+      {"pred", kPred}, {"target", kTarget}, {"hard", kHard}, {"weight", kWeight}, {"anchor", kAnchor}, {"mean", kMean},
       {"log_variance", kLogVariance}, {"prior_mean", kPriorMean}, {"prior_log_variance", kPriorLogVariance}};
   std::vector<int> found;
   std::istringstream parts(text);

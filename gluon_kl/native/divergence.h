@@ -167,14 +167,14 @@ inline void fill(Shape* to, const Shape& from) {
     if ((*to)[d] == kUnknown) (*to)[d] = from[d];
 }
 inline const char* name_of(const Call& call, int slot) {
-  static const char* const pair[] = {"pred", "target", "hard", "", "weight"};
-  static const char* const gaussian[] = {"mean", "log_variance", "prior_mean", "prior_log_variance", "weight"};
+  static const char* const pair[] = {"pred", "target", "hard", "", "weight", "anchor"};
+  static const char* const gaussian[] = {"mean", "log_variance", "prior_mean", "prior_log_variance", "weight", "anchor"};
   return (call.gaussian() ? gaussian : pair)[slot];
 }
 // Fills in what is open and follows from the other inputs; gives the results' shape, empty where it does not follow.
 // A weight's shape follows from nothing.
 inline Shape infer_shapes(const Call& call, std::vector<Shape>* shapes) {
-  const auto full = [&](int slot) { return slot != kWeight && !(slot == kHard && call.pair() && !call.dense); };
+  const auto full = [&](int slot) { return slot < kInputs && !(slot == kHard && call.pair() && !call.dense); };
   Shape shape;
   for (int pass = 0; pass < 2; ++pass)
     for (size_t i = 0; i < shapes->size(); ++i) {
@@ -201,6 +201,8 @@ inline Shape infer_shapes(const Call& call, std::vector<Shape>* shapes) {
       if (own != without && own != with_one)
         throw std::invalid_argument("hard must have pred's shape without axis " + std::to_string(axis) + " or with 1 there, not " +
                                     text(own) + " for pred " + text(shape));
+    } else if (slot == kAnchor) {
+      fill(&own, {shape[batch_axis], 1});
     } else if (!own.empty()) {
       bool fits = static_cast<int>(own.size()) == rank;
       for (int d = 0; fits && d < rank; ++d) fits = own[d] == 1 || own[d] == shape[d];
@@ -209,7 +211,8 @@ inline Shape infer_shapes(const Call& call, std::vector<Shape>* shapes) {
                                     "'s length, not " + text(own) + " for " + first + " " + text(shape));
     }
   }
-  return call.reduction == kNone ? shape : Shape{shape[batch_axis]};
+  if (call.reduction == kNone) return shape;
+  return call.value ? Shape{shape[batch_axis]} : Shape{shape[batch_axis], 1};
 }
 
 // ---- the plan ----------------------------------------------------------------------------------------------------
@@ -289,6 +292,7 @@ class Divergence {
       });
     }
     if (weight_wanted) weight_gradient(grads[kWeight]);
+    if (arrays_[kAnchor].data) memcpy(grads[kAnchor].data, ograd, g_.batch * (double_ ? 8 : 4));
   }
 
  private:

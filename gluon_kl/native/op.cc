@@ -41,10 +41,13 @@ ext::MXReturnValue parse_attributes(const Attributes& attributes, int* inputs, i
   });
 }
 
+bool is_float(int type) { return type >= gluon_kl::kFloat32 && type <= gluon_kl::kFloat16; }
+
 ext::MXReturnValue infer_type(const Attributes&, std::vector<int>* in, std::vector<int>* out) {
   return guarded([&] {
     bool in_double = false, known = true;
-    for (int type : *in) {
+    for (int& type : *in) {
+      if (type < 0 && is_float((*in)[0])) type = (*in)[0];  // what nobody says is as the first
       if (type < 0) known = false;
       else if (type > gluon_kl::kInt64) throw std::invalid_argument("arrays of this dtype cannot reach an operator of an extension; cast bool to uint8");
       in_double |= type == gluon_kl::kFloat64;

@@ -1,0 +1,169 @@
+"""The divergence of Bernoulli distributions: independent yes-or-no probabilities, one per element."""
+
+from typing import Any, Optional, Tuple
+
+from gluon_kl import divergence
+from gluon_kl.inputs import (
+    REDUCTIONS,
+    CheckedLoss,
+    Facts,
+    Frame,
+    check_choice,
+    check_flag,
+    check_same_shape,
+    fit_sample_weight,
+    is_number,
+    normal_axis,
+    weigh,
+)
+
+SPACES = ("probs", "logits")
+
+
+class BernoulliKLLoss(CheckedLoss):
+    r"""Kullback-Leibler divergence of Bernoulli predictions from Bernoulli targets, in nats.
+
+    Every element is a yes-or-no distribution of its own: with :math:`p` the label's probability
+    of yes and :math:`q` the prediction's,
+
+    .. math:: \mathrm{KL}(p \,\|\, q) = p \log\frac{p}{q} + (1 - p) \log\frac{1 - p}{1 - q}.
+
+    It is the binary cross-entropy of :class:`mxnet.gluon.loss.SigmoidBCELoss` less the entropy
+    of the label: the same gradient to `pred`, and 0 where both agree. For classes that do not
+    exclude each other (distillation of a multi-label classifier), for binary latent variables,
+    and, with a number as label, for the sparsity penalty of an autoencoder.
+
+    Parameters
+    ----------
+    from_sigmoid : bool, default False
+        `False` if `pred` holds raw scores, to which the loss applies the sigmoid, `True` if it
+        holds probabilities.
+    weight : float, optional
+        Factor for every result.
+    batch_axis : int, default 0
+        The axis of the samples; every other axis is reduced.
+    reduction : {"mean", "sum", "none"}
+        "mean" divides the sum by the number of elements of a sample, as SigmoidBCELoss does;
+        "sum" is the divergence itself, of independent elements; "none" returns the terms.
+    label_space : {"probs", "logits"}
+        What `label` holds: probabilities, or raw scores that go through the sigmoid.
+    prefix, params
+        As for every Gluon block.
+
+    Inputs
+    ------
+    pred
+        Array or Symbol of any shape with at least one axis, any floating dtype. Scores may be
+        infinite: a probability of exactly 0 or 1.
+    label
+        The same shape, of any floating, integer or boolean dtype; or a number, the same label
+        for every element.
+    sample_weight
+        Optional. Shape (batch,), a weight per sample; or as many axes as `pred`, each 1 or
+        that of `pred`. Weight 0 silences its elements whatever they hold.
+
+    Outputs
+    -------
+    loss
+        Shape (batch,), or that of `pred` for ``reduction="none"``; float64 if an input is,
+        else float32. Of the array kind of `pred`.
+
+    Raises
+    ------
+    ValueError
+        If shapes differ, `sample_weight` does not fit, `batch_axis` is out of range, the arrays
+        are on different devices, a number as label is no probability (or, as a score, not
+        finite), or an argument is not among the allowed ones.
+    TypeError
+        If an input is not an MXNet array or Symbol, or an argument has the wrong type.
+
+    Notes
+    -----
+    No term is negative, equal sides in one space give exactly 0, and nearly equal ones keep
+    their leading digits. Labels of exactly 0 and 1 have no entropy; saturated scores lose
+    nothing on either side. A prediction that excludes what the label allows gives infinity.
+
+    The gradient to a score is :math:`\sigma(\mathrm{pred}) - p`. That to a label of exactly 0
+    takes 1e-12 for it inside the logarithm, as :class:`KLDivLoss` does, and that to a label of 1
+    the same for its complement. A label below 0 or above 1 gives NaN.
+
+    References
+    ----------
+    S. Kullback and R. A. Leibler, "On Information and Sufficiency", Annals of Mathematical
+    Statistics 22 (1951), 79-86.
+
+    A. Ng, "Sparse autoencoder", CS294A lecture notes, Stanford University (2011), for the
+    penalty.
+
+    Examples
+    --------
+    >>> from mxnet import nd
+    >>> from gluon_kl import BernoulliKLLoss
+    >>> scores = nd.array([[2, -1, 0.5],
+    ...                    [0, 3, -4]])
+    >>> label = nd.array([[1, 0, 0.5],
+    ...                   [0.5, 1, 0]])
+    >>> loss = BernoulliKLLoss(reduction="sum")
+    >>> value = loss(scores, label)
+    >>> print(value.asnumpy().round(4))
+    [0.4711 0.0667]
+
+    The penalty on hidden units, of which each shall be active in 5 of 100 samples; its mean
+    activity over the batch is one sample of probabilities:
+
+    >>> hidden = nd.array([[0.1, 0.9],
+    ...                    [0, 0.7]])
+    >>> penalty = BernoulliKLLoss(
+    ...     from_sigmoid=True, reduction="sum")
+    >>> active = hidden.mean(axis=0, keepdims=True)
+    >>> value = penalty(active, 0.05)
+    >>> print(value.asnumpy().round(4))
+    [1.3416]
+    """
+
+    _numeric = ("label",)
+    _alike = ("label",)
+    _direction = "KL(Bernoulli(label) ‖ Bernoulli(pred)) in nats"
+
+    def __init__(
+        self, from_sigmoid: bool = False, weight: Optional[float] = None, batch_axis: int = 0, *,
+        reduction: str = "mean", label_space: str = "probs", prefix: Optional[str] = None, params: Any = None,
+    ) -> None:
+        super().__init__(weight, batch_axis, prefix=prefix, params=params)
+        self._from_sigmoid = check_flag("from_sigmoid", from_sigmoid)
+        check_choice("reduction", reduction, REDUCTIONS)
+        check_choice("label_space", label_space, SPACES)
+        self._reduction = reduction
+        self._label_space = label_space
+
+    def _describe(self) -> str:
+        return (f"from_sigmoid={self._from_sigmoid}, weight={self._weight}, batch_axis={self._batch_axis}, "
+                f"reduction={self._reduction!r}, label_space={self._label_space!r}")
+
+    def __call__(self, pred: Any, label: Any, sample_weight: Any = None) -> Any:
+        if self._label_space == "probs" and is_number(label) and not 0 <= label <= 1:
+            raise ValueError(f"label must lie between 0 and 1, a probability since label_space='probs', not {label!r}")
+        return super().__call__(pred, label, sample_weight)
+
+    def _check(self, *arrays: Any) -> Tuple[Tuple[Any, ...], Frame]:
+        pred, label, weight = arrays
+        shape = pred.shape
+        if not is_number(label):
+            check_same_shape("pred", "label", shape, label.shape)
+        frame = Frame(shape, normal_axis("batch_axis", self._batch_axis, shape, "pred"), None)
+        return (pred, label, None if weight is None else fit_sample_weight(weight, frame)), frame
+
+    def _compute(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
+        pred, label, weight = self._lifted(F, facts, inputs)
+        if is_number(label):
+            label = F.ones_like(pred) * label
+        spaces = "probs" if self._from_sigmoid else "logits", self._label_space
+        if self._weight == 0:  # all ones by now, which are finite as scores
+            spaces = "logits", "logits"
+
+        def terms(pred: Any, label: Any) -> Any:
+            return divergence.bernoulli_terms(F, pred, label, pred_space=spaces[0], label_space=spaces[1])
+
+        weight_grad = facts is None or facts.recorded[-1]
+        out = weigh(F, terms, (pred, label), weight, None, weight_grad)
+        return self._reduced(F, facts, out, self._reduction)
