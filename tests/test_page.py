@@ -68,8 +68,9 @@ def test_the_example_comes_first(soups):
         assert -1 < text.find("Examples") < text.find("Parameters"), page
 
 
-def test_the_name_of_a_metric_is_whole(soups):
-    assert soups["generated/gluon_kl.metric.KLDivergence.html"].h1.get_text().startswith("metric.KLDivergence")
+@pytest.mark.parametrize("name", ["metric.KLDivergence", "metric.JSDivergence"])
+def test_the_name_of_a_metric_is_whole(soups, name):
+    assert soups[f"generated/gluon_kl.{name}.html"].h1.get_text().startswith(name)
 
 
 def test_troubleshooting_is_in_the_navigation_and_beside_the_errors(soups):
