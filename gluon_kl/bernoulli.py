@@ -1,6 +1,6 @@
 """The divergence of Bernoulli distributions: independent yes-or-no probabilities, one per element."""
 
-from typing import Any, Optional, Tuple
+from typing import Any, Dict, Optional, Tuple
 
 from gluon_kl import divergence
 from gluon_kl.inputs import (
@@ -157,7 +157,16 @@ class BernoulliKLLoss(CheckedLoss):
         frame = Frame(shape, normal_axis("batch_axis", self._batch_axis, shape, "pred"), None)
         return (pred, label, None if weight is None else fit_sample_weight(weight, frame)), frame
 
-    def _compute(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
+    def _fused(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
+        pred, label, weight = inputs
+        value: Dict[str, Any] = {}
+        if is_number(label):
+            label, value = None, {"target_value": label}
+        return self._call_fused(
+            F, facts, {"pred": pred, "target": label, "weight": weight}, form="bernoulli",
+            pred="probs" if self._from_sigmoid else "logits", target=self._label_space, **value)
+
+    def _over_operators(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
         pred, label, weight = self._lifted(F, facts, inputs)
         if is_number(label):
             label = F.ones_like(pred) * label

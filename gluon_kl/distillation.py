@@ -143,6 +143,7 @@ class DistillationLoss(CheckedLoss):
     """
 
     _names = ("pred", "label", "teacher_pred", "sample_weight")
+    _reduction = "row_mean"
 
     def __init__(
         self, temperature: float = 1.0, hard_weight: float = 0.5, sparse_label: bool = True,
@@ -232,7 +233,17 @@ class DistillationLoss(CheckedLoss):
         axis = normal_axis("axis", self._axis, pred.shape, "pred")
         diagnostics.check_distillation(pred, label, teacher_pred, self._sparse_label, self._teacher_space, axis)
 
-    def _compute(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
+    def _fused(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
+        pred, label, teacher_pred, weight = self._used(*inputs)
+        soft: Dict[str, Any] = {}
+        if teacher_pred is not None:
+            soft = {"target": self._teacher_space, "temperature": float(self._temperature), **self._form()}
+        return self._call_fused(
+            F, facts, {"pred": pred, "hard": label, "target": teacher_pred, "weight": weight}, ("hard", "target"),
+            axis=self._axis, pred="logits", hard="index" if self._sparse_label else "dense",
+            hard_weight=float(self._hard_weight), scale=self._temperature**2 if label is None else 1.0, **soft)
+
+    def _over_operators(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
         used = list(self._used(*inputs))
         indices, used[1] = used[1], None if self._sparse_label else used[1]
         pred, label, teacher_pred, weight = self._lifted(F, facts, used)

@@ -1,6 +1,6 @@
 """The divergence of diagonal Gaussians, as variational autoencoders use it."""
 
-from typing import Any, Optional, Tuple
+from typing import Any, Dict, Optional, Tuple
 
 from gluon_kl import divergence
 from gluon_kl.inputs import (
@@ -164,7 +164,18 @@ class GaussianKLLoss(CheckedLoss):
         weight = None if weight is None else fit_sample_weight(weight, frame, "mean")
         return (mean, log_variance, *prior, weight), frame
 
-    def _compute(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
+    def _fused(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
+        named = dict(zip(("mean", "log_variance", "prior_mean", "prior_log_variance", "weight"), inputs))
+        numbers: Dict[str, Any] = {}
+        for name in self._numeric:
+            if is_number(named[name]):
+                numbers[name], named[name] = named[name], None
+            elif named[name] is not None:
+                named[name] = F.broadcast_like(named[name], named["mean"])
+        return self._call_fused(F, facts, named, form="gaussian", spread=self._spread,
+                                free_nats=float(self._free_nats), **numbers)
+
+    def _over_operators(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
         *parameters, weight = self._lifted(F, facts, inputs)
         mean, log_variance = parameters[:2]
         # A number that is not the standard prior's counts as any array.

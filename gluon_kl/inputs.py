@@ -22,7 +22,7 @@ from mxnet.ndarray.sparse import BaseSparseNDArray
 from mxnet.symbol import Symbol
 
 from gluon_kl.divergence import is_finite, share_of_a_row, sum_per_sample, unit
-from gluon_kl.native import SMALL, carry, fused, fused_in_graph
+from gluon_kl.native import SMALL, carry, fused, fused_in_graph, reaches
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -216,7 +216,7 @@ def lift(F: Any, facts: Optional[Facts], inputs: Sequence[Any], alike: Sequence[
 
 def _lift_unknown(F: Any, inputs: Sequence[Any], alike: Sequence[bool]) -> List[Any]:
     """`lift` inside a graph that does not know its dtypes: NumPy's type promotion, by factors of one."""
-    carried: List[Any] = [carry(F, x) if isinstance(x, Symbol) else x for x in inputs]
+    carried: List[Any] = [carry(x) if isinstance(x, Symbol) else x for x in inputs]
     own = unit(F, carried[0])
     # `broadcast_like` refuses other numbers of axes, where NumPy's multiplication would add some in front.
     units = [own, *[F.broadcast_like(unit(F, x), own) for x in carried[1:] if isinstance(x, Symbol)]]
@@ -335,6 +335,17 @@ class CheckedLoss(Loss):
         raise NotImplementedError
 
     def _compute(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
+        # Under a weight of 0 not even NaN counts, which the operators of MXNet's are made not to see.
+        if self._weight != 0 and reaches(facts):
+            return self._fused(F, facts, *inputs)
+        return self._over_operators(F, facts, *inputs)
+
+    def _fused(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
+        """The result from the fused operator."""
+        raise NotImplementedError
+
+    def _over_operators(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
+        """The same from MXNet's operators."""
         raise NotImplementedError
 
     def _describe(self) -> str:
@@ -356,15 +367,19 @@ class CheckedLoss(Loss):
         alike = [name in self._alike and isinstance(x, (NDArray, Symbol)) for name, x in zip(self._names, inputs)]
         return lift(F, facts, inputs, alike)
 
-    def _call_fused(self, F: Any, facts: Optional[Facts], names: Sequence[str], inputs: Sequence[Any],
-                    fixed: Sequence[str] = (), **options: Any) -> Any:
-        """The operator on `inputs`, which it knows by `names`; those in `fixed` get no gradient."""
+    def _call_fused(
+        self, F: Any, facts: Optional[Facts], inputs: Dict[str, Any], fixed: Sequence[str] = (), scale: float = 1.0,
+        **options: Any,
+    ) -> Any:
+        """The operator on `inputs` by its names, in our order; those in `fixed` get no gradient."""
+        options.update(batch_axis=self._batch_axis, reduction=self._reduction,
+                       scale=scale if self._weight is None else scale * self._weight)
         if facts is None:
-            return fused_in_graph(dict(zip(names, inputs)), fixed, **options)
-        grad = [name for name, asked in zip(names, facts.recorded) if asked and name not in fixed]
-        taken = [F.cast(x, dtype=_CARRIED[dtype]) if dtype in _CARRIED else x
-                 for x, dtype in zip(inputs, facts.dtypes)]
-        return fused(F, dict(zip(names, taken)), grad, **options)
+            return fused_in_graph(inputs, fixed, **options)
+        grad = [name for name, asked in zip(inputs, facts.recorded) if asked and name not in fixed]
+        taken = {name: F.cast(x, dtype=_CARRIED[dtype]) if dtype in _CARRIED else x
+                 for (name, x), dtype in zip(inputs.items(), facts.dtypes)}
+        return fused(F, taken, grad, **options)
 
     def _reduced(
         self, F: Any, facts: Optional[Facts], terms: Any, reduction: str, x: Any = None, weight: Any = None,

@@ -4,7 +4,7 @@ from typing import Any, Dict, Optional, Tuple
 
 from mxnet import gluon
 
-from gluon_kl import diagnostics, divergence, native
+from gluon_kl import diagnostics, divergence
 from gluon_kl.inputs import (
     REDUCTIONS,
     CheckedLoss,
@@ -105,9 +105,7 @@ class PairLoss(CheckedLoss):
         # One counts from the back: they meet at one rank. (One category has nothing to lose.)
         return divergence.more_than_one(F, pred, self._axis, self._batch_axis)
 
-    def _compute(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
-        if self._weight != 0 and native.reaches(facts):
-            return self._fused(F, facts, *inputs)
+    def _over_operators(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
         pred, label, weight = self._lifted(F, facts, inputs)
         both_logits = self._pred_space == self._label_space == "logits"
         whole_rows = both_logits and self._whole_rows(F, facts, pred, weight)
@@ -125,13 +123,13 @@ class PairLoss(CheckedLoss):
         """Which divergence it is, in the words of `divergence.pair_terms` and of the operator."""
         raise NotImplementedError
 
-    def _fused(self, F: Any, facts: Optional[Facts], pred: Any, label: Any, weight: Any) -> Any:
-        options = dict(
-            axis=self._axis, batch_axis=self._batch_axis, pred=self._pred_space, target=self._label_space,
-            reduction=self._reduction, scale=1.0 if self._weight is None else float(self._weight), **self._form())
-        if facts is not None and facts.small and weight is None and self._label_space != "logits":
-            options["keep"] = 0
-        return self._call_fused(F, facts, ("pred", "target", "weight"), (pred, label, weight), **options)
+    def _fused(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
+        pred, label, weight = inputs
+        # To find the statistics of small arrays again costs less than MXNet's bookkeeping for a second output.
+        again = facts is not None and facts.small and weight is None and self._label_space != "logits"
+        return self._call_fused(
+            F, facts, {"pred": pred, "target": label, "weight": weight}, axis=self._axis, pred=self._pred_space,
+            target=self._label_space, keep=0 if again else 1, **self._form())
 
 
 class KLDivLoss(PairLoss, gluon.loss.KLDivLoss):

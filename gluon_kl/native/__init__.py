@@ -132,12 +132,12 @@ def reaches(facts: Any) -> bool:
     return facts.device.device_type == "cpu" and is_available()
 
 
-def carry(F: Any, x: Any) -> Any:
+def carry(x: Any) -> Any:
     """A Symbol of any dtype as one that an operator of an extension takes: boolean as float32.
 
-    Under AMP the identity is one of the functions that lift bfloat16.
+    Under AMP the addition is one of the functions that lift bfloat16.
     """
-    return (F.identity(x).as_np_ndarray() + 0).as_nd_ndarray()
+    return x + 0
 
 
 @functools.lru_cache(maxsize=1024)
@@ -211,11 +211,10 @@ def fused_in_graph(inputs: Mapping[str, Any], fixed: Sequence[str] = (), **optio
     # from every other, MXNet merges it with theirs, and the sum lands on the operator again.
     with mx.AttrScope(__gluon_kl_use__=_use()):
         pred = mx.sym.identity(pred)
-        given = {first: pred, **{name: carry(mx.sym, x) for name, x in others}}  # no booleans
+        given = {first: pred, **{name: mx.sym.BlockGrad(x) if name in fixed else carry(x) for name, x in others}}
     learned = [name for name, _ in others if name not in fixed]
     if options.get("reduction") == "none":  # a second result of this size would cost more than a gradient
-        blocked = {name: mx.sym.BlockGrad(x) if name in fixed else x for name, x in given.items()}
-        return fused(mx.sym, blocked, [first, *learned], **options)
+        return fused(mx.sym, given, [first, *learned], **options)
     seen = {name: x if name == first else mx.sym.BlockGrad(x) for name, x in given.items()}
     if learned:
         silent = {name: x if name in learned else mx.sym.BlockGrad(x) for name, x in given.items()}

@@ -36,7 +36,7 @@ struct Call {
   Reduction reduction = kSum;
   double scale = 1, epsilon = 1e-12, temperature = 1, beta = 0.5;
   bool dense = false;
-  double hard_weight = 0, prior_mean = 0, prior_log_variance = 0, target_value = NAN, free_nats = 0;
+  double hard_weight = 0, prior_mean = 0, prior_log_variance = NAN, target_value = NAN, free_nats = 0;  // NAN: not given
   bool spread_is_std = false, keep = true, value = true;
 
   bool has(int slot) const {

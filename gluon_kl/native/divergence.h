@@ -340,6 +340,8 @@ class Divergence {
     job_.inv_temperature = 1 / temperature;
     job_.hard_share = hard ? call_.hard_weight : 0;
     job_.soft_share = hard ? (1 - call_.hard_weight) * temperature * temperature : 1;
+    // Hard labels without a share leave the divergence's factor.
+    scale_ = call_.scale * (call_.has(kHard) && call_.pair() && soft && !hard ? temperature * temperature : 1);
     job_.log_epsilon = std::log(call_.epsilon);
     job_.free_nats = call_.free_nats;
     job_.beta = call_.beta;
@@ -359,10 +361,10 @@ class Divergence {
   void fill_gaussian() {
     job_.in[kLogVariance] = view(kLogVariance);
     job_.prior = arrays_[kPriorMean].data || arrays_[kPriorLogVariance].data || call_.prior_mean != 0 ||
-                 call_.prior_log_variance != 0;
+                 !std::isnan(call_.prior_log_variance);
     if (!job_.prior) return;
-    // The constant is a log-variance in any case.
-    const double spread = call_.spread_is_std ? std::exp(call_.prior_log_variance / 2) : call_.prior_log_variance;
+    const double standard = call_.spread_is_std ? 1 : 0;
+    const double spread = std::isnan(call_.prior_log_variance) ? standard : call_.prior_log_variance;
     job_.in[kPriorMean] = arrays_[kPriorMean].data ? view(kPriorMean) : constant(kPriorMean, call_.prior_mean);
     job_.in[kPriorLogVariance] =
         arrays_[kPriorLogVariance].data ? view(kPriorLogVariance) : constant(kPriorLogVariance, spread);
@@ -379,7 +381,7 @@ class Divergence {
       count = g_.sample_per_category() ? static_cast<double>(g_.rows) : g_.batch ? static_cast<double>(g_.rows / g_.batch) : 1;
       if (weighted_) count_rows();
     }
-    factor_ = call_.scale / (count > 0 ? count : 1);
+    factor_ = scale_ / (count > 0 ? count : 1);
   }
   double share(int64_t sample) const { return shares_.empty() ? factor_ : shares_[sample]; }
   // The rows of each sample that have a weight other than 0.
@@ -397,7 +399,7 @@ class Divergence {
     shares_.resize(g_.batch);
     for (int64_t b = 0; b < g_.batch; ++b) {
       const int64_t count = all ? together : counts[b];
-      shares_[b] = count ? call_.scale / static_cast<double>(count) : 0;
+      shares_[b] = count ? scale_ / static_cast<double>(count) : 0;
     }
   }
   int64_t weight_place(int64_t element) const {
@@ -601,7 +603,7 @@ class Divergence {
   Geometry g_;
   Job job_;
   bool double_, weighted_, weight_per_row_;
-  double factor_;
+  double scale_, factor_;
   std::vector<double> shares_;  // of each sample, where they differ
   std::vector<Walk> walk_[kSlots], head_walk_;
   double constant_[kSlots];
