@@ -36,10 +36,10 @@ napoleon_google_docstring = False
 napoleon_use_param = napoleon_use_rtype = False
 napoleon_custom_sections = [("Inputs", "params_style"), ("Outputs", "params_style")]
 
-# Everything the page needs comes with it: MathJax is copied from a Python package, and SVG needs no fonts.
-# (That package as an extension would insist on its own mathjax_path.)
-mathjax_files = Path(importlib.util.find_spec("sphinx-mathjax-offline").origin).parent / "static"
-mathjax_path = "mathjax/tex-svg.js"
+# Everything the page needs comes with it. Of MathJax, which a Python package holds, that is one file of 24 MB:
+# its SVG needs no fonts. (That package as an extension would ship all of them.)
+mathjax_files = Path(importlib.util.find_spec("sphinx-mathjax-offline").origin).parent / "static" / "mathjax"
+mathjax_path = "tex-svg.js"
 mathjax3_config = {"svg": {"fontCache": "local"}}
 
 sphinx_gallery_conf = {
@@ -66,7 +66,7 @@ sphinx_gallery_conf = {
 
 html_theme = "pydata_sphinx_theme"
 html_title = "gluon_kl"  # a longer one overflows a phone
-html_static_path = ["static", str(mathjax_files)]
+html_static_path = ["static", str(mathjax_files / mathjax_path)]
 html_favicon = "static/icon.svg"
 html_context = {"default_mode": "auto"}
 html_css_files = ["site.css", "tutorial.css"]
@@ -75,7 +75,8 @@ html_copy_source = False
 html_show_sourcelink = False
 html_show_sphinx = False
 html_use_index = False  # nothing leads there: the search and the page "API" do its work
-html_sidebars = {"index": [], "contract": [], "moving": [], "changelog": [], "benchmarks": []}
+WITHOUT_SIDEBAR = ("index", "contract", "moving", "changelog", "benchmarks", "troubleshooting", "versions")
+html_sidebars = {page: [] for page in WITHOUT_SIDEBAR}
 html_theme_options = {
     "logo": {"text": "gluon_kl"},
     "navigation_with_keys": False,
@@ -85,3 +86,16 @@ html_theme_options = {
     "show_toc_level": 1,
     "pygments_dark_style": "github-dark-high-contrast",  # the default one shouts its comments in yellow
 }
+
+
+def example_first(app, what, name, obj, options, lines):
+    """Move the section Examples of a docstring in front of Parameters: who looks a name up wants the call."""
+    starts = [i for i, line in enumerate(lines[1:]) if line and set(line) == {"-"} and len(line) == len(lines[i])]
+    sections = {lines[i]: lines[i:end] for i, end in zip(starts, starts[1:] + [len(lines)])}
+    if "Examples" in sections and "Parameters" in sections:
+        examples = sections.pop("Examples")
+        lines[starts[0]:] = [*examples, "", *(line for section in sections.values() for line in section)]
+
+
+def setup(app):
+    app.connect("autodoc-process-docstring", example_first, priority=400)  # before napoleon, which is at 500

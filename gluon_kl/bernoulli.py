@@ -26,7 +26,10 @@ class BernoulliKLLoss(CheckedLoss):
     Every element is a yes-or-no distribution of its own: with :math:`p` the label's probability
     of yes and :math:`q` the prediction's,
 
-    .. math:: \mathrm{KL}(p \,\|\, q) = p \log\frac{p}{q} + (1 - p) \log\frac{1 - p}{1 - q}.
+    .. math::
+
+       & \mathrm{KL}(p \,\|\, q) = \\
+       & p \log\frac{p}{q} + (1 - p) \log\frac{1 - p}{1 - q}.
 
     It is the binary cross-entropy of :class:`mxnet.gluon.loss.SigmoidBCELoss` less the entropy
     of the label: the same gradient to `pred`, and 0 where both agree. For classes that do not
@@ -115,7 +118,8 @@ class BernoulliKLLoss(CheckedLoss):
     ...                    [0, 0.7]])
     >>> penalty = BernoulliKLLoss(
     ...     from_sigmoid=True, reduction="sum")
-    >>> active = hidden.mean(axis=0, keepdims=True)
+    >>> active = hidden.mean(
+    ...     axis=0, keepdims=True)
     >>> value = penalty(active, 0.05)
     >>> print(value.asnumpy().round(4))
     [1.3416]

@@ -120,7 +120,8 @@ class GaussianKLLoss(CheckedLoss):
 
     >>> loss = GaussianKLLoss(spread="std")
     >>> std = (log_var / 2).exp()
-    >>> value = loss(mean, std, nd.array([0, 1]), 2)
+    >>> prior_mean = nd.array([0, 1])
+    >>> value = loss(mean, std, prior_mean, 2)
     >>> print(value.asnumpy().round(4))
     [0.7613 1.7782]
     """

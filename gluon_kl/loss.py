@@ -251,10 +251,12 @@ class KLDivLoss(PairLoss, gluon.loss.KLDivLoss):
     A sequence of two positions, of which the second is padding:
 
     >>> pair = nd.stack(pred, pred, axis=1)
-    >>> padded = nd.stack(label, 9 * label, axis=1)
+    >>> padded = nd.stack(
+    ...     label, 9 * label, axis=1)
     >>> loss = KLDivLoss(reduction="row_mean")
     >>> valid = nd.array([[1, 0]])
-    >>> value = loss(pair.log(), padded, valid)
+    >>> value = loss(
+    ...     pair.log(), padded, valid)
     >>> print(value.asnumpy().round(4))
     [0.1017]
     """

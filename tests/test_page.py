@@ -29,7 +29,8 @@ def printed(soups, page):
 
 
 def test_the_pages_are_there(soups):
-    wanted = {"index.html", "api.html", "contract.html", "moving.html", "changelog.html", "search.html"}
+    wanted = {"index.html", "api.html", "contract.html", "moving.html", "troubleshooting.html", "changelog.html",
+              "search.html"}
     wanted |= {f"gallery/{script.stem}.html" for script in (tasks.ROOT / "tutorials").glob("*.py")
                if script.stem != "plots"}
     assert wanted <= set(soups)
@@ -52,6 +53,55 @@ def test_every_public_class_is_described(soups):
 def test_no_section_of_a_docstring_is_lost(soups):
     headings = {tag.get_text().strip(": ") for tag in soups["generated/gluon_kl.KLDivLoss.html"].select("dt, p.rubric")}
     assert {"Parameters", "Inputs", "Outputs", "Raises", "Notes", "References", "Examples"} <= headings
+
+
+def class_pages(soups):
+    return {page: soup for page, soup in soups.items()
+            if page.startswith("generated/") and soup.select("dl.class")}
+
+
+def test_the_example_comes_first(soups):
+    found = class_pages(soups)
+    assert found
+    for page, soup in found.items():
+        text = soup.select_one("dl.class > dd").get_text()
+        assert -1 < text.find("Examples") < text.find("Parameters"), page
+
+
+@pytest.mark.parametrize("name", ["metric.KLDivergence", "metric.JSDivergence"])
+def test_the_name_of_a_metric_is_whole(soups, name):
+    assert soups[f"generated/gluon_kl.{name}.html"].h1.get_text().startswith(name)
+
+
+def test_troubleshooting_is_in_the_navigation_and_beside_the_errors(soups):
+    assert not [page for page, soup in soups.items() if "_modules" not in page
+                and not soup.select("header a[href$='troubleshooting.html'], header a[aria-current]")]
+    pages_of_errors = {"api.html": soups["api.html"], **class_pages(soups)}
+    assert not [page for page, soup in pages_of_errors.items()
+                if not soup.select("article a[href*='troubleshooting.html']")]
+
+
+def test_landing_page_leads_on(soups):
+    landing = soups["index.html"].article
+    assert landing.select_one("pre").get_text().startswith("$ pip install")
+    assert [link["href"] for link in landing.select("p.action a")] == ["gallery/kl_divergence.html"]
+    ways = [link["href"] for link in landing.select("ul.ways a")]
+    assert ways == ["gallery/index.html", "moving.html", "troubleshooting.html"]
+
+
+@pytest.mark.parametrize("page, folder", [("index.html", "gallery/"), ("gallery/index.html", "")])
+def test_every_tutorial_has_a_card(soups, page, folder):
+    cards = {card.a["href"]: card for card in soups[page].select("ul.cards:not(.ways) > li")}
+    scripts = {script.stem for script in (tasks.ROOT / "tutorials").glob("*.py")} - {"plots"}
+    assert set(cards) == {f"{folder}{name}.html" for name in scripts}
+    for name, card in cards.items():
+        assert card.select("svg.thumbnail"), f"{name} has no picture"
+        assert len(card.select("p")) == 2, f"{name} needs a name and a line that says what it is"
+
+
+def test_of_mathjax_one_file_is_shipped(site):  # noqa: F811
+    assert [file.name for file in site.rglob("*") if re.search("mathjax|tex-|sre|mml", str(file.relative_to(site)))
+            and file.is_file()] == ["tex-svg.js"]
 
 
 def test_internal_links_and_anchors(soups, site):  # noqa: F811
