@@ -19,7 +19,7 @@ class Form(NamedTuple):
 FORMS = {
     "kl": Form("KLDivLoss", ("logits", "probs")),
     "kl-two-logits": Form("KLDivLoss, two logits", ("logits", "logits")),
-    "kl-none": Form("KLDivLoss, reduction=\"none\"", ("logits", "probs")),
+    "kl-none": Form("KLDivLoss, no reduction", ("logits", "probs")),
     "kl-row-weights": Form("KLDivLoss, row weights", ("logits", "probs", "row_weights")),
     "kl-element-weights": Form("KLDivLoss, element weights", ("logits", "probs", "weights")),
     "reverse-kl": Form("ReverseKLDivLoss", ("logits", "probs")),

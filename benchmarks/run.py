@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SUBJECTS = {
     "gluon_kl": "gluon_kl",
     "two-threads": "two threads",
-    "eager": "not hybridized",
+    "eager": "eager",
     "operators": "MXNet operators",
     "gluon": "Gluon",
     "torch": "torch",
@@ -58,7 +58,7 @@ class Worker:
         if subject == "jax":  # JAX takes every core it may
             command = ["taskset", "-c", str(min(os.sched_getaffinity(0))), *command]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                        universal_newlines=True, env=environment)
+                                        text=True, env=environment)
 
     def answer(self):
         line = self.process.stdout.readline()
@@ -192,7 +192,7 @@ def family_table(measured):
 
 def shapes_table(measured):
     others = [subject for subject in IN_SHAPES[1:] if subject not in ("two-threads", "copy")]
-    yield ["pred", "gluon_kl (µs)", "of ceiling", *(SUBJECTS[subject] for subject in others), "gain of two threads"]
+    yield ["pred", "gluon_kl (µs)", "of ceiling", *(SUBJECTS[subject] for subject in others), "2 threads"]
     for row, times in measured:
         yield [row.size + (", a leaf" if row.setting == "leaf" else ""), microseconds(times),
                f"{ceiling(row, times['copy']) / times['gluon_kl']:.0%}",
@@ -207,7 +207,6 @@ def memory_table(measured):
 
 
 def setting_table(versions):
-    yield ["", ""]
     yield ["processor", processor()]
     yield ["Python", platform.python_version()]
     yield ["libraries", ", ".join(sorted(set(versions.values())))]
