@@ -19,7 +19,8 @@ MARKS = {
     "torch.compile": Mark("^", "#009E73", -0.23),
     "JAX": Mark("D", "#000000", -0.02),
 }
-TICKS = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100]
+DECADES = [10.0**k for k in range(-4, 5)]
+TICKS = [factor * decade for decade in DECADES for factor in (1, 2, 5)]
 
 
 def read(file):
@@ -86,7 +87,8 @@ def _draw_rows(axes, rows, limits):
         for name in ends[:1] if ends and times[ends[0]] < min(1, times[ends[-1]]) else []:
             _write_number(axes, times[name], y + MARKS[name].offset, -1)
     axes.set_yticks(range(len(rows)), [label for label, _ in rows])
-    present = [tick for tick in TICKS if limits[0] <= tick <= limits[1]]
+    ticks = TICKS if limits[1] / limits[0] < 500 else DECADES
+    present = [tick for tick in ticks if limits[0] <= tick <= limits[1]]
     axes.set_xticks(present, [f"{tick:g}" for tick in present])
     axes.minorticks_off()
     axes.tick_params(axis="y", labelsize=10)
@@ -108,7 +110,9 @@ def draw(folder):
         ("The family: forward and backward", read(folder / "benchmark.csv")),
         ("KLDivLoss: what it adds to a step", read(folder / "benchmark_shapes.csv"))) if rows]
     ratios = [ratio for _, rows in panels for _, times in rows for ratio in times.values()] or [1]
-    limits = (min(0.75, min(ratios) / 1.9), max(ratios) * 1.7)
+    low, high = min(0.75, *ratios), max(1, *ratios)
+    room = (high / low) ** 0.16  # for the numbers beside the outermost marks
+    limits = low / room, high * room
     with plt.rc_context(fname=str(STYLE)):
         heights = [len(rows) + 1 for _, rows in panels]
         figure, axes = plt.subplots(len(panels), 1, squeeze=False, figsize=(5.8, 0.8 + 0.43 * sum(heights) + 0.8),

@@ -103,15 +103,18 @@ class Bench:
                   for subject, steps in first.items()}
         taken = {subject: {name: [] for name in steps} for subject, steps in first.items()}
         for _ in range(self.rounds):
-            for subject in first:
+            for subject in list(taken):
                 answer = workers[subject].ask("turn", row, counts=counts[subject])
-                for name, values in answer["taken"].items():
+                if "missing" in answer:
+                    self.tell(f"{row.name}: {SUBJECTS.get(subject, subject)} left out ({answer['missing']})")
+                    del taken[subject]
+                for name, values in answer.get("taken", {}).items():
                     taken[subject][name] += values
         medians = {subject: {name: statistics.median(values) for name, values in steps.items()}
                    for subject, steps in taken.items()}
         times = {subject: steps["step"] - steps.get("without", 0) for subject, steps in medians.items()}
         for subject in [subject for subject, seconds in times.items() if seconds <= 0]:
-            self.tell(f"{row.name}: {SUBJECTS[subject]} left out (what it adds to a step drowns in noise)")
+            self.tell(f"{row.name}: {SUBJECTS.get(subject, subject)} left out (what it adds to a step drowns in noise)")
             del times[subject]
         return times if "gluon_kl" in times else {}
 
@@ -195,7 +198,7 @@ def shapes_table(measured):
     yield ["pred", "gluon_kl (µs)", "of ceiling", *(SUBJECTS[subject] for subject in others), "2 threads"]
     for row, times in measured:
         yield [row.size + (", a leaf" if row.setting == "leaf" else ""), microseconds(times),
-               f"{ceiling(row, times['copy']) / times['gluon_kl']:.0%}",
+               f"{ceiling(row, times['copy']) / times['gluon_kl']:.0%}" if "copy" in times else "",
                *(multiple(times, subject) for subject in others),
                f"{times['gluon_kl'] / times['two-threads']:.2f}" if "two-threads" in times else ""]
 
