@@ -1,357 +1,300 @@
-"""Forward and backward of the KL loss in gluon_kl, MXNet, torch and JAX, measured in one run.
+"""Forward and backward of gluon_kl's losses beside MXNet, torch and JAX, measured in one run.
 
     python3 tasks.py bench                          # what is installed beside gluon_kl
     python3 tasks.py bench --peers PATH/TO/python   # with torch and JAX from another environment
+    python3 tasks.py bench --rows js gaussian       # only rows whose name holds one of these; writes no files
+    python3 tasks.py bench --draw                   # draws the plot from the tables, without measuring
 
-Every subject runs in a process of its own, with the same number of threads; only one works at a
-time, and they take turns within each shape, so that a noisy machine disturbs all alike. A figure is
-the median over all turns. Pred are logits, label probabilities without gradient, float32.
-Prints the table; writes figures/benchmark.csv and figures/benchmark.png.
+Every subject runs in a process of its own; only one works at a time, and they take turns within each row, so that a
+noisy machine disturbs all alike. A figure is the median over all turns. Before anything is timed, each subject's
+value and gradients are compared with gluon_kl's; what differs is reported and left out.
+Prints the tables; writes figures/benchmark*.csv and figures/benchmark.png.
 """
 
 import argparse
+import contextlib
 import csv
 import json
 import os
+import platform
 import statistics
 import subprocess
 import sys
-import threading
-import time
+import tempfile
+from operator import itemgetter
 from pathlib import Path
 
-FIGURES = Path(__file__).resolve().parent.parent / "figures"
+import numpy as np
+from rows import FAMILY, MEMORY, SHAPES, smaller
+
+ROOT = Path(__file__).resolve().parent.parent
 SUBJECTS = {
-    "gluon_kl": "gluon_kl, hybridized",
-    "gluon_kl-eager": "gluon_kl, eager",
-    "gluon_kl-ops": "gluon_kl, MXNet operators",
-    "mxnet": "MXNet's own, hybridized",
-    "torch": "torch, eager",
+    "gluon_kl": "gluon_kl",
+    "two-threads": "two threads",
+    "eager": "eager",
+    "operators": "MXNet operators",
+    "gluon": "Gluon",
+    "torch": "torch",
     "torch-compile": "torch.compile",
-    "jax": "JAX, jit",
+    "jax": "JAX",
 }
-# Name, shape, axis of the categories.
-SHAPES = [
-    ("128×10", (128, 10), -1),
-    ("4096×10", (4096, 10), -1),
-    ("1024×1000", (1024, 1000), -1),
-    ("256×32000", (256, 32000), -1),
-    ("64×128256", (64, 128256), -1),
-    ("8192×1000", (8192, 1000), -1),
-    ("8×21×256×256, axis 1", (8, 21, 256, 256), 1),
-]
-GROWTH_SUBJECTS = ["gluon_kl", "gluon_kl-ops", "mxnet", "torch", "torch-compile", "jax"]
-CATEGORIES = [10, 100, 1000, 10000, 100000]
-BATCHES = [1, 10, 100, 1000, 10000]
+IN_FAMILY = ["gluon_kl", "gluon", "torch", "torch-compile", "jax", "operators"]
+IN_SHAPES = ["gluon_kl", "gluon", "torch", "torch-compile", "jax", "operators", "eager", "two-threads", "copy"]
+IN_MEMORY = ["gluon_kl", "gluon", "torch"]
 # Nanoseconds per element on one core with AVX-512: exp and log forward, exp backward.
 FORWARD_NS, BACKWARD_NS = 0.37, 0.17
 
 
-# ---- A worker: one subject, told on standard input what to do, answering in JSON lines. ----
-
-def random_inputs(shape, axis):
-    import numpy as np
-
-    rng = np.random.RandomState(0)
-    pred, label = (rng.standard_normal(shape).astype("float32") for _ in range(2))
-    label = np.exp(label - label.max(axis=axis, keepdims=True))
-    return pred, label / label.sum(axis=axis, keepdims=True)
-
-
-def mxnet_step(subject):
-    import mxnet as mx
-
-    if subject == "mxnet":
-        def make(axis):
-            return mx.gluon.loss.KLDivLoss(from_logits=False, axis=axis)
-    else:
-        import gluon_kl
-
-        if subject != "gluon_kl-ops" and not gluon_kl.native.is_available():
-            raise ImportError(gluon_kl.native.why_not())
-
-        def make(axis):
-            return gluon_kl.KLDivLoss(from_logits=False, axis=axis, reduction="sum")
-
-    def prepare(shape, axis):
-        pred, label = (mx.nd.array(x) for x in random_inputs(shape, axis))
-        pred.attach_grad()
-        loss = make(axis)
-        if subject != "gluon_kl-eager":
-            loss.hybridize(static_alloc=True, static_shape=True)
-
-        def step():
-            with mx.autograd.record():
-                out = loss(pred, label)
-            out.backward()
-            pred.grad.wait_to_read()
-
-        return step
-
-    return prepare
-
-
-def torch_step(subject, threads):
-    import torch
-
-    torch.set_num_threads(threads)
-
-    def loss(pred, label, axis):
-        terms = torch.nn.functional.kl_div(torch.log_softmax(pred, axis), label, reduction="none")
-        return terms.sum(tuple(range(1, pred.dim())))
-
-    def prepare(shape, axis):
-        torch.compiler.reset()  # it would give up compiling after eight shapes
-        call = torch.compile(loss, dynamic=False) if subject == "torch-compile" else loss
-        pred, label = (torch.from_numpy(x) for x in random_inputs(shape, axis))
-        pred.requires_grad_()
-        head = torch.ones(shape[0])
-
-        def step():
-            pred.grad = None
-            call(pred, label, axis).backward(head)
-
-        return step
-
-    return prepare
-
-
-def jax_step():
-    import jax
-    import jax.numpy as jnp
-
-    jax.config.update("jax_platforms", "cpu")
-
-    def prepare(shape, axis):
-        def loss(pred, label):
-            log_label = jnp.where(label > 0, jnp.log(jnp.where(label > 0, label, 1)), 0)
-            terms = label * (log_label - jax.nn.log_softmax(pred, axis))
-            out = terms.sum(tuple(range(1, pred.ndim)))
-            return out.sum(), out
-
-        call = jax.jit(jax.value_and_grad(loss, has_aux=True))
-        pred, label = (jax.device_put(x) for x in random_inputs(shape, axis))
-
-        def step():
-            jax.block_until_ready(call(pred, label))
-
-        return step
-
-    return prepare
-
-
-def copy_step(threads):
-    """Bytes per nanosecond that a copy of an array of this size moves: the memory's ceiling."""
-    import numpy as np
-
-    def prepare(shape, axis):
-        source = np.ones(int(np.prod(shape)), dtype="float32")
-        target = np.empty_like(source)
-        parts = list(zip(np.array_split(target, threads), np.array_split(source, threads)))
-
-        def step():
-            workers = [threading.Thread(target=np.copyto, args=part) for part in parts[1:]]
-            for worker in workers:
-                worker.start()
-            np.copyto(*parts[0])
-            for worker in workers:
-                worker.join()
-
-        return step
-
-    return prepare
-
-
-def work(subject, threads):
-    try:
-        if subject == "copy":
-            prepare = copy_step(threads)
-        elif subject.startswith("torch"):
-            prepare = torch_step(subject, threads)
-        elif subject == "jax":
-            prepare = jax_step()
-        else:
-            prepare = mxnet_step(subject)
-    except ImportError as error:
-        print(json.dumps({"missing": str(error)}), flush=True)
-        return
-    print(json.dumps({"ready": True}), flush=True)
-    step = None
-    for line in sys.stdin:
-        order = json.loads(line)
-        if "shape" in order:
-            step = prepare(tuple(order["shape"]), order["axis"])
-            for _ in range(3):
-                step()
-            answer = True
-        else:
-            answer = []
-            for _ in range(order["steps"]):
-                start = time.perf_counter()
-                step()
-                answer.append(time.perf_counter() - start)
-        print(json.dumps(answer), flush=True)
-
-
-# ---- The conductor ----
-
 class Worker:
-    def __init__(self, subject, python, threads):
-        count = str(threads)
-        environment = {**os.environ, "OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count, "GLUON_KL_NUM_THREADS": count}
-        if subject == "gluon_kl-ops":
+    def __init__(self, subject, peers):
+        threads = "2" if subject == "two-threads" else "1"
+        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads,
+                       "GLUON_KL_NUM_THREADS": threads, "PYTHONPATH": os.pathsep.join(paths)}
+        if subject == "operators":
             environment["GLUON_KL_NATIVE"] = "0"
-        command = [python, "-W", "ignore", __file__, "--worker", subject, "--threads", count]
+        python = peers if subject.startswith(("torch", "jax")) else sys.executable
+        command = [python, "-W", "ignore", str(Path(__file__).with_name("worker.py")), subject, threads]
         if subject == "jax":  # JAX takes every core it may
-            command = ["taskset", "-c", ",".join(map(str, sorted(os.sched_getaffinity(0))[:threads])), *command]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                                        env=environment, stderr=subprocess.DEVNULL)
-        self.missing = self.answer().get("missing")
+            command = ["taskset", "-c", str(min(os.sched_getaffinity(0))), *command]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                        text=True, env=environment)
 
     def answer(self):
         line = self.process.stdout.readline()
-        return json.loads(line) if line else {"missing": "did not start"}
+        return json.loads(line) if line else {"missing": "the process ended"}
 
-    def ask(self, **order):
-        self.process.stdin.write(json.dumps(order) + "\n")
-        self.process.stdin.flush()
+    def ask(self, do, row, **order):
+        try:
+            self.process.stdin.write(json.dumps({"do": do, "row": row._asdict(), **order}) + "\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            return {"missing": "the process ended"}
         return self.answer()
 
     def stop(self):
-        self.process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
         self.process.wait()
 
 
-def measure(workers, shape, axis, rounds):
-    """Median seconds per step of every subject, taking turns."""
-    times = {subject: [] for subject in workers}
-    steps = {}
-    for subject, worker in workers.items():
-        worker.ask(shape=shape, axis=axis)
-        steps[subject] = max(1, min(200, int(0.05 / min(worker.ask(steps=3)))))
-    for _ in range(rounds):
-        for subject, worker in workers.items():
-            times[subject] += worker.ask(steps=steps[subject])
-    return {subject: statistics.median(taken) for subject, taken in times.items()}
+class Bench:
+    def __init__(self, peers, rounds, turn_seconds, tell):
+        self.peers, self.rounds, self.turn_seconds, self.tell = peers, rounds, turn_seconds, tell
+        self.versions, self.wrong = {}, []
+
+    def start(self, subjects):
+        started = {subject: Worker(subject, self.peers) for subject in subjects}
+        for subject, worker in list(started.items()):
+            answer = worker.answer()
+            if "missing" in answer:
+                self.tell(f"left out: {SUBJECTS.get(subject, subject)} ({answer['missing']})")
+                started.pop(subject).stop()
+            else:
+                self.versions[subject] = answer["version"]
+        return started
+
+    def times(self, workers, row):
+        """Median seconds that `row` takes every subject that computes what gluon_kl does."""
+        first = self.prepare(workers, row)
+        if "gluon_kl" not in first:
+            return {}
+        counts = {subject: {name: max(2, min(200, int(self.turn_seconds / taken))) for name, taken in steps.items()}
+                  for subject, steps in first.items()}
+        taken = {subject: {name: [] for name in steps} for subject, steps in first.items()}
+        for _ in range(self.rounds):
+            for subject in list(taken):
+                answer = workers[subject].ask("turn", row, counts=counts[subject])
+                if "missing" in answer:
+                    self.tell(f"{row.name}: {SUBJECTS.get(subject, subject)} left out ({answer['missing']})")
+                    del taken[subject]
+                for name, values in answer.get("taken", {}).items():
+                    taken[subject][name] += values
+        medians = {subject: {name: statistics.median(values) for name, values in steps.items()}
+                   for subject, steps in taken.items()}
+        times = {subject: steps["step"] - steps.get("without", 0) for subject, steps in medians.items()}
+        for subject in [subject for subject, seconds in times.items() if seconds <= 0]:
+            self.tell(f"{row.name}: {SUBJECTS.get(subject, subject)} left out (what it adds to a step drowns in noise)")
+            del times[subject]
+        return times if "gluon_kl" in times else {}
+
+    def prepare(self, workers, row):
+        """Seconds of a first step of every subject, if its results are those of gluon_kl."""
+        first, ours = {}, None
+        with tempfile.TemporaryDirectory() as folder:
+            for subject, worker in workers.items():
+                file = os.path.join(folder, subject + ".npz")
+                answer = worker.ask("prepare", row, file=file)
+                if "missing" in answer:
+                    self.tell(f"{row.name}: {SUBJECTS.get(subject, subject)} left out ({answer['missing']})")
+                    if subject == "gluon_kl":
+                        break
+                    continue
+                results = list(np.load(file).values())
+                os.remove(file)
+                ours = results if subject == "gluon_kl" else ours
+                difference = None if subject == "copy" else differs(ours, results)
+                if difference:
+                    self.wrong.append(f"{row.name}: {SUBJECTS[subject]} computes something else: {difference}")
+                    self.tell(self.wrong[-1])
+                else:
+                    first[subject] = answer["first"]
+        return first
+
+    def memory(self, row, subject):
+        """What a step needs at most beyond inputs and gradients, in arrays of pred, in a process of its own."""
+        worker = self.start([subject]).get(subject)
+        if worker is None:
+            return None
+        answer = worker.ask("peak", row)
+        worker.stop()
+        if "missing" in answer:
+            self.tell(f"{row.name}, memory: {SUBJECTS[subject]} left out ({answer['missing']})")
+            return None
+        return answer["bytes"] / (4 * int(np.prod(row.shape)))
 
 
-def roofline(shape, copy_seconds, threads):
+def differs(ours, theirs):
+    """What is wrong with `theirs`, value first and then gradients, or None: float32 through other formulas."""
+    names = ["value"] + [f"gradient {i}" for i in range(1, len(ours))]
+    if len(theirs) != len(ours):
+        return f"{len(theirs)} results for {len(ours)}"
+    for name, a, b in zip(names, ours, theirs):
+        if a.shape != b.shape:
+            return f"{name} of shape {b.shape} for {a.shape}"
+        scale = np.abs(a).max()
+        excess = np.abs(a - b) - 1e-3 * np.abs(a)
+        if not (np.isfinite(scale) and scale > 0 and excess.max() <= 2e-5 * scale):
+            worst = np.unravel_index(np.argmax(np.where(np.isnan(excess), np.inf, excess)), a.shape)
+            return f"{name} {b[worst]} for {a[worst]} at {tuple(map(int, worst))}"
+    return None
+
+
+def ceiling(row, copy_seconds):
     """Seconds that arithmetic or memory traffic alone take: forward reads 8 bytes an element, backward moves 12."""
-    n = 1
-    for size in shape:
-        n *= size
+    n = int(np.prod(row.shape))
     per_byte = copy_seconds / (8 * n)
-    return max(FORWARD_NS * 1e-9 * n / threads, 8 * n * per_byte) + max(
-        BACKWARD_NS * 1e-9 * n / threads, 12 * n * per_byte)
+    return max(FORWARD_NS * 1e-9 * n, 8 * n * per_byte) + max(BACKWARD_NS * 1e-9 * n, 12 * n * per_byte)
 
 
-def start_workers(subjects, peers, threads):
-    workers = {}
-    for subject in subjects:
-        worker = Worker(subject, peers if subject.startswith(("torch", "jax")) else sys.executable, threads)
-        if worker.missing:
-            print(f"left out: {SUBJECTS.get(subject, subject)} ({worker.missing})")
-            worker.process.wait()
-        else:
-            workers[subject] = worker
-    return workers
+# ---- Tables: microseconds of gluon_kl, the others in multiples of it ----
+
+def microseconds(times):
+    return f"{times['gluon_kl'] * 1e6:.0f}"
 
 
-def bench(rounds, peers, threads, growth):
+def multiple(times, subject):
+    return f"{times[subject] / times['gluon_kl']:.3g}" if subject in times else ""
+
+
+def family_table(measured):
+    yield ["loss", "pred", "gluon_kl (µs)", *(SUBJECTS[subject] for subject in IN_FAMILY[1:])]
+    for row, times in measured:
+        yield [row.title, row.size, microseconds(times), *(multiple(times, subject) for subject in IN_FAMILY[1:])]
+
+
+def shapes_table(measured):
+    others = [subject for subject in IN_SHAPES[1:] if subject not in ("two-threads", "copy")]
+    yield ["pred", "gluon_kl (µs)", "of ceiling", *(SUBJECTS[subject] for subject in others), "2 threads"]
+    for row, times in measured:
+        yield [row.size + (", a leaf" if row.setting == "leaf" else ""), microseconds(times),
+               f"{ceiling(row, times['copy']) / times['gluon_kl']:.0%}" if "copy" in times else "",
+               *(multiple(times, subject) for subject in others),
+               f"{times['gluon_kl'] / times['two-threads']:.2f}" if "two-threads" in times else ""]
+
+
+def memory_table(measured):
+    yield ["loss", *(SUBJECTS[subject] for subject in IN_MEMORY)]
+    for row, arrays in measured:
+        yield [row.title, *("" if x is None else f"{x:.1f}" for x in arrays)]
+
+
+def setting_table(versions):
+    yield ["processor", processor()]
+    yield ["Python", platform.python_version()]
+    yield ["libraries", ", ".join(sorted(set(versions.values())))]
+
+
+def processor():
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
+        facts = dict(line.rstrip("\n").split("\t", 1) for line in file if "\t" in line)
+    name = facts.get("model name", ": " + platform.machine()).split(":", 1)[1].strip()
+    widest = next((flag for flag in ("avx512f", "avx2") if flag in facts.get("flags", "").split()), "")
+    return f"{name}, {widest.replace('avx512f', 'AVX-512').upper()}".rstrip(", ")
+
+
+def measure(bench, family, shapes, memory):
+    """The tables by the name of their file."""
     from tqdm import tqdm
 
-    workers = start_workers([*SUBJECTS, "copy"], peers, threads)
-    table, by_categories, by_batch = {}, {}, {}
-    plan = [(table, name, shape, axis, workers) for name, shape, axis in SHAPES]
-    if growth:
-        some = {subject: workers[subject] for subject in GROWTH_SUBJECTS if subject in workers}
-        plan += [(by_categories, c, (max(1, 1000000 // c), c), -1, some) for c in CATEGORIES]
-        plan += [(by_batch, b, (b, 1000), -1, some) for b in BATCHES]
-    for results, name, shape, axis, subjects in tqdm(plan, desc="shapes", unit="shape"):
-        results[name] = measure(subjects, shape, axis, rounds)
+    tables = {}
+    workers = bench.start(dict.fromkeys([*(IN_FAMILY if family else []), *(IN_SHAPES if shapes else [])]))
+    plan = [(row, IN_FAMILY) for row in family] + [(row, IN_SHAPES) for row in shapes]
+    measured = [(row, bench.times({s: workers[s] for s in subjects if s in workers}, row))
+                for row, subjects in tqdm(plan, desc="rows", unit="row", disable=not plan)]
     for worker in workers.values():
         worker.stop()
-    for name, shape, _ in SHAPES:
-        table[name]["roofline"] = roofline(shape, table[name].pop("copy"), threads)
-    return table, by_categories, by_batch
+    if family:
+        tables["benchmark"] = list(family_table(filter(itemgetter(1), measured[:len(family)])))
+    if shapes:
+        tables["benchmark_shapes"] = list(shapes_table(filter(itemgetter(1), measured[len(family):])))
+    if memory:
+        arrays = [(row, [bench.memory(row, subject) for subject in IN_MEMORY])
+                  for row in tqdm(memory, desc="memory", unit="row")]
+        tables["benchmark_memory"] = list(memory_table(arrays))
+    tables["benchmark_setting"] = list(setting_table(bench.versions))
+    return tables
 
 
-SHORT = {"gluon_kl-eager": "eager", "gluon_kl-ops": "MXNet operators", "mxnet": "MXNet's own", "torch": "torch",
-         "torch-compile": "torch.compile", "jax": "JAX"}
-
-
-def rows_of(table):
-    """The table as text: microseconds of gluon_kl, its share of the ceiling, and the others in multiples of it."""
-    others = [subject for subject in SHORT if subject in next(iter(table.values()))]
-    yield ["shape", "gluon_kl", "of ceiling", *[SHORT[subject] for subject in others]]
-    for name, times in table.items():
-        base = times["gluon_kl"]
-        yield [name, f"{base * 1e3:.1f} ms" if base > 1e-3 else f"{base * 1e6:.0f} µs",
-               f"{times['roofline'] / base:.0%}",
-               *[f"{times[subject] / base:.2g}×" for subject in others]]
-
-
-def draw(table, by_categories, by_batch, path):
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    style = Path(__file__).resolve().parent.parent / "tutorials" / "matplotlibrc"
-    with plt.rc_context(fname=str(style)) if style.exists() else plt.rc_context():
-        figure = plt.figure(figsize=(6, 9.5))
-        grid = figure.add_gridspec(2, 2, height_ratios=[1.7, 1])
-        bars, *curves = (figure.add_subplot(grid[0, :]), figure.add_subplot(grid[1, 0]), figure.add_subplot(grid[1, 1]))
-        subjects = [s for s in SUBJECTS if s in next(iter(table.values()))]
-        colours = dict(zip(SUBJECTS, ["#0b6e4f", "#55a98b", "#a8d5c2", "#8c2d19", "#d98c3f", "#e8c07d", "#4c6fae"]))
-        for i, subject in enumerate(subjects):
-            heights = [times[subject] / times["gluon_kl"] for times in table.values()]
-            bars.barh([y + (i - (len(subjects) - 1) / 2) / (len(subjects) + 1.5) for y in range(len(table))], heights,
-                      height=1 / (len(subjects) + 1.5), color=colours[subject], label=SUBJECTS[subject])
-        bars.axvline(1, color="black", linewidth=1)
-        bars.set(xscale="log", xlabel="times the time of gluon_kl, hybridized", yticks=range(len(table)),
-                 title="Forward and backward: shorter is faster")
-        bars.set_xticks([0.2, 0.5, 1, 2, 5, 10, 20])
-        bars.xaxis.set_major_formatter("{x:g}")
-        bars.minorticks_off()
-        bars.set_yticklabels([name.replace(", ", ",\n") for name in table])
-        bars.invert_yaxis()
-        for curve, results, label, elements in (
-                (curves[0], by_categories, "categories", lambda c: max(1, 1000000 // c) * c),
-                (curves[1], by_batch, "batch", lambda b: 1000 * b)):
-            for subject in [s for s in GROWTH_SUBJECTS if s in subjects]:
-                curve.plot(list(results), [1e9 * times[subject] / elements(x) for x, times in results.items()],
-                           marker="o", markersize=4, color=colours[subject])
-            curve.set(xscale="log", yscale="log", xlabel=label, ylabel="ns per element")
-            curve.yaxis.set_major_formatter("{x:g}")
-            curve.minorticks_off()
-        curves[0].set_title("One million elements")
-        curves[1].set_title("1000 categories")
-        figure.legend(*bars.get_legend_handles_labels(), loc="outside lower center", ncol=2, frameon=False)
-        figure.savefig(path, dpi=150, metadata={"Software": None})
+def write(tables, folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, table in tables.items():
+        with open(folder / f"{name}.csv", "w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows(table)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7, help="turns of each subject on each shape (default 7)")
-    parser.add_argument("--threads", type=int, default=1, help="threads of every subject (default 1)")
+    parser.add_argument("--rows", nargs="+", metavar="NAME", help="only rows whose name holds one of these")
+    parser.add_argument("--list", action="store_true", help="print the names of the rows")
+    parser.add_argument("--quick", action="store_true", help="tiny arrays, one turn: that all works, not how fast")
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each subject on each row (default 7)")
     parser.add_argument("--peers", default=sys.executable, metavar="PYTHON", help="interpreter that has torch and JAX")
-    parser.add_argument("--table-only", action="store_true", help="leave out the growth curves, write no files")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where tables and plot go (default: figures, if "
+                                                                   "every row is measured)")
+    parser.add_argument("--draw", action="store_true", help="draw the plot from the tables that are there")
     arguments = parser.parse_args()
-    if arguments.worker:
-        return work(arguments.worker, arguments.threads)
-    growth = not arguments.table_only
-    table, by_categories, by_batch = bench(arguments.rounds, arguments.peers, arguments.threads, growth)
-    rows = list(rows_of(table))
-    for row in rows:
-        print(" | ".join(row))
-    if growth:
-        FIGURES.mkdir(exist_ok=True)
-        with open(FIGURES / "benchmark.csv", "w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows(rows)
-        draw(table, by_categories, by_batch, FIGURES / "benchmark.png")
-        print(f"wrote {FIGURES / 'benchmark.csv'} and {FIGURES / 'benchmark.png'}")
+    family, shapes, memory = (
+        [row for row in rows if not arguments.rows or any(part in row.name for part in arguments.rows)]
+        for rows in (FAMILY, SHAPES, MEMORY))
+    if arguments.list:
+        print("\n".join(row.name for row in [*family, *shapes, *memory]))
+        return 0
+    if not (family or shapes or memory):
+        parser.error(f"--rows must be parts of the names that --list prints, not {' '.join(arguments.rows)}")
+    folder = arguments.out or (None if arguments.rows or arguments.quick else ROOT / "figures")
+    if not arguments.draw:
+        if arguments.quick:
+            family, shapes = ([smaller(row) for row in rows] for rows in (family, shapes))
+            memory = [row._replace(shape=(256, 5000)) for row in memory[:1]]
+        from tqdm import tqdm
+
+        rounds, turn_seconds = (1, 1e-3) if arguments.quick else (arguments.rounds, 0.05)
+        measuring = Bench(arguments.peers, rounds, turn_seconds, tqdm.write)
+        tables = measure(measuring, family, shapes, memory)
+        for table in tables.values():
+            print("\n" + "\n".join(" | ".join(row) for row in table))
+        if folder:
+            write(tables, folder)
+        if measuring.wrong:
+            print("\nNot what gluon_kl computes:\n" + "\n".join(measuring.wrong))
+            return 1
+    if folder or arguments.draw:
+        import plot
+
+        print(f"wrote {plot.draw(folder or ROOT / 'figures')}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,0 +1,201 @@
+"""The rows in MXNet: gluon_kl, MXNet's own KLDivLoss where it has the form, and elsewhere what one writes by hand."""
+
+import mxnet as mx
+from rows import FORMS, HARD_WEIGHT, TEMPERATURE, layer_inputs
+
+STATIC = {"static_alloc": True, "static_shape": True}
+
+
+# ---- What one writes by hand, hybridized ----
+
+def reverse_kl_by_hand(F, pred, label):
+    log_pred = F.log_softmax(pred)
+    return F.sum(F.exp(log_pred) * (log_pred - F.log(label + 1e-12)), axis=-1)
+
+
+def js_by_hand(F, pred, label):
+    pred = F.softmax(pred)
+    log_mixture = F.log(0.5 * (pred + label) + 1e-12)
+    return 0.5 * F.sum(label * (F.log(label + 1e-12) - log_mixture) + pred * (F.log(pred + 1e-12) - log_mixture),
+                       axis=-1)
+
+
+def two_logits_by_hand(F, pred, label):
+    log_label = F.log_softmax(label)
+    return F.sum(F.exp(log_label) * (log_label - F.log_softmax(pred)), axis=-1)
+
+
+def terms_by_hand(F, pred, label):
+    return label * (F.log(label + 1e-12) - F.log_softmax(pred))
+
+
+def teaching_by_hand(F, pred, teacher):
+    return TEMPERATURE**2 * F.sum(terms_by_hand(F, pred / TEMPERATURE, F.softmax(teacher / TEMPERATURE)), axis=-1)
+
+
+def distillation_index_by_hand(F, pred, label, teacher):
+    hard = -F.pick(F.log_softmax(pred), label, axis=-1)
+    return HARD_WEIGHT * hard + (1 - HARD_WEIGHT) * teaching_by_hand(F, pred, teacher)
+
+
+def distillation_dense_by_hand(F, pred, label, teacher):
+    hard = -F.sum(F.log_softmax(pred) * label, axis=-1)
+    return HARD_WEIGHT * hard + (1 - HARD_WEIGHT) * teaching_by_hand(F, pred, teacher)
+
+
+def gaussian_by_hand(F, mean, log_variance):
+    return -0.5 * F.sum(1 + log_variance - mean * mean - F.exp(log_variance), axis=-1)
+
+
+def bernoulli_by_hand(F, pred, label):
+    cross_entropy = F.relu(pred) - pred * label + F.Activation(-F.abs(pred), act_type="softrelu")
+    return F.sum(label * F.log(label) + (1 - label) * F.log(1 - label) + cross_entropy, axis=-1)
+
+
+class ByHand(mx.gluon.HybridBlock):
+    def __init__(self, formula):
+        super().__init__()
+        self._formula = formula
+
+    def hybrid_forward(self, F, *inputs):
+        return self._formula(F, *inputs)
+
+
+BY_HAND = {
+    "kl-two-logits": two_logits_by_hand,
+    "kl-none": terms_by_hand,
+    "reverse-kl": reverse_kl_by_hand,
+    "js": js_by_hand,
+    "distillation-index": distillation_index_by_hand,
+    "distillation-dense": distillation_dense_by_hand,
+    "gaussian": gaussian_by_hand,
+    "bernoulli": bernoulli_by_hand,
+}
+
+
+def gluon_loss(row):
+    if row.form in BY_HAND:
+        return ByHand(BY_HAND[row.form])
+    return mx.gluon.loss.KLDivLoss(from_logits=False, axis=row.axis)
+
+
+# ---- gluon_kl ----
+
+def our_loss(row):
+    import gluon_kl
+
+    scores = {"from_logits": False, "axis": row.axis, "reduction": "sum"}
+    if row.form == "gaussian":
+        return gluon_kl.GaussianKLLoss()
+    if row.form == "bernoulli":
+        return gluon_kl.BernoulliKLLoss(reduction="sum")
+    if row.form == "reverse-kl":
+        return gluon_kl.ReverseKLDivLoss(**scores)
+    if row.form == "js":
+        return gluon_kl.JSDivLoss(**scores)
+    if row.form.startswith("distillation"):
+        return gluon_kl.DistillationLoss(temperature=TEMPERATURE, hard_weight=HARD_WEIGHT,
+                                         sparse_label=row.form == "distillation-index")
+    if row.form == "kl-two-logits":
+        scores["label_space"] = "logits"
+    elif row.form == "kl-none":
+        scores["reduction"] = "none"
+    return gluon_kl.KLDivLoss(**scores)
+
+
+# ---- Steps ----
+
+class Parent(mx.gluon.HybridBlock):
+    def __init__(self, loss):
+        super().__init__()
+        self.loss = loss
+
+    def hybrid_forward(self, F, pred, *others):
+        return self.loss(pred * 2, *others)
+
+
+class Steps:
+    """A row made ready: `steps` by name, `results` of a step, bytes of gradient that only a step allocates."""
+
+    unallocated = 0
+
+    def __init__(self, subject, row, arrays):
+        loss = gluon_loss(row) if subject == "gluon" else our_loss(row)
+        block = Parent(loss) if row.setting == "parent" else loss
+        if subject != "eager":
+            block.hybridize(**STATIC)
+        if row.setting == "trainer":
+            self._prepare_training(block, row, arrays)
+            return
+        arrays = [mx.nd.array(x, dtype=x.dtype) for x in arrays]
+        leaves = arrays[:FORMS[row.form].followed]
+        for leaf in leaves:
+            leaf.attach_grad()
+        head = mx.nd.ones(row.shape if row.form == "kl-none" else row.shape[:1])
+        mx.nd.waitall()
+
+        def step():
+            with mx.autograd.record():
+                out = block(*arrays)
+            out.backward(head)
+            for leaf in leaves:
+                leaf.grad.wait_to_read()
+            return [out, *(leaf.grad for leaf in leaves)]
+
+        self._step, self.steps = step, {"step": step}
+        if row.setting == "layer":
+            self._prepare_layer(block, *arrays)
+
+    def _prepare_layer(self, loss, weight, label):
+        layer = mx.gluon.nn.HybridLambda(lambda F, x: x * 2)
+        layer.hybridize(**STATIC)
+        head = mx.nd.ones_like(weight)
+
+        def step():
+            with mx.autograd.record():
+                out = loss(layer(weight), label)
+            out.backward()
+            weight.grad.wait_to_read()
+            return [out, weight.grad]
+
+        def without():
+            with mx.autograd.record():
+                pred = layer(weight)
+            pred.backward(head)
+            weight.grad.wait_to_read()
+
+        self._step, self.steps = step, {"step": step, "without": without}
+
+    def _prepare_training(self, loss, row, arrays):
+        label = mx.nd.array(arrays[1])
+        x, weight, bias = map(mx.nd.array, layer_inputs(row))
+        net = mx.gluon.nn.Dense(weight.shape[0], in_units=weight.shape[1])
+        net.initialize()
+        net.weight.set_data(weight)
+        net.bias.set_data(bias)
+        net.hybridize(**STATIC)
+        trainer = mx.gluon.Trainer(net.collect_params(), "sgd", {"learning_rate": 0.1})
+
+        def step():
+            with mx.autograd.record():
+                out = loss(net(x), label)
+            out.backward()
+            trainer.step(x.shape[0])
+            net.weight.data().wait_to_read()
+            return [out, net.weight.data(), net.bias.data()]
+
+        self._step, self.steps = step, {"step": step}
+
+    def results(self):
+        return [x.asnumpy() for x in self._step()]
+
+
+def start(subject, threads):
+    """Make ready; the version. ImportError where the subject cannot be measured."""
+    if subject == "gluon":
+        return f"MXNet {mx.__version__}"
+    import gluon_kl
+
+    if subject != "operators" and not gluon_kl.native.is_available():
+        raise ImportError(gluon_kl.native.why_not())
+    return f"gluon_kl {gluon_kl.__version__}"

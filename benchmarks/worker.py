@@ -1,0 +1,105 @@
+"""One subject in a process of its own: told on standard input what to do, it answers in lines of JSON."""
+
+import gc
+import importlib
+import json
+import re
+import sys
+import threading
+import time
+
+import numpy as np
+from rows import Row, inputs, smaller
+
+MODULES = {"torch": "with_torch", "torch-compile": "with_torch", "jax": "with_jax", "copy": "worker"}
+
+
+class Steps:
+    """The subject "copy": copies an array of pred's shape, which tells what the memory can do."""
+
+    threads = 1
+
+    def __init__(self, subject, row, arrays):
+        target, source = np.empty_like(arrays[0]), arrays[0]
+        parts = list(zip(np.array_split(target, self.threads), np.array_split(source, self.threads)))
+
+        def step():
+            workers = [threading.Thread(target=np.copyto, args=part) for part in parts[1:]]
+            for worker in workers:
+                worker.start()
+            np.copyto(*parts[0])
+            for worker in workers:
+                worker.join()
+
+        self.steps = {"step": step}
+
+    def results(self):
+        return []
+
+
+def start(subject, threads):
+    """Make ready; the version."""
+    Steps.threads = threads
+    return f"NumPy {np.__version__}"
+
+
+def resident(field):
+    """Bytes of memory this process has ("VmRSS") or had at most ("VmHWM")."""
+    with open("/proc/self/status", encoding="ascii") as file:
+        return 1024 * int(re.search(field + r":\s*(\d+)", file.read()).group(1))
+
+
+def peak(make, subject, row):
+    """Bytes that two steps need at most, beyond the inputs and the gradients."""
+    warm = make(subject, smaller(row), inputs(smaller(row)))
+    warm.steps["step"]()
+    steps = make(subject, row, inputs(row))
+    gc.collect()
+    with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
+        file.write("5")  # the most it had is from now on counted anew
+    before = resident("VmRSS")
+    for _ in range(2):
+        steps.steps["step"]()
+    return resident("VmHWM") - before - steps.unallocated
+
+
+def seconds(step, count):
+    step()  # what other processes did to the caches is not this step's cost
+    taken = []
+    for _ in range(count):
+        start = time.perf_counter()
+        step()
+        taken.append(time.perf_counter() - start)
+    return taken
+
+
+def main(subject, threads):
+    def answer(**content):
+        print(json.dumps(content), flush=True)
+
+    try:
+        module = importlib.import_module(MODULES.get(subject, "with_mxnet"))
+        answer(version=module.start(subject, threads))
+    except ImportError as error:
+        answer(missing=str(error))
+        return
+    made = None
+    for line in sys.stdin:
+        order = json.loads(line)
+        row = Row(**order["row"])
+        try:
+            if order["do"] == "peak":
+                answer(bytes=peak(module.Steps, subject, row))
+            elif order["do"] == "prepare":
+                made = None
+                made = module.Steps(subject, row, inputs(row))
+                np.savez(order["file"], *made.results())
+                answer(first={name: min(seconds(step, 2)) for name, step in made.steps.items()})
+            else:
+                answer(taken={name: seconds(step, order["counts"][name]) for name, step in made.steps.items()})
+        except Exception as error:  # whatever a library raises, the others go on
+            answer(missing=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))

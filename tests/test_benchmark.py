@@ -1,0 +1,130 @@
+"""The benchmark: that it runs with nothing but MXNet beside gluon_kl, and measures only what computes the same."""
+
+import csv
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import gluon_kl
+import tasks
+
+BENCHMARKS = tasks.ROOT / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def here():
+    """The benchmark's own modules."""
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        import plot
+        import rows
+        import run
+
+        yield {"plot": plot, "rows": rows, "run": run}
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    """A quick run, with torch and JAX out of sight."""
+    folder = tmp_path_factory.mktemp("benchmark")
+    absent = folder / "absent"
+    for name in ("torch", "jax"):
+        (absent / name).mkdir(parents=True)
+        (absent / name / "__init__.py").write_text(f"raise ImportError('{name} is not here')")
+    environment = {**os.environ, "PYTHONPATH": str(absent), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, str(BENCHMARKS / "run.py"), "--quick", "--out", str(folder)],
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment,
+                          timeout=300)
+    assert done.returncode == 0, done.stdout
+    return folder, done.stdout
+
+
+def table(folder, name):
+    with open(folder / f"{name}.csv", newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def native_only():
+    from gluon_kl import native
+
+    if not native.is_available():
+        pytest.skip(f"without the native operator: {native.why_not()}")
+
+
+def test_every_row_is_measured(quick, here):
+    native_only()
+    folder, said = quick
+    wanted = {row.title for row in here["rows"].FAMILY if hasattr(gluon_kl, row.title.split(",")[0])}
+    assert {row["loss"] for row in table(folder, "benchmark")} == wanted
+    assert len(table(folder, "benchmark_shapes")) == len(here["rows"].SHAPES)
+    for name in ("benchmark", "benchmark_shapes"):
+        for row in table(folder, name):
+            assert float(row["gluon_kl (µs)"]) > 0
+            assert not row["torch"] and not row["torch.compile"] and not row["JAX"]
+    assert all(float(row["Gluon"]) > 0 for row in table(folder, "benchmark"))
+    assert "left out: torch (torch is not here)" in said and "left out: JAX (jax is not here)" in said
+
+
+def test_memory_tells_a_copy_from_none(quick):
+    """By hand, arrays of pred's size are kept from forward to backward; the fused operator keeps none."""
+    native_only()
+    row, = table(quick[0], "benchmark_memory")
+    assert float(row["gluon_kl"]) < 1 < float(row["Gluon"])
+
+
+def test_the_plot_is_drawn_from_the_tables(quick, here):
+    folder, _ = quick
+    drawn = (folder / "benchmark.png").read_bytes()
+    (folder / "benchmark.png").unlink()
+    assert here["plot"].draw(folder).read_bytes() == drawn
+
+
+def test_the_forms_of_every_library_are_complete(here):
+    """A form that one library lacks would be left out without a word."""
+    forms = set(here["rows"].FORMS)
+    for library in ("with_torch", "with_jax"):
+        source = (BENCHMARKS / f"{library}.py").read_text(encoding="utf-8")
+        assert forms == {form for form in forms if f'    "{form}": ' in source}, library
+
+
+@pytest.mark.parametrize("spoil, word", [
+    (lambda value, gradient: (value * 1.01, gradient), "value"),
+    (lambda value, gradient: (value, -gradient), "gradient 1"),
+    (lambda value, gradient: (value, np.where(np.arange(5) == 3, np.nan, gradient)), "nan"),
+    (lambda value, gradient: (value[:1], gradient), "shape (1,)"),
+    (lambda value, gradient: (value,), "1 results for 2"),
+])
+def test_another_result_is_noticed(here, spoil, word):
+    differs = here["run"].differs
+    ours = [np.array([1.0, 2.0]), np.linspace(-1, 1, 10).reshape(2, 5)]
+    assert differs(ours, [x * (1 + 1e-6) for x in ours]) is None
+    assert word in differs(ours, list(spoil(*ours)))
+
+
+def test_a_loss_that_is_wrong_is_left_out_and_fails_the_run(here, monkeypatch):
+    """MXNet's own loss as the competitor, with a gluon_kl that is made to compute twice as much."""
+    native_only()
+    run, said = here["run"], []
+    bench = run.Bench(sys.executable, 1, 1e-3, said.append)
+    workers = bench.start(["gluon_kl", "gluon"])
+    row = here["rows"].smaller(here["rows"].Row("kl", (16, 64)))
+    load = np.load
+    monkeypatch.setattr(run.np, "load", lambda file: {
+        name: x * (2 if file.endswith("gluon_kl.npz") else 1) for name, x in load(file).items()})
+    try:
+        assert set(bench.times(workers, row)) == {"gluon_kl"}
+    finally:
+        for worker in workers.values():
+            worker.stop()
+    assert "Gluon computes something else: value" in bench.wrong[0] and said == bench.wrong
+
+
+def test_an_unknown_row_is_refused():
+    done = subprocess.run([sys.executable, str(BENCHMARKS / "run.py"), "--rows", "hellinger"], stderr=subprocess.PIPE,
+                          text=True)
+    assert done.returncode == 2 and "--list" in done.stderr and "hellinger" in done.stderr
