@@ -2,8 +2,6 @@
 
 from typing import Any, Dict, Optional, Tuple
 
-import mxnet as mx
-
 from gluon_kl import divergence
 from gluon_kl.inputs import (
     REDUCTIONS,
@@ -18,6 +16,8 @@ from gluon_kl.inputs import (
     normal_axis,
     weigh,
 )
+
+import mxnet as mx
 
 SPREADS = ("log_variance", "std")
 

@@ -5,10 +5,11 @@ import os
 import subprocess
 import sys
 
+import gluon_kl
+
 import numpy as np
 import pytest
 
-import gluon_kl
 import tasks
 
 BENCHMARKS = tasks.ROOT / "benchmarks"

@@ -13,13 +13,14 @@ import zipfile
 from types import SimpleNamespace
 from urllib.parse import urldefrag
 
+from gluon_kl import JSDivLoss, KLDivLoss, ReverseKLDivLoss
+
 import mxnet as mx
 import numpy as np
 import pytest
 from rendered import pages, site  # noqa: F401
 
 import tasks
-from gluon_kl import JSDivLoss, KLDivLoss, ReverseKLDivLoss
 
 pytestmark = [pytest.mark.site, pytest.mark.browser]
 

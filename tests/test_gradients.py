@@ -1,13 +1,14 @@
 """Which gradients are asked for, alone and together, and the ends of their number formats."""
 
 
+from gluon_kl import JSDivLoss, KLDivLoss, native
+
 import mxnet as mx
 import numpy as np
 import pytest
 from test_family import FEW, MEMBERS, NESTED, Model, Pair, differentiable
 
 import oracle
-from gluon_kl import JSDivLoss, KLDivLoss, native
 
 MEMBERS = {"kl log_probs probs": Pair(KLDivLoss, oracle.kl_terms), "kl logits probs": Pair(
     KLDivLoss, oracle.kl_terms, False), "kl logits logits": Pair(KLDivLoss, oracle.kl_terms, False, "logits"),

@@ -10,6 +10,8 @@ import textwrap
 from pathlib import Path
 from types import SimpleNamespace as Namespace
 
+from gluon_kl import DistillationLoss, JSDivLoss, KLDivLoss
+
 import mxnet as mx
 import numpy as np
 import pytest
@@ -17,8 +19,6 @@ import scipy.spatial
 import scipy.special
 from mxnet import nd
 from mxnet.gluon.loss import SoftmaxCELoss
-
-from gluon_kl import DistillationLoss, JSDivLoss, KLDivLoss
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "moving.rst"

@@ -16,15 +16,6 @@ import shutil
 import subprocess
 import threading
 
-import mxnet as mx
-import numpy as np
-import pytest
-from conftest import Run
-from mxnet import autograd, gluon, nd
-from mxnet.contrib import amp
-from test_family import FEW, MEMBERS, NESTED, Distillation, Model, Pair, close
-
-import oracle
 from gluon_kl import (
     BernoulliKLLoss,
     DistillationLoss,
@@ -35,6 +26,16 @@ from gluon_kl import (
     metric,
     native,
 )
+
+import mxnet as mx
+import numpy as np
+import pytest
+from conftest import Run
+from mxnet import autograd, gluon, nd
+from mxnet.contrib import amp
+from test_family import FEW, MEMBERS, NESTED, Distillation, Model, Pair, close
+
+import oracle
 
 pytestmark = pytest.mark.usefixtures("path")
 BFLOAT16 = np.dtype([("bfloat16", np.uint16)])  # as MXNet spells it
