@@ -265,12 +265,9 @@ class Divergence {
     } else {
       sum_rows(&total);
     }
-    for (int64_t b = 0; b < g_.batch; ++b) {
-      // Nothing over nothing is nothing. Terms that were added up have their factors already.
-      const double x = total[b] == 0 || g_.sample_per_category() ? total[b] : total[b] * share(b);
-      if (double_) static_cast<double*>(out)[b] = x;
-      else static_cast<float*>(out)[b] = static_cast<float>(x);
-    }
+    // Nothing over nothing is nothing. Terms that were added up have their factors already.
+    for (int64_t b = 0; !g_.sample_per_category() && b < g_.batch; ++b) total[b] *= total[b] == 0 ? 1 : share(b);
+    convert_out(out, type(), 0, total.data(), g_.batch);
   }
 
   // Gradients by slot. `ograd` is the result's, of the computing type.
@@ -415,8 +412,9 @@ class Divergence {
   }
   // f(row, sample) for rows [begin, end).
   template <class F> void samples(int64_t begin, int64_t end, F f) const {
-    if (g_.sample_per_category()) {
-      for (int64_t r = begin; r < end; ++r) f(r, 0);
+    if (g_.sample_per_category() || g_.own_sample()) {
+      const int64_t each = g_.own_sample();
+      for (int64_t r = begin; r < end; ++r) f(r, each * r);
       return;
     }
     int64_t b = g_.sample(begin), left = g_.batch_stride - begin % g_.batch_stride;
@@ -428,9 +426,15 @@ class Divergence {
   // What rows are multiplied by: their share of the sample, with `head` the result's gradient unless single elements
   // have it, and their weight unless those have it.
   void factors(int64_t begin, int64_t end, double* factor, bool head, bool weighed = true) const {
-    const bool by_sample = head && !job_.head.data;
-    samples(begin, end, [&](int64_t r, int64_t b) { factor[r - begin] = share(b) * (by_sample ? out_grad(b) : 1); });
+    if (shares_.empty()) std::fill(factor, factor + (end - begin), factor_);
+    else samples(begin, end, [&](int64_t r, int64_t b) { factor[r - begin] = shares_[b]; });
+    if (head && !job_.head.data)
+      double_ ? times_head<double>(begin, end, factor) : times_head<float>(begin, end, factor);
     if (weighed && weight_per_row_) weigh(begin, end, factor);
+  }
+  template <class T> void times_head(int64_t begin, int64_t end, double* factor) const {
+    const T* const head = static_cast<const T*>(ograd_);
+    samples(begin, end, [&](int64_t r, int64_t b) { factor[r - begin] *= static_cast<double>(head[b]); });
   }
   // value *= weight; a row of weight 0 counts for nothing, whatever it holds.
   void weigh(int64_t begin, int64_t end, double* value) const {

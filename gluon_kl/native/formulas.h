@@ -9,7 +9,8 @@
 //   whole_term(row, x)          the same summed over a row, element by element something else; kWhole says there is one
 //   sums(row, x, full, s)       what is added up into the row's sums: for a row under one factor if full is 0, for
 //                               elements each under its own if it is 1
-//   known_sums(value, s)        the sums, where they follow from both sides being normalised; kKnown says that they do
+//   kByValue                    where both sides add up to 1 and so the sums follow: the input whose sum is the row's value,
+//                               while the other's is -1; else -1
 //   gradient<i>(row, x, g, full)  to input i, of the sum of the terms times their factors; g is that of this element
 // A divergence between two distributions is less: a point formula such as KL below, of which Pair makes a form.
 #ifndef GLUON_KL_FORMULAS_H_
@@ -84,6 +85,7 @@ template <class T> struct KL {
   const T log_epsilon;
 
   static constexpr bool kWhole = true;
+  static constexpr int kByValue = kTarget;
   KL_INLINE V term(const P& x) const { return x.p == T(0) ? V{} : x.p * x.u; }
   KL_INLINE V whole_term(const P& x) const { return excess<T>(x.p, x.q, x.u); }
   KL_INLINE V q_slope(const P& x, T) const { return -x.p; }
@@ -94,8 +96,6 @@ template <class T> struct KL {
     const V at_zero = x.log_q > -inf<T>() ? log_epsilon - x.log_q : V{};
     return x.p == T(0) ? at_zero : x.u + T(1);
   }
-  // Sums of q_slope and p_slope, where both add up to 1 and the terms to `value`.
-  static KL_INLINE void known(V value, V* q, V* p) { *q = splat(T(-1)), *p = value; }
 };
 
 template <class T> struct ReverseKL {
@@ -105,6 +105,7 @@ template <class T> struct ReverseKL {
   const KL<T> kl;
 
   static constexpr bool kWhole = true;
+  static constexpr int kByValue = kPred;
   KL_INLINE V term(const P& x) const { return kl.term(x.swapped()); }
   KL_INLINE V whole_term(const P& x) const { return kl.whole_term(x.swapped()); }
   KL_INLINE V q_slope(const P& x, T full) const { return kl.p_slope(x.swapped(), full); }
@@ -112,7 +113,6 @@ template <class T> struct ReverseKL {
   KL_INLINE V by_q(const P& x) const { return kl.by_p(x.swapped()); }
   // Nothing could move a probability of 0 in the direction that a slope of -inf asks for.
   KL_INLINE V by_p(const P& x) const { return x.p == T(0) ? V{} : kl.by_q(x.swapped()); }
-  static KL_INLINE void known(V value, V* q, V* p) { KL<T>::known(value, p, q); }
 };
 
 // beta p log(p / m) + (1 - beta) q log(q / m), m = beta p + (1 - beta) q.
@@ -126,7 +126,8 @@ template <class T> struct JS {
   explicit JS(const Constants<T>& constants) : c(constants) {}
   const Constants<T>& c;
 
-  static constexpr bool kWhole = false, kKnown = false;
+  static constexpr bool kWhole = false;
+  static constexpr int kByValue = -1;
   static constexpr double kNear = 0.34;  // where the series holds: the next term is below 2e-8 (float), 1e-16 (double)
 
   struct Mixed { V p, q, u, by_p, by_q, f, base; };
@@ -166,7 +167,6 @@ template <class T> struct JS {
   }
   KL_INLINE V by_q(const P& x) const { return mixed(x).by_q; }
   KL_INLINE V by_p(const P& x) const { return mixed(x).by_p; }
-  static KL_INLINE void known(V, V*, V*) {}
 };
 
 // ---- two distributions -------------------------------------------------------------------------------------------
@@ -180,7 +180,8 @@ template <class T, template <class> class D, bool kPredLog, bool kTargetLog, boo
   const D<T> divergence;
 
   static constexpr int kReads = 1 << kPred | 1 << kTarget, kSums = kTargetLog ? 2 : kPredLog ? 1 : 0, kGradients = 2;
-  static constexpr bool kWhole = kDifference && D<T>::kWhole, kKnown = kWhole;
+  static constexpr bool kWhole = kDifference && D<T>::kWhole;
+  static constexpr int kByValue = kWhole ? D<T>::kByValue : -1;
 
   KL_INLINE V log_ratio(const R& r, V b, V a) const {
     // What the subtraction rounds off is given back; where it is inf or NaN nothing is.
@@ -208,14 +209,14 @@ template <class T, template <class> class D, bool kPredLog, bool kTargetLog, boo
     if (kSums > 0) s[0] = divergence.q_slope(p, full);
     if (kSums > 1) s[1] = divergence.p_slope(p, full);
   }
-  KL_INLINE void known_sums(V value, V* s) const { D<T>::known(value, &s[0], &s[1]); }
   // Through the softmax, from the slope by the logarithm.
   template <int i> KL_INLINE V gradient(const R& r, const Values<T>& x, V g, T full) const {
     const Point<T> p = point(r, x);
     if (i == 0 ? !kPredLog : !kTargetLog) return g == T(0) ? V{} : g * (i == 0 ? divergence.by_q(p) : divergence.by_p(p));
     V slope = i == 0 ? divergence.q_slope(p, c.softmax[i] ? full : T(1)) : divergence.p_slope(p, c.softmax[i] ? full : T(1));
     if (!c.softmax[i]) return g == T(0) ? V{} : g * slope;
-    const V sum = r.sum[i], pull = sum == T(0) ? V{} : (i == 0 ? p.q : p.p) * sum;
+    const V scale = (i == 0 ? p.s_q : p.s_p) * r.sum[i];  // the same along a row
+    const V pull = r.sum[i] == T(0) ? V{} : exp<T>(i == 0 ? p.z_q : p.z_p) * scale;
     if (full == T(0)) return g == T(0) ? V{} : g * c.t[i] * (slope - pull);
     slope = g == T(0) ? V{} : g * slope;
     return c.t[i] * (slope - pull);
@@ -231,7 +232,8 @@ template <class T> struct CrossEntropy {
   explicit CrossEntropy(const Constants<T>&) {}
 
   static constexpr int kReads = 1 << kPred | 1 << kHard, kSums = 1, kGradients = 1;
-  static constexpr bool kWhole = false, kKnown = false;
+  static constexpr bool kWhole = false;
+  static constexpr int kByValue = -1;
 
   KL_INLINE V term(const R& r, const Values<T>& x) const {
     const V y = x.x[kHard];
@@ -239,7 +241,6 @@ template <class T> struct CrossEntropy {
   }
   KL_INLINE V whole_term(const R& r, const Values<T>& x) const { return term(r, x); }
   KL_INLINE void sums(const R&, const Values<T>& x, T, V* s) const { s[0] = x.x[kHard]; }
-  KL_INLINE void known_sums(V, V*) const {}
   KL_INLINE V slope(const R& r, const Values<T>& x, V y, V mass) const {
     const V q = exp<T>(x.x[kPred] - r.side[0].max) * r.hard_scale;
     return (mass == T(0) ? V{} : q * mass) - y;
@@ -260,7 +261,8 @@ template <class T, class Soft> struct Distilled {
   const CrossEntropy<T> hard;
 
   static constexpr int kReads = Soft::kReads | 1 << kHard, kSums = 2, kGradients = 1;
-  static constexpr bool kWhole = Soft::kWhole, kKnown = false;
+  static constexpr bool kWhole = Soft::kWhole;
+  static constexpr int kByValue = -1;
 
   KL_INLINE V term(const R& r, const Values<T>& x) const { return c.soft * soft.term(r, x) + c.hard * hard.term(r, x); }
   KL_INLINE V whole_term(const R& r, const Values<T>& x) const {
@@ -271,7 +273,6 @@ template <class T, class Soft> struct Distilled {
     soft.sums(r, x, full, both);
     s[0] = both[0], s[1] = x.x[kHard];
   }
-  KL_INLINE void known_sums(V, V*) const {}
   template <int> KL_INLINE V gradient(const R& r, const Values<T>& x, V g, T full) const {
     R h = r;
     h.sum[0] = r.sum[1];
@@ -289,7 +290,8 @@ template <class T, bool kPrior, bool kStd> struct Gaussian {
   const T free_nats;
 
   static constexpr int kReads = kPrior ? 15 : 3, kSums = 0, kGradients = kPrior ? 4 : 2;
-  static constexpr bool kWhole = false, kKnown = false;
+  static constexpr bool kWhole = false;
+  static constexpr int kByValue = -1;
 
   struct Point { V distance, narrow, narrow_again, half; };  // g / s', factors of 1 / s', d / 2
   KL_INLINE Point point(const Values<T>& x) const {
@@ -322,7 +324,6 @@ template <class T, bool kPrior, bool kStd> struct Gaussian {
   }
   KL_INLINE V whole_term(const R& r, const Values<T>& x) const { return term(r, x); }
   KL_INLINE void sums(const R&, const Values<T>&, T, V*) const {}
-  KL_INLINE void known_sums(V, V*) const {}
   template <int i> KL_INLINE V gradient(const R&, const Values<T>& x, V g, T) const {
     const Point p = point(x);
     V by;
@@ -349,7 +350,8 @@ template <class T, bool kPredScore, bool kTargetScore> struct Bernoulli {
   const T log_epsilon;
 
   static constexpr int kReads = 3, kSums = 0, kGradients = 2;
-  static constexpr bool kWhole = false, kKnown = false;
+  static constexpr bool kWhole = false;
+  static constexpr int kByValue = -1;
 
   struct Side { V yes, no, log_yes, log_no; };
   template <bool kScore> static KL_INLINE Side side(V x) {
@@ -387,7 +389,6 @@ template <class T, bool kPredScore, bool kTargetScore> struct Bernoulli {
   }
   KL_INLINE V whole_term(const R& r, const Values<T>& x) const { return term(r, x); }
   KL_INLINE void sums(const R&, const Values<T>&, T, V*) const {}
-  KL_INLINE void known_sums(V, V*) const {}
   // As of KL: a probability of 0 has epsilon's logarithm, unless the other side is 0 too.
   KL_INLINE V at_zero(V p, V log_q, V difference) const {
     return p == T(0) ? (log_q > -inf<T>() ? log_epsilon - log_q : V{}) : difference;

@@ -17,25 +17,25 @@ using namespace gluon_kl;
 // What is added up over a block.
 template <class T> struct Added { Vec<T> total, sum[2], alive; };
 
-// One form's functions over a block: all that is compiled for each form.
+// One form's functions over a part: all that is compiled for each form.
 template <class T> struct Blocks {
   using V = Vec<T>;
   using State = RowState<T>;
-  int reads, sums, gradients;
-  bool known;
-  // Terms and sums; elements may have factors of their own: one of 0 adds nothing, whatever is there.
-  void (*add)(const Constants<T>&, const State&, const Part<T>&, bool whole, bool with_sums, Added<T>*);
-  void (*known_sums)(const Constants<T>&, V value, V* sums);
-  // Each writes a vector for each of the part's, `step` apart: g (times the element's own factor) times the term; the
-  // gradient to input i.
-  using Write = void (*)(const Constants<T>&, const State&, const Part<T>&, V g, T* out, int64_t step, bool past_cache);
+  int reads, sums, gradients, by_value;
+  // What `added` holds, of a part without neighbours: terms and the form's sums if asked for, or the sums alone. Elements
+  // may have factors of their own: one of 0 adds nothing, whatever is there.
+  using Add = void (*)(const Constants<T>&, const State&, const Part<T>&, bool whole, bool sums, Added<T>* added);
+  Add add, add_sums;
+  // Each writes a vector for each of the part's, as Row::write says: g (times the element's own factor) times the term;
+  // the gradient to input i.
+  using Write = void (*)(const Constants<T>&, const State*, const Part<T>&, const V* g, T* out, int64_t step, bool past_cache);
   Write terms;
   Write gradient[kInputs];
 };
 
 // Blocks work on copies of what is constant: a vector may be stored anywhere, so that the rest would be loaded anew each time.
-template <class T, class F> void add_block(const Constants<T>& c, const RowState<T>& state, const Part<T>& block, bool whole,
-                                           bool with_sums, Added<T>* out) {
+template <class T, class F, bool kTerms> void add_block(const Constants<T>& c, const RowState<T>& state, const Part<T>& block,
+                                                        bool whole, bool sums, Added<T>* out) {
   using V = Vec<T>;
   const Constants<T> constants = c;
   const F form(constants);
@@ -47,10 +47,10 @@ template <class T, class F> void add_block(const Constants<T>& c, const RowState
   for (int64_t i = 0; i < part.count; ++i) {
     const int64_t m = part.lanes(i);
     const Values<T> x = part.template values<F::kReads>(i, m);
-    V term, s[2] = {};
-    if constexpr (F::kWhole) term = whole ? form.whole_term(r, x) : form.term(r, x);
-    else term = form.term(r, x);
-    if (F::kSums > 0 && with_sums) form.sums(r, x, full, s);
+    V term = {}, s[2] = {};
+    if constexpr (kTerms && F::kWhole) term = whole ? form.whole_term(r, x) : form.term(r, x);
+    else if constexpr (kTerms) term = form.term(r, x);
+    if (F::kSums > 0 && sums) form.sums(r, x, full, s);
     if (elements) {
       const V w = x.x[kFactor];
       const auto none = w == T(0);
@@ -72,52 +72,55 @@ template <class T> KL_INLINE void put_vector(T* out, int64_t m, Vec<T> v, bool p
   else if (past_cache) stream(out, v);
   else store<T>(out, v);
 }
-template <class T, class F> void terms_block(const Constants<T>& c, const RowState<T>& state, const Part<T>& block, Vec<T> g,
-                                             T* out, int64_t step, bool past_cache) {
+template <class T, class F> void terms_block(const Constants<T>& c, const RowState<T>* state, const Part<T>& block,
+                                             const Vec<T>* g, T* out, int64_t step, bool past_cache) {
   const Constants<T> constants = c;
   const F form(constants);
-  const RowState<T> r = state;
-  const Part<T> part = block;
-  for (int64_t i = 0; i < part.count; ++i) {
-    const int64_t m = part.lanes(i);
-    const Values<T> x = part.template values<F::kReads>(i, m);
-    Vec<T> w = g;
-    if (part.at[kFactor]) w = x.x[kFactor] == T(0) ? Vec<T>{} : x.x[kFactor] * g;
-    put_vector(out + i * step, m, w == T(0) ? Vec<T>{} : w * form.term(r, x), past_cache);
+  for (int64_t j = 0; j < block.vectors; ++j, out += kLanes<T>) {
+    const RowState<T> r = state[j];
+    const Part<T> part = block.vector(j);
+    for (int64_t i = 0; i < part.count; ++i) {
+      const int64_t m = part.lanes(i);
+      const Values<T> x = part.template values<F::kReads>(i, m);
+      Vec<T> w = g[j];
+      if (part.at[kFactor]) w = x.x[kFactor] == T(0) ? Vec<T>{} : x.x[kFactor] * w;
+      put_vector(out + i * step, m, w == T(0) ? Vec<T>{} : w * form.term(r, x), past_cache);
+    }
   }
 }
-template <class T, class F, int i> void gradient_block(const Constants<T>& c, const RowState<T>& state, const Part<T>& block,
-                                                       Vec<T> g, T* out, int64_t step, bool past_cache) {
+template <class T, class F, int i> void gradient_block(const Constants<T>& c, const RowState<T>* state, const Part<T>& block,
+                                                       const Vec<T>* g, T* out, int64_t step, bool past_cache) {
   const Constants<T> constants = c;
   const F form(constants);
-  const RowState<T> r = state;
-  const Part<T> part = block;
-  const bool elements = part.at[kFactor];
-  const T full = elements ? T(1) : T(0);
-  if (!elements && part.last == kLanes<T>) {  // the same without anything to ask on the way: few categories gain by it
-    for (int64_t k = 0; k < part.count; ++k, out += step) {
-      const Vec<T> v = form.template gradient<i>(r, part.template whole_values<F::kReads>(k), g, T(0));
-      past_cache ? stream(out, v) : store<T>(out, v);
-    }
-    return;
+  const bool elements = block.at[kFactor];
+  if (!elements) {  // the same without anything to ask on the way: few categories gain by it
+    block.template each_value<F::kReads>([&](int64_t k, int64_t j, const Values<T>& x) {
+      const Vec<T> v = form.template gradient<i>(state[j], x, g[j], T(0));
+      T* const to = out + k * step + j * kLanes<T>;
+      past_cache ? stream(to, v) : store<T>(to, v);
+    });
+    if (block.last == kLanes<T>) return;
   }
-  for (int64_t k = 0; k < part.count; ++k) {
-    const int64_t m = part.lanes(k);
-    const Values<T> x = part.template values<F::kReads>(k, m);
-    Vec<T> w = g;
-    if (elements) w = x.x[kFactor] == T(0) ? Vec<T>{} : x.x[kFactor] * g;
-    Vec<T> v = form.template gradient<i>(r, x, w, full);
-    if (elements) v = r.alive == T(0) ? Vec<T>{} : v;
-    put_vector(out + k * step, m, v, past_cache);
+  for (int64_t j = 0; j < block.vectors; ++j) {
+    const RowState<T> r = state[j];
+    const Part<T> part = block.vector(j);
+    for (int64_t k = elements ? 0 : part.count - 1; k < part.count; ++k) {
+      const int64_t m = part.lanes(k);
+      const Values<T> x = part.template values<F::kReads>(k, m);
+      Vec<T> w = g[j];
+      if (elements) w = x.x[kFactor] == T(0) ? Vec<T>{} : x.x[kFactor] * w;
+      Vec<T> v = form.template gradient<i>(r, x, w, elements ? T(1) : T(0));
+      if (elements) v = r.alive == T(0) ? Vec<T>{} : v;
+      put_vector(out + j * kLanes<T> + k * step, m, v, past_cache);
+    }
   }
 }
 template <class T, class F, int i> constexpr typename Blocks<T>::Write gradient_of() {
   if constexpr (i < F::kGradients) return gradient_block<T, F, i>;
   else return nullptr;
 }
-template <class T, class F> void known_sums(const Constants<T>& c, Vec<T> value, Vec<T>* s) { F(c).known_sums(value, s); }
 template <class T, class F> constexpr Blocks<T> blocks = {
-    F::kReads | 1 << kFactor, F::kSums, F::kGradients, F::kKnown, add_block<T, F>, known_sums<T, F>, terms_block<T, F>,
+    F::kReads | 1 << kFactor, F::kSums, F::kGradients, F::kByValue, add_block<T, F, true>, add_block<T, F, false>, terms_block<T, F>,
     {gradient_of<T, F, 0>(), gradient_of<T, F, 1>(), gradient_of<T, F, 2>(), gradient_of<T, F, 3>()}};
 
 // ---- the sweep ---------------------------------------------------------------------------------------------------
@@ -150,22 +153,24 @@ template <class T, class L> struct Work {
       sum[j].clear();
       if (kAgain) again[j].clear();
     }
-    rows.sweep(1 << side, [&](int j, int64_t k, const Part<T>& part) {
-      V& largest = state[j].side[side].max;
-      const V before = largest, best = rows.join(part.largest(side, before));
-      const V base = best == -inf<T>() ? V{} : best;
-      if (k) {
-        sum[j].scale(exp<T>((before - base) * t));
-        if (kAgain) again[j].scale(exp<T>(before - base));
+    rows.sweep(1 << side, [&](int64_t k, const Part<T>& part) {
+      for (int j = 0; j < rows.vectors(); ++j) {
+        V& largest = state[j].side[side].max;
+        const V before = largest, best = rows.join(part.largest(side, j, before));
+        const V base = best == -inf<T>() ? V{} : best;
+        if (k) {
+          sum[j].scale(exp<T>((before - base) * t));
+          if (kAgain) again[j].scale(exp<T>(before - base));
+        }
+        V added = {}, added_again = {};
+        part.one(side, j, [&](V x) {
+          added += exp<T>((x - base) * t);
+          if (kAgain) added_again += exp<T>(x - base);
+        });
+        sum[j].add(added);
+        if (kAgain) again[j].add(added_again);
+        largest = best;
       }
-      V added = {}, added_again = {};
-      part.one(side, [&](V x) {
-        added += exp<T>((x - base) * t);
-        if (kAgain) added_again += exp<T>(x - base);
-      });
-      sum[j].add(added);
-      if (kAgain) again[j].add(added_again);
-      largest = best;
     });
     for (int j = 0; j < rows.vectors(); ++j) {
       rows.join(sum[j]);
@@ -231,48 +236,58 @@ template <class T, class L> struct Work {
 
   // ---- values ----
 
+  // Through the softmaxes of both sides the sums follow from the value.
+  bool knows_sums() const { return form.by_value >= 0 && !per_element(); }
+  void set_sums(int j, V value) {
+    for (int i = 0; i < form.sums; ++i) state[j].sum[i] = i == form.by_value ? value : splat(T(-1));
+  }
   // The values in double to take(vector, values); sets and keeps the sums that gradients need.
-  template <class Take> void value(Take take) {
+  template <class Take> void value(Take take) { add_up(true, take); }
+  // Those sums alone.
+  void find_sums() {
+    if (!knows_sums() || job.grad[form.by_value].data) return add_up(knows_sums(), [](int, const Sums<T>&) {});
+    for (int j = 0; j < rows.vectors(); ++j) set_sums(j, V{});
+  }
+  template <class Take> void add_up(bool terms, Take take) {
     Sums<T> total[kMost], sum[2][kMost], alive[kMost];
-    const bool elements = per_element(), known = form.known && !elements;
+    const bool elements = per_element(), known = knows_sums();
     const int sums = known ? 0 : form.sums;
+    const auto add = terms ? form.add : form.add_sums;
     for (int j = 0; j < rows.vectors(); ++j) {
       total[j].clear();
       for (int i = 0; i < sums; ++i) sum[i][j].clear();
       if (elements) alive[j].clear();
     }
-    rows.sweep(form.reads, [&](int j, int64_t, const Part<T>& part) {
-      Added<T> added;
-      form.add(c, state[j], part, job.whole_rows, sums > 0, &added);
-      total[j].add(added.total);
-      for (int i = 0; i < sums; ++i) sum[i][j].add(added.sum[i]);
-      if (elements) alive[j].add(added.alive);
+    rows.sweep(form.reads, [&](int64_t, const Part<T>& part) {
+      for (int j = 0; j < rows.vectors(); ++j) {
+        Added<T> added;
+        add(c, state[j], part.vector(j), job.whole_rows, sums > 0, &added);
+        if (terms) total[j].add(added.total);
+        for (int i = 0; i < sums; ++i) sum[i][j].add(added.sum[i]);
+        if (elements) alive[j].add(added.alive);
+      }
     });
     for (int j = 0; j < rows.vectors(); ++j) {
       rows.join(total[j]);
       const V value = total[j].narrow();
-      V s[2] = {};
-      if (known) form.known_sums(c, value, s);
+      if (known) set_sums(j, value);
       for (int i = 0; i < sums; ++i) {
         rows.join(sum[i][j]);
-        s[i] = sum[i][j].narrow();
+        state[j].sum[i] = sum[i][j].narrow();
       }
       if (elements) {
         rows.join(alive[j]);
         state[j].alive = alive[j].narrow();
       }
-      for (int i = 0; i < form.sums; ++i) {
-        state[j].sum[i] = s[i];
-        rows.store_stat(kFirstSum + i, j, s[i]);
-      }
-      rows.store_stat(kValue, j, value);
+      for (int i = 0; i < form.sums; ++i) rows.store_stat(kFirstSum + i, j, state[j].sum[i]);
+      if (terms) rows.store_stat(kValue, j, value);
       take(j, total[j]);
     }
   }
   // Every single term, times its row's and its own factor.
   void terms(const V* g) {
-    rows.write(form.reads, job.terms, [&](int j, const Part<T>& part, T* out, int64_t step, bool past_cache) {
-      form.terms(c, state[j], part, g[j], out, step, past_cache);
+    rows.write(form.reads, job.terms, [&](const Part<T>& part, T* out, int64_t step, bool past_cache) {
+      form.terms(c, state, part, g, out, step, past_cache);
     });
   }
 
@@ -289,7 +304,7 @@ template <class T, class L> struct Work {
       return;
     }
     if (elements || !job.kept) {
-      value([](int, const Sums<T>&) {});
+      find_sums();
     } else {
       for (int i = 0; i < form.sums; ++i)
         for (int j = 0; j < rows.vectors(); ++j)
@@ -301,8 +316,8 @@ template <class T, class L> struct Work {
   void gradients(const V* g) {
     for (int i = 0; i < form.gradients; ++i) {
       if (!job.grad[i].data) continue;
-      rows.write(form.reads, job.grad[i], [&](int j, const Part<T>& part, T* out, int64_t step, bool past_cache) {
-        form.gradient[i](c, state[j], part, g[j], out, step, past_cache);
+      rows.write(form.reads, job.grad[i], [&](const Part<T>& part, T* out, int64_t step, bool past_cache) {
+        form.gradient[i](c, state, part, g, out, step, past_cache);
       });
     }
   }

@@ -118,15 +118,23 @@ template <class T> T* direct(const Sink& s) {
 
 // ---- a block in hand ---------------------------------------------------------------------------------------------
 
-// `count` vectors of each stream, `step` apart; the last holds `last` lanes that count.
+// Of each stream `count` vectors, `step` apart, for each of `vectors` neighbours; the last holds `last` lanes that count.
 template <class T> struct Part {
   using V = Vec<T>;
   const T* at[kStreams];  // of the factor: null if there is none
   int64_t step[kStreams];
-  int64_t count, last, ahead;  // how far to ask ahead
-  bool far;                    // vectors are pages apart
+  int64_t count, vectors, last, ahead;  // how far to ask ahead
+  bool far;                             // vectors are pages apart
 
+  KL_INLINE int64_t whole() const { return last == kLanes<T> ? count : count - 1; }
   KL_INLINE int64_t lanes(int64_t i) const { return i + 1 < count ? kLanes<T> : last; }
+  KL_INLINE Part vector(int64_t j) const {
+    Part one = *this;
+    for (const T*& x : one.at)
+      if (x) x += j * kLanes<T>;
+    one.vectors = 1;
+    return one;
+  }
   KL_INLINE V load_at(int stream, int64_t i, int64_t m, T fill) const {
     const T* const x = at[stream] + i * step[stream];
     return m == kLanes<T> ? load(x) : load_part(x, m, fill);
@@ -141,19 +149,28 @@ template <class T> struct Part {
     if (at[kFactor]) v.x[kFactor] = load_at(kFactor, i, m, T(0));
     return v;
   }
-  template <int kReads> KL_INLINE Values<T> whole_values(int64_t i) const {
+  // f(i, j, values) for every whole vector, the i-th of neighbour j, but for the factor; in the order of the memory.
+  template <int kReads, class F> KL_INLINE void each_value(F f) const {
+    if (vectors == 1) {
+      each_whole([&](int64_t i) { f(i, 0, whole_values<kReads>(i, 0, false)); });
+      return;
+    }
+    for (int64_t i = 0; i < count; ++i)
+      for (int64_t j = 0; j < vectors; ++j) f(i, j, whole_values<kReads>(i, j, true));
+  }
+  template <int kReads> KL_INLINE Values<T> whole_values(int64_t i, int64_t j, bool next_line) const {
     Values<T> v;
     for (int s = 0; s < kInputs; ++s)
       if (kReads & 1 << s) {
-        const T* const x = at[s] + i * step[s];
-        __builtin_prefetch(x + ahead);
+        const T* const x = at[s] + i * step[s] + j * kLanes<T>;
+        __builtin_prefetch(x + (next_line ? step[s] : ahead));
         v.x[s] = load(x);
       }
     return v;
   }
   // f(number) for every whole vector.
   template <class F> KL_INLINE void each_whole(F f) const {
-    const int64_t n = last == kLanes<T> ? count : count - 1;
+    const int64_t n = whole();
     if (far) {  // an instruction of its own for each of several rows lets the processor see where each is going
 #pragma GCC unroll 4
       for (int64_t i = 0; i < n; ++i) f(i);
@@ -161,27 +178,29 @@ template <class T> struct Part {
       for (int64_t i = 0; i < n; ++i) f(i);
     }
   }
-  // each(vector), -inf in lanes that do not count.
-  template <class Each> KL_INLINE void one(int stream, Each each) const {
+  // Of neighbour j each(vector), -inf in lanes that do not count.
+  template <class Each> KL_INLINE void one(int stream, int64_t j, Each each) const {
+    const T* const x = at[stream] + j * kLanes<T>;
+    const int64_t s = step[stream];
     each_whole([&](int64_t i) {
-      const T* const x = at[stream] + i * step[stream];
-      __builtin_prefetch(x + ahead);
-      each(load(x));
+      __builtin_prefetch(x + i * s + ahead);
+      each(load(x + i * s));
     });
-    if (last != kLanes<T>) each(load_at(stream, count - 1, last, -inf<T>()));
+    if (last != kLanes<T>) each(load_part(x + (count - 1) * s, last, -inf<T>()));
   }
-  // The largest of each lane and of `best`; four at a time, since each step waits for the one before.
-  V largest(int stream, V best) const {
+  // The largest of each lane of neighbour j and of `best`; four at a time, since each step waits for the one before.
+  V largest(int stream, int64_t j, V best) const {
     V m[4] = {best, best, best, best};
     int64_t i = 0;
-    const T* const x = at[stream];
+    const T* const x = at[stream] + j * kLanes<T>;
     const int64_t s = step[stream];
     for (; i + 4 < count; i += 4)
-      for (int j = 0; j < 4; ++j) {
-        if (far) __builtin_prefetch(x + (i + j) * s + kAhead);
-        m[j] = max_over<T>(m[j], load(x + (i + j) * s));
+      for (int k = 0; k < 4; ++k) {
+        if (far) __builtin_prefetch(x + (i + k) * s + kAhead);
+        m[k] = max_over<T>(m[k], load(x + (i + k) * s));
       }
-    for (; i < count; ++i) m[0] = max_over<T>(m[0], load_at(stream, i, lanes(i), -inf<T>()));
+    for (; i + 1 < count; ++i) m[0] = max_over<T>(m[0], load(x + i * s));
+    m[0] = max_over<T>(m[0], last == kLanes<T> ? load(x + i * s) : load_part(x + i * s, last, -inf<T>()));
     return max_over<T>(max_over<T>(m[0], m[1]), max_over<T>(m[2], m[3]));
   }
 };
@@ -204,6 +223,7 @@ template <class T> struct Row {
     const int64_t count = job.n - k < kRowBlock ? job.n - k : kRowBlock, first = row * job.n + k;
     Part<T> p;
     p.count = (count + kLanes<T> - 1) / kLanes<T>;
+    p.vectors = 1;
     p.last = count - (p.count - 1) * kLanes<T>;
     p.ahead = kRowBlock;
     p.far = false;
@@ -217,35 +237,36 @@ template <class T> struct Row {
     }
     return p;
   }
-  // f(vector, first category, part)
+  // f(first category, part)
   template <class F> void sweep(int reads, F f) const {
     for (int64_t k = 0; k < job.n; k += kRowBlock) {
       Part<T> p = part(reads, k);
-      f(0, k, p);
+      f(k, p);
     }
   }
-  // f(vector, part, out, step, past cache) is to write a vector for each of the part's, step apart.
+  // f(part, out, step, past cache) is to write a vector for each of the part's: `count` of them step apart, neighbours
+  // side by side.
   template <class F> void write(int reads, const Sink& sink, F f) const {
     T* const out = direct<T>(sink);
-    sweep(reads, [&](int, int64_t k, Part<T>& p) {
+    sweep(reads, [&](int64_t k, Part<T>& p) {
       if (!out) {
         T converted[kRowBlock];
-        f(0, p, converted, kLanes<T>, false);
+        f(p, converted, kLanes<T>, false);
         return put(sink, converted, row * job.n + k, (p.count - 1) * kLanes<T> + p.last);
       }
       T* to = out + row * job.n + k;
       const int64_t skew = job.stream ? reinterpret_cast<uintptr_t>(to) % kBytes / sizeof(T) : 0;
       const int64_t count = (p.count - 1) * kLanes<T> + p.last, head = kLanes<T> - skew;
-      if (!skew || count <= head) return f(0, p, to, kLanes<T>, job.stream && !skew);
+      if (!skew || count <= head) return f(p, to, kLanes<T>, job.stream && !skew);
       // First up to where vectors can go past the cache.
       Part<T> start = p;
       start.count = 1, start.last = head;
-      f(0, start, to, kLanes<T>, false);
+      f(start, to, kLanes<T>, false);
       for (const T*& x : p.at)
         if (x) x += head;
       p.count = (count - head + kLanes<T> - 1) / kLanes<T>;
       p.last = count - head - (p.count - 1) * kLanes<T>;
-      f(0, p, to + head, kLanes<T>, true);
+      f(p, to + head, kLanes<T>, true);
     });
   }
 
@@ -330,12 +351,13 @@ template <class T> struct Lanes {
   // Of category k of the first row, where rows are neighbours.
   int64_t address(int64_t k) const { return (begin / job.inner * job.n + k) * job.inner + begin % job.inner; }
 
-  // f(vector, first category, part)
+  // f(first category, part)
   template <class F> void sweep(int reads, F f) const {
     const int64_t length = block();
     for (int64_t k = 0; k < job.n; k += length) {
       Part<T> p;
       p.count = job.n - k < length ? job.n - k : length;
+      p.vectors = vectors();
       p.last = kLanes<T>;
       p.ahead = 0;
       p.far = false;
@@ -348,23 +370,19 @@ template <class T> struct Lanes {
         if (there) p.far = true, p.ahead = kAhead;
         if (!there && !whole) gather(tile(s), s, k, p.count);
       }
-      for (int j = 0; j < vectors(); ++j) {
-        f(j, k, p);
-        for (const T*& x : p.at)
-          if (x) x += kLanes<T>;
-      }
+      f(k, p);
     }
   }
-  // f(vector, part, out, step, past cache) is to write a vector for each of the part's, step apart.
+  // As of Row.
   template <class F> void write(int reads, const Sink& sink, F f) const {
     T* const there = aligned ? direct<T>(sink) : nullptr;
     T* const out = there ? there + address(0) : grad;
     const int64_t step = there ? job.inner : stride;
     const bool past_cache = there && job.stream && reinterpret_cast<uintptr_t>(out) % kBytes == 0 &&
                             job.inner % kLanes<T> == 0;
-    sweep(reads, [&](int j, int64_t k, const Part<T>& p) {
-      f(j, p, out + (there || whole ? k * step : 0) + j * kLanes<T>, step, past_cache);
-      if (!there && !whole && j + 1 == vectors()) scatter(sink, k, p.count);
+    sweep(reads, [&](int64_t k, const Part<T>& p) {
+      f(p, out + (there || whole ? k * step : 0), step, past_cache);
+      if (!there && !whole) scatter(sink, k, p.count);
     });
     if (!there && whole) scatter(sink, 0, job.n);
   }
