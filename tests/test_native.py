@@ -8,6 +8,7 @@ import sys
 import textwrap
 import zlib
 
+import gluon_kl
 from gluon_kl import native
 from gluon_kl.inputs import follow
 
@@ -951,6 +952,17 @@ def test_without_a_compiler(tmp_path):
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         assert done.returncode == 0, done.stdout
     assert done.stdout.startswith("it could not be built when gluon_kl was installed: CompileError: ")
+
+
+@needs_native
+def test_library_of_another_release():
+    """What an older build left behind would compute other things, without a word."""
+    assert in_process("""
+        import gluon_kl.native as native
+        native._load.cache_clear()
+        native.__version__ = "0.3"
+        print(native.why_not())
+    """).strip() == f"it is that of gluon_kl {gluon_kl.__version__}, and this is 0.3: install gluon_kl again"
 
 
 def test_unfit_python():
