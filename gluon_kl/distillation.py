@@ -234,19 +234,14 @@ class DistillationLoss(CheckedLoss):
         axis = normal_axis("axis", self._axis, pred.shape, "pred")
         diagnostics.check_distillation(pred, label, teacher_pred, self._sparse_label, self._teacher_space, axis)
 
-    def _compute(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
-        # To a label of probabilities the operator has no gradient.
-        if not self._sparse_label and self._unused != "label" and (facts is None or facts.recorded[1]):
-            return self._over_operators(F, facts, *inputs)
-        return super()._compute(F, facts, *inputs)
-
     def _fused(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
         pred, label, teacher_pred, weight = self._used(*inputs)
         soft: Dict[str, Any] = {}
         if teacher_pred is not None:
             soft = {"target": self._teacher_space, "temperature": float(self._temperature), **self._form()}
         return self._call_fused(
-            F, facts, {"pred": pred, "hard": label, "target": teacher_pred, "weight": weight}, ("hard", "target"),
+            F, facts, {"pred": pred, "hard": label, "target": teacher_pred, "weight": weight},
+            ("hard", "target") if self._sparse_label else ("target",),
             axis=self._axis, pred="logits", hard="index" if self._sparse_label else "dense",
             hard_weight=float(self._hard_weight), scale=self._temperature**2 if label is None else 1.0, **soft)
 

@@ -1,8 +1,9 @@
 """DistillationLoss: what the temperature, the teacher and the hard labels do."""
 
+import json
 import math
 
-from gluon_kl import DistillationLoss, JSDivLoss, KLDivLoss, ReverseKLDivLoss
+from gluon_kl import DistillationLoss, JSDivLoss, KLDivLoss, ReverseKLDivLoss, native
 
 import mxnet as mx
 import numpy as np
@@ -79,6 +80,30 @@ def test_soft_part_is_kl_div_loss(run, logits):
     same = KLDivLoss(False, label_space="logits", reduction="sum")
     value = run(DistillationLoss(hard_weight=0), pred, None, teacher)
     np.testing.assert_allclose(value, run(same, pred, teacher), rtol=1e-12)
+
+
+@pytest.mark.parametrize("hard_weight", [0.3, 1])
+def test_dense_labels_in_a_users_graph(rng, hard_weight):
+    """One fused node for pred and one for the label, which MXNet leaves out where nobody asks for that gradient."""
+    if not native.is_available():
+        pytest.skip(f"without the native operator: {native.why_not()}")
+    loss = DistillationLoss(2, hard_weight, sparse_label=False)
+    graph = loss(*[mx.sym.var(name) for name in ("pred", "label", "teacher")])
+    names = [node["op"] for node in json.loads(graph.tojson())["nodes"]]
+    assert names.count("_gluon_kl_divergence") == 2 and "log_softmax" not in names
+    pred, label, teacher = rng.normal(size=(3, 4, 5))
+    label = abs(label) * (label > 0)
+    arrays = {"pred": pred, "label": label, **({"teacher": teacher} if hard_weight < 1 else {})}
+    arrays = {name: mx.nd.array(x, dtype="float64") for name, x in arrays.items()}
+    for asked in ({"pred"}, {"label"}, {"pred", "label"}):
+        grads = {name: mx.nd.ones_like(x) for name, x in arrays.items() if name in asked}
+        bound = graph.bind(mx.cpu(), arrays, grads, {name: "write" if name in asked else "null" for name in arrays})
+        value = bound.forward(is_train=True)[0].asnumpy()
+        np.testing.assert_allclose(value, oracle.distillation(pred, label, teacher, temperature=2,
+                                                              hard_weight=hard_weight, sparse_label=False), rtol=1e-12)
+        bound.backward(mx.nd.ones(4, dtype="float64"))
+        if "label" in asked:
+            np.testing.assert_allclose(grads["label"].asnumpy(), -hard_weight * oracle.log_softmax(pred), rtol=1e-12)
 
 
 # In the place of gluon-cv's loss

@@ -273,7 +273,8 @@ def test_hard_labels(form, target, shape, axis, batch_axis):
             inputs["target"] = sample(rng, shape, target, axis)
         inputs = {**inputs, "hard": y, **weights(rng, shape, kind, axis)}
         options = dict(temperature=rng.choice([1.0, 3.0]), hard_weight=rng.choice([0.0, 0.3, 1.0])) if target else {}
-        check(inputs, rng, [name for name in ("pred", "weight") if name in inputs], form=form, pred="logits",
+        learned = ("pred", "hard", "weight") if hard == "dense" else ("pred", "weight")
+        check(inputs, rng, [name for name in learned if name in inputs], form=form, pred="logits",
               target=target or "probs", axis=axis, batch_axis=batch_axis, reduction=reduction,
               hard="dense" if hard == "dense" else "index", keep=int(rng.rand() < 0.7), **options)
 
@@ -712,6 +713,22 @@ def test_no_such_class(index, n):
         weight = np.array([[1], [0], [1]], "float32")
         value, gradients = operate({"pred": pred, **teacher, "hard": index, "weight": weight}, grad=["pred"], **options)
         assert value[1] == 0 and not gradients["pred"][1].any() and np.isfinite(value).all()
+
+
+@pytest.mark.parametrize("n", [3, 1100])
+@pytest.mark.parametrize("target", [False, True])
+def test_gradient_to_dense_labels(n, target):
+    """The share times -log q, finite at a label of 0; under a masked score 0 where the label is, else infinite."""
+    pred, y = np.zeros((4, n)), np.zeros((4, n))
+    pred[0, 0] = pred[1, 1] = pred[2, 0] = -np.inf
+    y[0, 1] = y[1, 1] = y[3, 2] = 1
+    inputs = {"pred": pred, **({"target": pred[:, ::-1].copy()} if target else {}), "hard": y,
+              "weight": np.array([[1.0], [1.0], [0.0], [2.0]])}
+    options = {"target": "logits", "hard_weight": 0.25} if target else {}
+    to_hard = operate(inputs, grad=["hard"], pred="logits", hard="dense", **options)[1]["hard"]
+    expected = np.tile((0.25 if target else 1) * np.log([[n - 1.0], [n - 1.0], [1.0], [n * 1.0]]), (1, n))
+    expected[0, 0], expected[1, 1], expected[3] = 0, np.inf, 2 * expected[3]
+    np.testing.assert_allclose(to_hard, expected, rtol=1e-14)
 
 
 @pytest.mark.parametrize("n", [0, 1100])

@@ -156,8 +156,8 @@ inline Call read(const std::string& text) {
     throw std::invalid_argument("inputs must name target, or target_value give it");
   if (c.pair() && c.has(kHard) && c.space[0] != kLogits)
     throw std::invalid_argument("pred must be logits where hard is among the inputs");
-  if (c.pair() && c.has(kHard) && (c.grad & (1 << kTarget | 1 << kHard)))
-    throw std::invalid_argument("where hard is among the inputs, gradients go to pred and weight alone");
+  if (c.pair() && c.has(kHard) && (c.grad & (1 << kTarget | (c.dense ? 0 : 1 << kHard))))
+    throw std::invalid_argument("where hard is among the inputs, gradients go to pred, to weight, and to hard if that is dense");
   return c;
 }
 

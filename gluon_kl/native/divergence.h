@@ -275,6 +275,11 @@ class Divergence {
     ograd_ = ograd;
     for (int s = 0; s < kInputs; ++s)
       if (arrays_[s].data && (call_.grad & 1 << s)) job_.grad[s] = {grads[s].data, grads[s].type, nullptr, 0, nullptr};
+    Sink& to_hard = job_.grad[kHard];
+    if (to_hard.data && call_.pair() && !hard_counts(call_)) {  // labels without a share are not looked at
+      memset(to_hard.data, 0, size_of(g_.shape) * gluon_kl::size_of(to_hard.type));
+      to_hard = Sink{};
+    }
     const bool weight_wanted = weighted_ && (call_.grad & 1 << kWeight) && grads[kWeight].data;
     bool any = false;
     for (const Sink& s : job_.grad) any |= s.data != nullptr;

@@ -4,7 +4,7 @@
 // A form has
 //   kReads                      the streams it reads, as bits
 //   kSums                       how many sums over a row its gradients need (through a softmax; at most 2)
-//   kGradients                  its inputs 0 ... kGradients - 1 can have gradients
+//   kGradients                  its inputs that can have gradients, as bits
 //   term(row, x)                one element's term
 //   whole_term(row, x)          the same summed over a row, element by element something else; kWhole says there is one
 //   sums(row, x, full, s)       what is added up into the row's sums: for a row under one factor if full is 0, for
@@ -179,7 +179,8 @@ template <class T, template <class> class D, bool kPredLog, bool kTargetLog, boo
   const Constants<T>& c;
   const D<T> divergence;
 
-  static constexpr int kReads = 1 << kPred | 1 << kTarget, kSums = kTargetLog ? 2 : kPredLog ? 1 : 0, kGradients = 2;
+  static constexpr int kReads = 1 << kPred | 1 << kTarget, kSums = kTargetLog ? 2 : kPredLog ? 1 : 0;
+  static constexpr int kGradients = 1 << kPred | 1 << kTarget;
   static constexpr bool kWhole = kDifference && D<T>::kWhole;
   static constexpr int kByValue = kWhole ? D<T>::kByValue : -1;
 
@@ -230,7 +231,7 @@ template <class T> struct CrossEntropy {
   using R = RowState<T>;
   explicit CrossEntropy(const Constants<T>&) {}
 
-  static constexpr int kReads = 1 << kPred | 1 << kHard, kSums = 1, kGradients = 1;
+  static constexpr int kReads = 1 << kPred | 1 << kHard, kSums = 1, kGradients = 1 << kPred | 1 << kHard;
   static constexpr bool kWhole = false;
   static constexpr int kByValue = -1;
 
@@ -244,13 +245,19 @@ template <class T> struct CrossEntropy {
     const V q = exp<T>(x.x[kPred] - r.side[0].max) * r.hard_scale;
     return (mass == T(0) ? V{} : q * mass) - y;
   }
-  template <int> KL_INLINE V gradient(const R& r, const Values<T>& x, V g, T full) const {
+  template <int i> KL_INLINE V gradient(const R& r, const Values<T>& x, V g, T full) const {
+    if (i == kHard) return to_label(r, x, g);
     if (full == T(0)) return g == T(0) ? V{} : g * slope(r, x, x.x[kHard], r.sum[0]);
     return slope(r, x, g == T(0) ? V{} : g * x.x[kHard], r.sum[0]);
   }
+  // Of a label of 0 under a masked score 0 serves, as of KL.
+  KL_INLINE V to_label(const R& r, const Values<T>& x, V g) const {
+    const V by = r.hard_log - (x.x[kPred] - r.side[0].max);
+    return (g == T(0)) | ((x.x[kHard] == T(0)) & !(by < inf<T>())) ? V{} : g * by;
+  }
 };
 
-// soft times the divergence from the target, and hard times the cross-entropy: gradient to pred alone.
+// soft times the divergence from the target, and hard times the cross-entropy: no gradient to the target.
 template <class T, class Soft> struct Distilled {
   using V = Vec<T>;
   using R = RowState<T>;
@@ -259,7 +266,7 @@ template <class T, class Soft> struct Distilled {
   const Soft soft;
   const CrossEntropy<T> hard;
 
-  static constexpr int kReads = Soft::kReads | 1 << kHard, kSums = 2, kGradients = 1;
+  static constexpr int kReads = Soft::kReads | 1 << kHard, kSums = 2, kGradients = 1 << kPred | 1 << kHard;
   static constexpr bool kWhole = Soft::kWhole;
   static constexpr int kByValue = -1;
 
@@ -272,7 +279,8 @@ template <class T, class Soft> struct Distilled {
     soft.sums(r, x, full, both);
     s[0] = both[0], s[1] = x.x[kHard];
   }
-  template <int> KL_INLINE V gradient(const R& r, const Values<T>& x, V g, T full) const {
+  template <int i> KL_INLINE V gradient(const R& r, const Values<T>& x, V g, T full) const {
+    if (i == kHard) return c.hard * hard.to_label(r, x, g);
     R h = r;
     h.sum[0] = r.sum[1];
     return c.soft * soft.template gradient<0>(r, x, g, full) + c.hard * hard.template gradient<0>(h, x, g, full);
@@ -288,7 +296,7 @@ template <class T, bool kPrior, bool kStd> struct Gaussian {
   explicit Gaussian(const Constants<T>& c) : free_nats(c.free_nats) {}
   const T free_nats;
 
-  static constexpr int kReads = kPrior ? 15 : 3, kSums = 0, kGradients = kPrior ? 4 : 2;
+  static constexpr int kReads = kPrior ? 15 : 3, kSums = 0, kGradients = kReads;
   static constexpr bool kWhole = false;
   static constexpr int kByValue = -1;
 
@@ -348,7 +356,7 @@ template <class T, bool kPredScore, bool kTargetScore> struct Bernoulli {
   explicit Bernoulli(const Constants<T>& c) : log_epsilon(c.log_epsilon) {}
   const T log_epsilon;
 
-  static constexpr int kReads = 3, kSums = 0, kGradients = 2;
+  static constexpr int kReads = 3, kSums = 0, kGradients = 3;
   static constexpr bool kWhole = false;
   static constexpr int kByValue = -1;
 

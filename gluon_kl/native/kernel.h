@@ -21,7 +21,7 @@ template <class T> struct Added { Vec<T> total, sum[2], alive; };
 template <class T> struct Blocks {
   using V = Vec<T>;
   using State = RowState<T>;
-  int reads, sums, gradients, by_value;
+  int reads, sums, by_value;
   // What `added` holds, of a part without neighbours: terms and the form's sums if asked for, or the sums alone. Elements
   // may have factors of their own: one of 0 adds nothing, whatever is there.
   using Add = void (*)(const Constants<T>&, const State&, const Part<T>&, bool whole, bool sums, Added<T>* added);
@@ -116,11 +116,11 @@ template <class T, class F, int i> void gradient_block(const Constants<T>& c, co
   }
 }
 template <class T, class F, int i> constexpr typename Blocks<T>::Write gradient_of() {
-  if constexpr (i < F::kGradients) return gradient_block<T, F, i>;
+  if constexpr (F::kGradients >> i & 1) return gradient_block<T, F, i>;
   else return nullptr;
 }
 template <class T, class F> constexpr Blocks<T> blocks = {
-    F::kReads | 1 << kFactor, F::kSums, F::kGradients, F::kByValue, add_block<T, F, true>, add_block<T, F, false>, terms_block<T, F>,
+    F::kReads | 1 << kFactor, F::kSums, F::kByValue, add_block<T, F, true>, add_block<T, F, false>, terms_block<T, F>,
     {gradient_of<T, F, 0>(), gradient_of<T, F, 1>(), gradient_of<T, F, 2>(), gradient_of<T, F, 3>()}};
 
 // ---- the sweep ---------------------------------------------------------------------------------------------------
@@ -253,8 +253,8 @@ template <class T, class L> struct Work {
     const auto add = terms ? form.add : form.add_sums;
     for (int j = 0; j < rows.vectors(); ++j) {
       total[j].clear();
-      for (int i = 0; i < sums; ++i) sum[i][j].clear();
-      if (elements) alive[j].clear();
+      for (auto& each : sum) each[j].clear();
+      alive[j].clear();
     }
     rows.sweep(form.reads, [&](int64_t, const Part<T>& part) {
       for (int j = 0; j < rows.vectors(); ++j) {
@@ -295,7 +295,7 @@ template <class T, class L> struct Work {
   // factor are multiplied by their row's.
   void prepare_sums(const V* g) {
     const bool elements = per_element();
-    bool needed = job.hard;
+    bool needed = false;
     for (int side = 0; side < 2; ++side) needed |= c.softmax[side] && job.grad[side].data;
     if (!form.sums || !needed) {
       for (int j = 0; elements && j < rows.vectors(); ++j) state[j].alive = splat(T(1));
@@ -312,7 +312,7 @@ template <class T, class L> struct Work {
       for (int i = 0; i < form.sums; ++i) state[j].sum[i] = g[j] == T(0) ? V{} : state[j].sum[i] * g[j];
   }
   void gradients(const V* g) {
-    for (int i = 0; i < form.gradients; ++i) {
+    for (int i = 0; i < kInputs; ++i) {
       if (!job.grad[i].data) continue;
       rows.write(form.reads, job.grad[i], [&](const Part<T>& part, T* out, int64_t step, bool past_cache) {
         form.gradient[i](c, state, part, g, out, step, past_cache);

@@ -102,7 +102,7 @@ void check_one(Call c, const Shape& shape, bool weighted) {
   if (weighted) c.inputs.push_back(kWeight);
   c.grad = 0;
   for (int s : c.inputs)
-    if (!(c.pair() && c.has(kHard) && (s == kTarget || s == kHard))) c.grad |= 1 << s;
+    if (!(c.pair() && c.has(kHard) && (s == kTarget || (s == kHard && !c.dense)))) c.grad |= 1 << s;
   const Geometry g(c, shape);
   Made made(c);
   for (int s : c.inputs) {

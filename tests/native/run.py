@@ -4,6 +4,7 @@ python tests/native/run.py            # accuracy; ASAN + UBSAN; valgrind and aar
 python tests/native/run.py bench      # ns per element of each form; a form's name may follow
 """
 
+import functools
 import os
 import platform
 import runpy
@@ -11,82 +12,107 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 NATIVE = os.path.join(HERE, "..", "..", "gluon_kl", "native")
 BUILD = runpy.run_path(os.path.join(NATIVE, "build_flags.py"))
 NUMERIC = [flag for flag in BUILD["FLAGS"] if flag not in ("-O3", "-g0")]
 AARCH64 = "aarch64-linux-gnu-g++"
+CORES = threading.BoundedSemaphore(os.cpu_count() or 1)  # as many programs as these run at once
 
 
 def isa_of(source):
     return source[len("kernel_"):-len(".cc")]
 
 
+def run(command, **environment):
+    """Run a program as soon as a core is free; what it prints comes when it has ended."""
+    with CORES:
+        done = subprocess.run(command, env={**os.environ, **environment}, stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT, text=True)
+    words = " ".join(os.path.basename(c) if os.sep in c else c for c in command)
+    if done.stdout or done.returncode:
+        print(f"$ {words} {environment or ''}\n{done.stdout}", end="", flush=True)
+    if done.returncode:
+        raise RuntimeError(f"{words} ended with exit code {done.returncode}")
+
+
+def side_by_side(jobs):
+    """Call all of these functions at once; raise what one of them raised when all have ended."""
+    with ThreadPoolExecutor(len(jobs)) as pool:
+        for running in [pool.submit(job) for job in jobs]:
+            running.result()
+
+
 def build(folder, flags, compiler=None, machine=None):
     """The driver with every instruction set of the machine."""
+    os.mkdir(folder)
     common = [compiler or os.environ.get("CXX", "g++"), *NUMERIC, "-w", "-pthread", "-I", NATIVE, *flags]
-    jobs = [(os.path.join(NATIVE, name), BUILD["ISA_FLAGS"][name])
-            for name in BUILD["kernel_sources"](machine or platform.machine())]
-    jobs.append((os.path.join(HERE, "driver.cc"), []))
-    objects, running = [], []
-    for source, extra in jobs:
-        objects.append(os.path.join(folder, os.path.basename(source) + ".o"))
-        running.append(subprocess.Popen([*common, *extra, "-c", source, "-o", objects[-1]]))
-    for process in running:
-        process.wait()
-    if any(process.returncode for process in running):
-        sys.exit("the driver does not compile")
+    sources = {os.path.join(NATIVE, name): BUILD["ISA_FLAGS"][name]
+               for name in BUILD["kernel_sources"](machine or platform.machine())}
+    sources[os.path.join(HERE, "driver.cc")] = []
+    objects = {source: os.path.join(folder, os.path.basename(source) + ".o") for source in sources}
+    side_by_side([functools.partial(run, [*common, *extra, "-c", source, "-o", objects[source]])
+                  for source, extra in sources.items()])
     program = os.path.join(folder, "driver")
-    subprocess.run([*common, *objects, "-o", program], check=True)
+    run([*common, *objects.values(), "-o", program])
     return program
 
 
-def run(command, **environment):
-    print("$", " ".join(os.path.basename(c) if os.sep in c else c for c in command), environment or "", flush=True)
-    subprocess.run(command, env={**os.environ, **environment}, check=True)
-
-
-def accuracy(folder):
-    """Errors of the functions and terms, for each instruction set that this processor has."""
+def accuracy(folder, source):
+    """Errors of the functions and terms for one instruction set, if this processor has it."""
     with open("/proc/cpuinfo", encoding="utf-8") as file:
         able = file.read()
-    program = os.path.join(folder, "accuracy")
-    for source in BUILD["kernel_sources"](platform.machine()):
-        needed = {"avx2": "avx2", "avx512": "avx512dq"}.get(isa_of(source), "")
-        if needed not in able:
-            print(f"this processor has no {needed}: skipped")
-            continue
-        subprocess.run([os.environ.get("CXX", "g++"), *NUMERIC, "-O2", "-w", "-I", NATIVE, *BUILD["ISA_FLAGS"][source],
-                        os.path.join(HERE, "accuracy.cc"), "-o", program, "-pthread"], check=True)
-        run([program])
+    needed = {"avx2": "avx2", "avx512": "avx512dq"}.get(isa_of(source), "")
+    if needed not in able:
+        print(f"this processor has no {needed}: skipped")
+        return
+    program = os.path.join(folder, "accuracy_" + isa_of(source))
+    run([os.environ.get("CXX", "g++"), *NUMERIC, "-O2", "-w", "-I", NATIVE, *BUILD["ISA_FLAGS"][source],
+         os.path.join(HERE, "accuracy.cc"), "-o", program, "-pthread"])
+    run([program])
+
+
+def sanitizers(folder):
+    program = build(os.path.join(folder, "sanitized"), ["-O1", "-g", "-fsanitize=address,undefined",
+                                                        "-fno-sanitize-recover=all"])
+    side_by_side([functools.partial(run, [program, "check", "400"], GLUON_KL_ISA=isa_of(source),
+                                    GLUON_KL_NUM_THREADS="3")
+                  for source in BUILD["kernel_sources"](platform.machine())])
+
+
+def valgrind(folder):
+    if not shutil.which("valgrind"):
+        print("valgrind is not installed: skipped")
+        return
+    program = build(os.path.join(folder, "plain"), ["-O1", "-g"])
+    # valgrind knows no AVX-512, and says so to programs that ask. Threads stay until the process ends, their stacks
+    # with them: only what nothing points to is a leak.
+    side_by_side([functools.partial(run, ["valgrind", "-q", "--error-exitcode=1", "--leak-check=full",
+                                          "--show-leak-kinds=definite", "--errors-for-leak-kinds=definite", program,
+                                          "check", "80"], GLUON_KL_ISA=isa, GLUON_KL_NUM_THREADS="2")
+                  for isa in ("baseline", "avx2")])
+
+
+def other_processor(folder):
+    if not (shutil.which(AARCH64) and shutil.which("qemu-aarch64")):
+        print(f"{AARCH64} or qemu-aarch64 is not installed: skipped")
+        return
+    program = build(os.path.join(folder, "aarch64"), ["-O2", "-static"], AARCH64, "aarch64")
+    run(["qemu-aarch64", program, "check", "400"], GLUON_KL_NUM_THREADS="2")
 
 
 def main():
     with tempfile.TemporaryDirectory() as folder:
         if "bench" in sys.argv:
-            return run([build(folder, ["-O3"]), *sys.argv[sys.argv.index("bench"):]])
-        if "accuracy" in sys.argv:
-            return accuracy(folder)
-        accuracy(folder)
-        program = build(folder, ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"])
-        for source in BUILD["kernel_sources"](platform.machine()):
-            run([program, "check", "400"], GLUON_KL_ISA=isa_of(source), GLUON_KL_NUM_THREADS="3")
-        program = build(folder, ["-O1", "-g"])
-        if shutil.which("valgrind"):
-            # valgrind knows no AVX-512, and says so to programs that ask.
-            for isa in ("baseline", "avx2"):
-                # Threads stay until the process ends, their stacks with them: only what nothing points to is a leak.
-                run(["valgrind", "-q", "--error-exitcode=1", "--leak-check=full", "--show-leak-kinds=definite",
-                     "--errors-for-leak-kinds=definite", program, "check", "80"],
-                    GLUON_KL_ISA=isa, GLUON_KL_NUM_THREADS="2")
-        else:
-            print("valgrind is not installed: skipped")
-        if shutil.which(AARCH64) and shutil.which("qemu-aarch64"):
-            program = build(folder, ["-O2", "-static"], AARCH64, "aarch64")
-            run(["qemu-aarch64", program, "check", "400"], GLUON_KL_NUM_THREADS="2")
-        else:
-            print(f"{AARCH64} or qemu-aarch64 is not installed: skipped")
+            program = build(os.path.join(folder, "bench"), ["-O3"])
+            return subprocess.run([program, *sys.argv[sys.argv.index("bench"):]], check=True)
+        jobs = [functools.partial(accuracy, folder, source) for source in BUILD["kernel_sources"](platform.machine())]
+        if "accuracy" not in sys.argv:  # the longest first
+            jobs = [functools.partial(job, folder) for job in (sanitizers, valgrind, other_processor)] + jobs
+        side_by_side(jobs)
 
 
 if __name__ == "__main__":
