@@ -70,6 +70,7 @@ def test_marks_and_letters_stand_out(plots, theme):
         assert contrast(shown(rgb(mark)), page) >= 3, mark
         assert contrast(shown(rgb(letters)), page) >= 4.5, letters
     assert contrast(shown(rgb(plots.GREY)), page) >= 4.5
+    assert contrast(shown(np.zeros(3)), shown(rgb(plots.SHADE))) >= 4.5, "letters on a shade"
 
 
 @pytest.mark.parametrize("theme", THEMES)

@@ -197,7 +197,7 @@ fig, (top, bottom) = plt.subplots(2, 1, figsize=(5, 5))
 fig.suptitle(f"One step of the loss, {options.rows} × {options.categories:,}")
 top.set_title("Memory, in copies of pred")
 plots.draw_bars(top, SUBJECTS, memory.values(), "%.1f")
-bottom.set_title("Time, second bar = 1")
+bottom.set_title("Time, MXNet's own hybridized = 1")
 plots.draw_bars(bottom, SUBJECTS, relative.values(), "%.2f")
 
 # %%

@@ -35,6 +35,7 @@ PNG = {"dpi": 150, "metadata": {"Software": None}}
 FIRST, SECOND, THIRD, FOURTH = "#0072B2", "#D17200", "#A55A78", "#404C00"
 LETTERS = {FIRST: FIRST, SECOND: "#A85B00", THIRD: THIRD, FOURTH: FOURTH}
 GREY = "#767676"
+SHADE = "#DF9C4D"  # the second colour, as strong as letters on it allow by night
 
 
 def draw_distributions(ax, categories, first, second, names=None):
@@ -353,7 +354,7 @@ def draw_phrases(ax, phrases, values):
                     va="center_baseline")
         ax.barh(i + 0.5, longest - len(phrase), 0.9, len(phrase), color="none", edgecolor="#B0B0B0", hatch="///",
                 linewidth=0)
-    drawn = ax.pcolormesh(np.round(shades, 3), cmap=LinearSegmentedColormap.from_list("to_second", ["white", SECOND]),
+    drawn = ax.pcolormesh(np.round(shades, 3), cmap=LinearSegmentedColormap.from_list("shades", ["white", SHADE]),
                           vmin=0, edgecolor="white", linewidth=1)
     ax.text(longest, len(phrases) + 0.2, "hatched: padding", ha="right", va="top", fontsize=11)
     ax.invert_yaxis()
