@@ -6,6 +6,7 @@ The other libraries are not installed here: each of their functions is written d
 import ast
 import math
 import re
+import runpy
 import textwrap
 from pathlib import Path
 from types import SimpleNamespace as Namespace
@@ -219,6 +220,13 @@ def test_readmes_rows_agree(library, names, path):
     if library.startswith("MXNet") and not mx.__version__.startswith("1.9"):
         expected = expected / C
     np.testing.assert_allclose(numpy(found), numpy(expected), rtol=1e-5)
+
+
+def test_readme_repeats_the_table_of_versions():
+    table = (ROOT / "README.md").read_text(encoding="utf-8").split("## One answer")[1].split("\n## ")[0]
+    rows = [re.split(r" *\| *", line.strip("| ")) for line in table.splitlines() if re.match(r"\| *\w", line)]
+    written = runpy.run_path(str(ROOT / "docs" / "versions.py"))["table"]()
+    assert rows == [[cell.replace("``", "`") for cell in row] for row in written]
 
 
 @pytest.mark.parametrize("page, block", [
