@@ -100,9 +100,9 @@ def gluonnlp_masked(sparse_label=True):
     return loss
 
 
-# gluonnlp.loss.LabelSmoothing: 1 - epsilon for the class, the rest in equal parts for the others
+# gluonnlp.loss.LabelSmoothing: epsilon in equal parts for all, the class included
 def gluonnlp_smoothing(units, epsilon=0.1):
-    return lambda classes: nd.one_hot(classes, units, 1 - epsilon, epsilon / (units - 1))
+    return lambda classes: (1 - epsilon) * nd.one_hot(classes, units) + epsilon / units
 
 
 # kl_divergence of d2l's appendix on information theory
