@@ -123,6 +123,7 @@ class BuildOperator(build_ext):
             [source],
             output_dir=self.build_temp,
             include_dirs=self.headers,
+            macros=[("GLUON_KL_VERSION", f'"{self.distribution.get_version()}"')],
             extra_postargs=FLAGS + ["-pthread"] + ISA_FLAGS.get(os.path.basename(source), []),
         )
 

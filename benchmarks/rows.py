@@ -37,14 +37,14 @@ class Row(NamedTuple):
     setting:
         leaf     the inputs are handed to the loss as they are
         parent   a hybridized block of the user's multiplies pred by 2 and calls the loss
-        layer    a layer multiplies pred by 2; what counts is the step with the loss, less the same step
-                 that is handed the gradient of pred
+        layer    a layer multiplies what receives gradients by 2, as a network's output is computed too; what
+                 counts is the step with the loss, less the same step that is handed those gradients
         trainer  a step of Dense(64, categories), the loss and an optimizer
     """
 
     form: str
     shape: Tuple[int, ...]
-    setting: str = "leaf"
+    setting: str = "layer"
     axis: int = -1
 
     @property
@@ -79,13 +79,13 @@ FAMILY = [
     Row("kl", (128, 10), "trainer"),
 ]
 SHAPES = [
-    Row("kl", (128, 10), "layer"),
-    Row("kl", (4096, 10), "layer"),
-    Row("kl", (1024, 1000), "layer"),
-    Row("kl", (256, 32000), "layer"),
-    Row("kl", (64, 128256), "layer"),
-    Row("kl", (8192, 1000), "layer"),
-    Row("kl", (8, 21, 256, 256), "layer", axis=1),
+    Row("kl", (128, 10)),
+    Row("kl", (4096, 10)),
+    Row("kl", (1024, 1000)),
+    Row("kl", (256, 32000)),
+    Row("kl", (64, 128256)),
+    Row("kl", (8192, 1000)),
+    Row("kl", (8, 21, 256, 256), axis=1),
     Row("kl", (1024, 1000), "leaf"),
 ]
 MEMORY = [

@@ -80,12 +80,13 @@ class Steps:
         if row.setting == "trainer":
             raise NotImplementedError("JAX has no optimizer of its own")
         followed = FORMS[row.form].followed
-        scaled = row.setting in ("parent", "layer")
 
         def total(followed_arrays, others):
+            if row.setting == "layer":
+                followed_arrays = [x * 2 for x in followed_arrays]
             pred, *rest = followed_arrays
             options = {} if row.axis == -1 else {"axis": row.axis}
-            out = LOSSES[row.form](pred * 2 if scaled else pred, *rest, *others, **options)
+            out = LOSSES[row.form](pred * 2 if row.setting == "parent" else pred, *rest, *others, **options)
             return out.sum(), out
 
         call = jax.jit(jax.value_and_grad(total, has_aux=True))
@@ -99,9 +100,9 @@ class Steps:
 
         self._step, self.steps = step, {"step": step}
         if row.setting == "layer":
-            layer = jax.jit(lambda weight, gradient: jax.vjp(lambda x: x * 2, weight)[1](gradient)[0])
-            gradient = jnp.ones_like(leaves[0])
-            self.steps["without"] = lambda: jax.block_until_ready(layer(leaves[0], gradient))
+            layers = jax.jit(lambda leaves, heads: jax.vjp(lambda xs: [x * 2 for x in xs], leaves)[1](heads))
+            gradients = [jnp.ones_like(leaf) for leaf in leaves]
+            self.steps["without"] = lambda: jax.block_until_ready(layers(list(leaves), gradients))
 
     def results(self):
         return [np.asarray(x) for x in self._step()]

@@ -144,25 +144,28 @@ class Steps:
 
         self._step, self.steps = step, {"step": step}
         if row.setting == "layer":
-            self._prepare_layer(block, *arrays)
+            self._prepare_layers(block, leaves, arrays[len(leaves):], head)
 
-    def _prepare_layer(self, loss, weight, label):
-        layer = mx.gluon.nn.HybridLambda(lambda F, x: x * 2)
-        layer.hybridize(**STATIC)
-        head = mx.nd.ones_like(weight)
+    def _prepare_layers(self, loss, leaves, others, head):
+        layers = [mx.gluon.nn.HybridLambda(lambda F, x: x * 2) for _ in leaves]
+        for layer in layers:
+            layer.hybridize(**STATIC)
+        gradients = [mx.nd.ones_like(leaf) for leaf in leaves]
 
         def step():
             with mx.autograd.record():
-                out = loss(layer(weight), label)
-            out.backward()
-            weight.grad.wait_to_read()
-            return [out, weight.grad]
+                out = loss(*[layer(leaf) for layer, leaf in zip(layers, leaves)], *others)
+            out.backward(head)
+            for leaf in leaves:
+                leaf.grad.wait_to_read()
+            return [out, *(leaf.grad for leaf in leaves)]
 
         def without():
             with mx.autograd.record():
-                pred = layer(weight)
-            pred.backward(head)
-            weight.grad.wait_to_read()
+                computed = [layer(leaf) for layer, leaf in zip(layers, leaves)]
+            mx.autograd.backward(computed, gradients)
+            for leaf in leaves:
+                leaf.grad.wait_to_read()
 
         self._step, self.steps = step, {"step": step, "without": without}
 

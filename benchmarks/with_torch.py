@@ -93,17 +93,18 @@ class Steps:
         def step():
             for leaf in leaves:
                 leaf.grad = None
-            out = loss(layer(arrays[0]), *arrays[1:])
+            out = loss(*map(layer, leaves), *arrays[len(leaves):])
             out.backward(head)
             return [out, *(leaf.grad for leaf in leaves)]
 
         self._step, self.steps = step, {"step": step}
         if row.setting == "layer":
-            weight, gradient = leaves[0], torch.ones(row.shape)
+            gradients = [torch.ones_like(leaf) for leaf in leaves]
 
             def without():
-                weight.grad = None
-                layer(weight).backward(gradient)
+                for leaf in leaves:
+                    leaf.grad = None
+                torch.autograd.backward(list(map(layer, leaves)), gradients)
 
             self.steps["without"] = without
 

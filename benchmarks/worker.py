@@ -9,7 +9,7 @@ import threading
 import time
 
 import numpy as np
-from rows import Row, inputs, smaller
+from rows import FORMS, Row, inputs, smaller
 
 MODULES = {"torch": "with_torch", "torch-compile": "with_torch", "jax": "with_jax", "copy": "worker"}
 
@@ -50,17 +50,24 @@ def resident(field):
 
 
 def peak(make, subject, row):
-    """Bytes that two steps need at most, beyond the inputs and the gradients."""
+    """Bytes that two steps need at most, beyond what the loss is given and the gradients."""
     warm = make(subject, smaller(row), inputs(smaller(row)))
     warm.steps["step"]()
-    steps = make(subject, row, inputs(row))
+    made = make(subject, row, inputs(row))
     gc.collect()
-    with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
-        file.write("5")  # the most it had is from now on counted anew
-    before = resident("VmRSS")
-    for _ in range(2):
-        steps.steps["step"]()
-    return resident("VmHWM") - before - steps.unallocated
+
+    def most(step):
+        with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
+            file.write("5")  # the most it had is from now on counted anew
+        for _ in range(2):
+            step()
+        return resident("VmHWM")
+
+    if "without" in made.steps:  # which is handed the gradients that the step makes
+        given = most(made.steps["without"])
+        return most(made.steps["step"]) - given - 4 * int(np.prod(row.shape)) * FORMS[row.form].followed
+    given = resident("VmRSS")
+    return most(made.steps["step"]) - given - made.unallocated
 
 
 def seconds(step, count):

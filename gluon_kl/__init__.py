@@ -1,5 +1,7 @@
 """Kullback-Leibler divergence losses for Apache MXNet Gluon."""
 
+__version__ = "0.2.0"
+
 from gluon_kl import _mxnet  # noqa: F401  isort: skip  (first of all: that MXNet can be imported here)
 from gluon_kl import metric, native
 from gluon_kl.bernoulli import BernoulliKLLoss
@@ -9,6 +11,5 @@ from gluon_kl.loss import JSDivLoss, KLDivLoss, ReverseKLDivLoss
 
 native.is_available()  # loads the operator, so that graphs that hold it can be read
 
-__version__ = "0.2.0"
 __all__ = ["BernoulliKLLoss", "DistillationLoss", "GaussianKLLoss", "JSDivLoss", "KLDivLoss", "ReverseKLDivLoss",
            "metric"]

@@ -245,7 +245,8 @@ def one_hot(F: Any, index: Any, pred: Any, axis: int, batch_axis: int) -> Any:
     numbers = F.swapaxes(_numpy(first).cumsum(first.as_np_ndarray(), axis=0).as_nd_ndarray(), dim1=0, dim2=axis) - 1
     known = (index >= 0) * (index == F.floor(index)) * F.broadcast_lesser(
         index, F.sum(ones, axis=axis, keepdims=True))
-    return F.broadcast_mul(F.broadcast_equal(index, numbers), known / known)
+    # numbers first: print_summary takes the first variable of a graph for a layer with two axes
+    return F.broadcast_mul(F.broadcast_equal(numbers, index), known / known)
 
 
 def cross_entropy(F: Any, log_pred: Any, label: Any) -> Any:

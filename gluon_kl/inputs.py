@@ -158,12 +158,13 @@ def check_same_place(names: Sequence[str], inputs: Sequence[Any]) -> Tuple[Tuple
 
     All kinds of CPU memory are one place: what a DataLoader's workers hand out is copied.
     """
-    device = next((x.context for x in inputs if isinstance(x, NDArray) and x.context.device_type not in _LENT),
-                  mx.cpu(0))
+    contexts = [x.context if isinstance(x, NDArray) else None for x in inputs]
+    device = next((each for each in contexts if each is not None and each.device_type not in _LENT), mx.cpu(0))
+    if all(each is None or each == device for each in contexts):
+        return tuple(inputs), device
     moved = []
-    for name, x in zip(names, inputs):
-        context = x.context if isinstance(x, NDArray) else device
-        if context != device:
+    for name, x, context in zip(names, inputs, contexts):
+        if context is not None and context != device:
             if context.device_type not in _LENT or device.device_type != "cpu":
                 raise ValueError(f"{names[0]} is on {inputs[0].context} but {name} on {context}; "
                                  f"move one with as_in_context")
@@ -199,12 +200,12 @@ def follow(x: Any) -> Tuple[bool, Any]:
     """
     if not isinstance(x, NDArray):
         return False, x
-    if x.grad is not None:
-        return True, x.reshape(x.shape)
     # Only arrays that autograd follows have a gradient state to write; what is written is what was there.
     state = ctypes.c_int()
     _LIB.MXNDArrayGetGradState(x.handle, ctypes.byref(state))
-    return (True, x) if _LIB.MXNDArraySetGradState(x.handle, state) == 0 else (False, x.detach())
+    if _LIB.MXNDArraySetGradState(x.handle, state) == 0:
+        return True, x if x.grad is None else x.reshape(x.shape)
+    return False, x.detach()
 
 
 def lift(F: Any, facts: Optional[Facts], inputs: Sequence[Any], alike: Sequence[bool]) -> List[Any]:

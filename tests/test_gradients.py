@@ -1,7 +1,7 @@
 """Which gradients are asked for, alone and together, and the ends of their number formats."""
 
 
-from gluon_kl import JSDivLoss, KLDivLoss, native
+from gluon_kl import JSDivLoss, KLDivLoss, ReverseKLDivLoss, native
 
 import mxnet as mx
 import numpy as np
@@ -114,6 +114,38 @@ def test_gradient_to_the_weight_of_a_bad_row(run, rng, name, bad):
         np.testing.assert_allclose(to_weight[[0, 2, 3]], plain[[0, 2, 3]], rtol=1e-9)
     else:  # a mean over the rows that count: the silent one would be the only one
         assert to_weight[2] == 0 or np.isfinite(to_weight[2])
+
+
+# Labels at and near 0
+
+@pytest.mark.parametrize("n", [3, 70])
+@pytest.mark.parametrize("dtype, tiny", [("float32", 1e-40), ("float32", 1e-45), ("float64", 1e-310)])
+def test_gradient_to_a_subnormal_label(run, dtype, tiny, n):
+    """log(label) + 1 - log_pred, which the derivative of label * log(label), taken apart, makes infinite."""
+    log_pred = oracle.log_softmax(np.arange(n, dtype="float64")).astype(dtype)
+    label = np.resize(np.array([0.5, tiny, 0.5], dtype), n)
+    loss = KLDivLoss(reduction="sum")
+    to_pred, to_label = run.gradients(loss, log_pred[None], label[None])
+    wide, wide_pred = label.astype("float64"), log_pred.astype("float64")
+    np.testing.assert_allclose(run(loss, log_pred[None], label[None]), (wide * (np.log(wide) - wide_pred)).sum(),
+                               rtol=1e-6)
+    np.testing.assert_allclose(to_label[0], np.log(wide) + 1 - wide_pred, rtol=1e-6)
+    np.testing.assert_allclose(to_pred[0], -label, rtol=1e-6)
+
+
+@pytest.mark.parametrize("n", [3, 70])
+@pytest.mark.parametrize("pred_space", ["log_probs", "logits", "probs"])
+def test_reverse_gradient_to_a_label_of_zero(run, pred_space, n):
+    """Nothing could move such a label in the direction that a slope of -inf asks for."""
+    pred = {"log_probs": oracle.log_softmax, "logits": np.array,
+            "probs": lambda x: np.exp(oracle.log_softmax(x))}[
+                pred_space](np.arange(n) / n)
+    label = np.full(n, 2 / n)
+    label[::2] = 0
+    _, to_label = run.gradients(ReverseKLDivLoss(pred_space=pred_space, reduction="sum"), pred[None], label[None])
+    assert not to_label[0, ::2].any()
+    if pred_space == "probs":
+        np.testing.assert_allclose(to_label[0, 1::2], -pred[1::2] / label[1::2], rtol=1e-12)
 
 
 # Digits near equality

@@ -5,11 +5,12 @@
 
 import ctypes
 import functools
-import importlib.machinery
 import itertools
 import os
 import threading
 from typing import Any, Dict, Mapping, Optional, Sequence, Tuple
+
+from gluon_kl import __version__
 
 import mxnet as mx
 from mxnet.base import _LIB, OpHandle, c_str, check_call, mx_uint
@@ -33,10 +34,9 @@ class _Unavailable(Exception):
 
 
 def _library_path():
-    for suffix in importlib.machinery.EXTENSION_SUFFIXES:
-        path = os.path.join(_HERE, "_kernels" + suffix)
-        if os.path.exists(path):
-            return path
+    path = os.path.join(_HERE, "_kernels.so")
+    if os.path.exists(path):
+        return path
     reason = os.path.join(_HERE, "build_failed.txt")
     if os.path.exists(reason):
         with open(reason, encoding="utf-8") as file:
@@ -53,10 +53,15 @@ def _load():
         return None, f"MXNet {mx.__version__} has another interface for operators than 1.9 and 2.0"
     try:
         path = _library_path()
+        library = ctypes.CDLL(path)
+        library.gluon_kl_version.restype = ctypes.c_char_p
+        release = library.gluon_kl_version().decode()
+        if release != __version__:
+            raise _Unavailable(f"it is that of gluon_kl {release}, and this is {__version__}: install gluon_kl again")
         # Not mx.library.load: that makes every function of MXNet's anew, and AMP's wrappers around them are gone.
         check_call(_LIB.MXLoadLib(c_str(path), mx_uint(0)))
-        return ctypes.CDLL(path), None
-    except (_Unavailable, OSError, mx.MXNetError) as error:
+        return library, None
+    except (_Unavailable, AttributeError, OSError, mx.MXNetError) as error:
         return None, str(error)
 
 

@@ -27,7 +27,7 @@ using namespace gluon_kl;
 // (x - max) * t - log; log-probabilities have 0, 0 and 1 there.
 template <class T> struct RowState {
   struct { Vec<T> max, log, scale; } side[2];
-  Vec<T> gap_high, gap_low;     // log-sum-exp of the target minus that of pred, in two parts
+  Vec<T> shift, shift_low, gap; // target minus pred: the maximum, in two parts, and the logarithm of the sum
   Vec<T> hard_log, hard_scale;  // of pred's softmax at temperature 1
   Vec<T> sum[2];
   Vec<T> alive;                 // how many elements have a factor that is not 0
@@ -184,9 +184,8 @@ template <class T, template <class> class D, bool kPredLog, bool kTargetLog, boo
 
   KL_INLINE V log_ratio(const R& r, V b, V a) const {
     // What the subtraction rounds off is given back; where it is inf or NaN nothing is.
-    const V d = a - b, back = d - a, lost = (a - (d - back)) - (b + back);
-    const V u = (d * c.t[0] - r.gap_high) - r.gap_low;
-    return u + (lost == lost ? lost * c.t[0] : V{});
+    const V d = a - b, back = d - a, lost = ((a - (d - back)) - (b + back)) - r.shift_low;
+    return ((d - r.shift) + (lost == lost ? lost : V{})) * c.t[0] - r.gap;
   }
   KL_INLINE Point<T> point(const R& r, const Values<T>& x) const {
     const V b = x.x[kPred], a = x.x[kTarget];

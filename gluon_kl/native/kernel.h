@@ -182,17 +182,15 @@ template <class T, class L> struct Work {
     state[j].hard_log = log<T>(sum);
     state[j].hard_scale = T(1) / sum;
   }
-  // Exact differences and sums in two parts: a common shift of a side costs no digits.
+  // The difference of the maxima in two parts, exact: a common shift of a side costs no digits.
   void find_gap() {
     if (!c.softmax[kPred] || !c.softmax[kTarget]) return;
     for (int j = 0; j < rows.vectors(); ++j) {
       RowState<T>& r = state[j];
-      const V a = r.side[kTarget].max, b = r.side[kPred].max, t = splat(c.t[0]);
-      const V d = a - b, back = d - a, d_low = (a - (d - back)) - (b + back);
-      const V x = d * t, y = r.side[kTarget].log - r.side[kPred].log;
-      const V s = x + y, part = s - x;
-      r.gap_high = s;
-      r.gap_low = ((x - (s - part)) + (y - part)) + d_low * t;
+      const V a = r.side[kTarget].max, b = r.side[kPred].max, back = (a - b) - a;
+      r.shift = a - b;
+      r.shift_low = (a - (r.shift - back)) - (b + back);
+      r.gap = r.side[kTarget].log - r.side[kPred].log;
     }
   }
   bool another_temperature() const { return job.hard && c.t[0] != T(1); }

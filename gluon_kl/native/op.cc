@@ -128,6 +128,7 @@ ext::MXReturnValue initialize(int version) {
   return ext::MX_FAIL;
 }
 
-// For native.info().
+// For native/__init__.py: of which release the library is, and what `info` tells.
+extern "C" const char* gluon_kl_version() { return GLUON_KL_VERSION; }
 extern "C" const char* gluon_kl_isa() { return gluon_kl::kernels(gluon_kl::kSingle).isa; }
 extern "C" int gluon_kl_threads() { return gluon_kl::Threads::get().count(); }
