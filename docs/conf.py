@@ -100,9 +100,9 @@ def example_first(app, what, name, obj, options, lines):
 
 
 def keep_divergences_whole(app, doctree):
-    """Let no line end inside of "KL(p ‖ q)"."""
+    """Let no line of prose end inside of "KL(p ‖ q)"."""
     for text in list(doctree.findall(nodes.Text)):
-        if " ‖ " in text:
+        if " ‖ " in text and not isinstance(text.parent, (nodes.FixedTextElement, nodes.literal)):
             text.parent.replace(text, nodes.Text(text.replace(" ‖ ", "\N{NO-BREAK SPACE}‖\N{NO-BREAK SPACE}")))
 
 
