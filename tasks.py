@@ -375,7 +375,7 @@ def main(argv=None):
         return 1
     except KeyboardInterrupt:
         print(f"\nStopped. What was installed or built before this step is kept, what this step was making is not "
-              f"used: `{shlex.quote(sys.argv[0])} {asked.command}` goes on from here.", file=sys.stderr)
+              f"used: `python3 {shlex.quote(sys.argv[0])} {asked.command}` goes on from here.", file=sys.stderr)
         return 130
 
 

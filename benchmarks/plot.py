@@ -108,7 +108,7 @@ def draw(folder):
 
     panels = [(title, rows) for title, rows in (
         ("The family: forward and backward", read(folder / "benchmark.csv")),
-        ("KLDivLoss: what it adds to a step", read(folder / "benchmark_shapes.csv"))) if rows]
+        ("KLDivLoss by size", read(folder / "benchmark_shapes.csv"))) if rows]
     ratios = [ratio for _, rows in panels for _, times in rows for ratio in times.values()] or [1]
     low, high = min(0.75, *ratios), max(1, *ratios)
     room = (high / low) ** 0.16  # for the numbers beside the outermost marks

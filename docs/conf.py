@@ -6,6 +6,8 @@ from pathlib import Path
 
 import gluon_kl
 
+from docutils import nodes
+
 sys.path.insert(0, str(Path(__file__).parent))  # for reading_order and downloads
 
 project = "gluon_kl"
@@ -89,13 +91,21 @@ html_theme_options = {
 
 
 def example_first(app, what, name, obj, options, lines):
-    """Move the section Examples of a docstring in front of Parameters: who looks a name up wants the call."""
+    """Move the section Examples of a docstring in front of the others: who looks a name up wants the call."""
     starts = [i for i, line in enumerate(lines[1:]) if line and set(line) == {"-"} and len(line) == len(lines[i])]
     sections = {lines[i]: lines[i:end] for i, end in zip(starts, starts[1:] + [len(lines)])}
-    if "Examples" in sections and "Parameters" in sections:
+    if "Examples" in sections:
         examples = sections.pop("Examples")
         lines[starts[0]:] = [*examples, "", *(line for section in sections.values() for line in section)]
 
 
+def keep_divergences_whole(app, doctree):
+    """Let no line of prose end inside of "KL(p ‖ q)"."""
+    for text in list(doctree.findall(nodes.Text)):
+        if " ‖ " in text and not isinstance(text.parent, (nodes.FixedTextElement, nodes.literal)):
+            text.parent.replace(text, nodes.Text(text.replace(" ‖ ", "\N{NO-BREAK SPACE}‖\N{NO-BREAK SPACE}")))
+
+
 def setup(app):
     app.connect("autodoc-process-docstring", example_first, priority=400)  # before napoleon, which is at 500
+    app.connect("doctree-read", keep_divergences_whole)

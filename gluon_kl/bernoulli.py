@@ -100,8 +100,8 @@ class BernoulliKLLoss(CheckedLoss):
 
     Examples
     --------
-    >>> from mxnet import nd
     >>> from gluon_kl import BernoulliKLLoss
+    >>> from mxnet import nd
     >>> scores = nd.array([[2, -1, 0.5],
     ...                    [0, 3, -4]])
     >>> label = nd.array([[1, 0, 0.5],

@@ -115,8 +115,8 @@ class DistillationLoss(CheckedLoss):
 
     Examples
     --------
-    >>> from mxnet import nd
     >>> from gluon_kl import DistillationLoss
+    >>> from mxnet import nd
     >>> student = nd.array([[2, 0.5, -1],
     ...                     [0.2, 0.1, 0.4]])
     >>> teacher = nd.array([[3, 1, -2],

@@ -102,8 +102,8 @@ class GaussianKLLoss(CheckedLoss):
 
     Examples
     --------
-    >>> from mxnet import nd
     >>> from gluon_kl import GaussianKLLoss
+    >>> from mxnet import nd
     >>> mean = nd.array([[0, 0], [1, 0]])
     >>> log_var = nd.array([[0, 0], [0, -2]])
     >>> loss = GaussianKLLoss()

@@ -219,8 +219,8 @@ class KLDivLoss(PairLoss, gluon.loss.KLDivLoss):
     --------
     Log-probabilities against probabilities, in nats; then averaged over the categories:
 
-    >>> from mxnet import nd
     >>> from gluon_kl import KLDivLoss
+    >>> from mxnet import nd
     >>> pred = nd.array([[0.2, 0.5, 0.2, 0.1]])
     >>> label = nd.array([[0.3, 0.4, 0.1, 0.2]])
     >>> loss = KLDivLoss(reduction="sum")
@@ -357,8 +357,8 @@ class ReverseKLDivLoss(PairLoss):
 
     Examples
     --------
-    >>> from mxnet import nd
     >>> from gluon_kl import ReverseKLDivLoss
+    >>> from mxnet import nd
     >>> pred = nd.array([[0.2, 0.5, 0.2, 0.1]])
     >>> label = nd.array([[0.3, 0.4, 0.1, 0.2]])
     >>> loss = ReverseKLDivLoss(reduction="sum")
@@ -468,8 +468,8 @@ class JSDivLoss(PairLoss):
     --------
     The second sample shares no category with its label, which costs log 2:
 
-    >>> from mxnet import nd
     >>> from gluon_kl import JSDivLoss
+    >>> from mxnet import nd
     >>> pred = nd.array([[0.2, 0.5, 0.2, 0.1],
     ...                  [0, 0, 1, 0]])
     >>> label = nd.array([[0.3, 0.4, 0.1, 0.2],

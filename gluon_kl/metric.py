@@ -114,8 +114,8 @@ class KLDivergence(_DivergenceMetric):
 
     Examples
     --------
-    >>> import mxnet as mx
     >>> import gluon_kl
+    >>> import mxnet as mx
     >>> kl = mx.metric.create("kl-divergence")
     >>> pred = mx.nd.array([[0.2, 0.5, 0.3]])
     >>> label = mx.nd.array([[0.3, 0.4, 0.3]])
@@ -189,8 +189,8 @@ class JSDivergence(_DivergenceMetric):
     --------
     The second sample shares no category with its label, which costs log 2:
 
-    >>> import mxnet as mx
     >>> import gluon_kl
+    >>> import mxnet as mx
     >>> js = gluon_kl.metric.JSDivergence(
     ...     pred_space="probs")
     >>> pred = mx.nd.array([[0.2, 0.5, 0.3],

@@ -1,6 +1,7 @@
 """What every figure shares: a size that a phone can show, colours that every eye can tell apart, and the dark theme."""
 
 import io
+import re
 import sys
 from itertools import combinations
 
@@ -69,6 +70,7 @@ def test_marks_and_letters_stand_out(plots, theme):
         assert contrast(shown(rgb(mark)), page) >= 3, mark
         assert contrast(shown(rgb(letters)), page) >= 4.5, letters
     assert contrast(shown(rgb(plots.GREY)), page) >= 4.5
+    assert contrast(shown(np.zeros(3)), shown(rgb(plots.SHADE))) >= 4.5, "letters on a shade"
 
 
 @pytest.mark.parametrize("theme", THEMES)
@@ -78,6 +80,19 @@ def test_colours_are_told_apart(plots, theme, eye):
     shown, _ = THEMES[theme]
     for one, other in combinations(plots.LETTERS, 2):
         assert np.linalg.norm(lab(shown(rgb(one)), eye) - lab(shown(rgb(other)), eye)) > 20, (one, other)
+
+
+def test_lines_and_sliders_have_the_same_colours(plots):
+    colors = [plots.FIRST, plots.SECOND, plots.THIRD, plots.FOURTH]
+    cycle = re.search(r"prop_cycle: .*", (ROOT / "tutorials" / "matplotlibrc").read_text()).group()
+    assert re.findall(r"[0-9A-F]{6}", cycle) == [color[1:] for color in colors]
+    style = (ROOT / "docs" / "static" / "tutorial.css").read_text()
+    names = "1", "0", "term", "other-term"
+    for theme, selector in (("light", r"^\.sliders-tool"), ("dark", r'^html\[data-theme="dark"\] \.sliders-tool')):
+        rule = re.search(selector + r" \{.*?\}", style, re.DOTALL | re.MULTILINE).group()
+        for name, color in zip(names, colors):
+            found = rgb(re.search(rf"--sliders-{name}: (#[0-9A-F]{{6}});", rule).group(1))
+            np.testing.assert_allclose(found, THEMES[theme][0](rgb(color)), atol=0.5 / 255, err_msg=f"{name}, {theme}")
 
 
 def test_letters_are_large_enough_on_a_phone():

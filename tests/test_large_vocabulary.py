@@ -87,5 +87,5 @@ def test_page_shows_what_the_operator_saves(printed):
             re.findall(r"^(MXNet's own, \w+|gluon_kl, \w+) +([\d.]+) +([\d.]+)$", printed, re.MULTILINE)}
     for mode in ("eager", "hybridized"):
         (own_memory, own_speed), (memory, speed) = rows[OWN + mode], rows[OURS + mode]
-        assert memory < 0.5 < 3 < own_memory
+        assert -0.2 < memory < 0.5 < 2.5 < own_memory
         assert speed > 1.5 * own_speed

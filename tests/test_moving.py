@@ -6,6 +6,7 @@ The other libraries are not installed here: each of their functions is written d
 import ast
 import math
 import re
+import runpy
 import textwrap
 from pathlib import Path
 from types import SimpleNamespace as Namespace
@@ -99,9 +100,9 @@ def gluonnlp_masked(sparse_label=True):
     return loss
 
 
-# gluonnlp.loss.LabelSmoothing: 1 - epsilon for the class, the rest in equal parts for the others
+# gluonnlp.loss.LabelSmoothing: epsilon in equal parts for all, the class included
 def gluonnlp_smoothing(units, epsilon=0.1):
-    return lambda classes: nd.one_hot(classes, units, 1 - epsilon, epsilon / (units - 1))
+    return lambda classes: (1 - epsilon) * nd.one_hot(classes, units) + epsilon / units
 
 
 # kl_divergence of d2l's appendix on information theory
@@ -219,6 +220,13 @@ def test_readmes_rows_agree(library, names, path):
     if library.startswith("MXNet") and not mx.__version__.startswith("1.9"):
         expected = expected / C
     np.testing.assert_allclose(numpy(found), numpy(expected), rtol=1e-5)
+
+
+def test_readme_repeats_the_table_of_versions():
+    table = (ROOT / "README.md").read_text(encoding="utf-8").split("## One answer")[1].split("\n## ")[0]
+    rows = [re.split(r" *\| *", line.strip("| ")) for line in table.splitlines() if re.match(r"\| *\w", line)]
+    written = runpy.run_path(str(ROOT / "docs" / "versions.py"))["table"]()
+    assert rows == [[cell.replace("``", "`") for cell in row] for row in written]
 
 
 @pytest.mark.parametrize("page, block", [

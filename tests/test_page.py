@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import runpy
 import subprocess
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -30,7 +31,7 @@ def printed(soups, page):
 
 def test_the_pages_are_there(soups):
     wanted = {"index.html", "api.html", "contract.html", "moving.html", "troubleshooting.html", "changelog.html",
-              "search.html"}
+              "versions.html", "search.html"}
     wanted |= {f"gallery/{script.stem}.html" for script in (tasks.ROOT / "tutorials").glob("*.py")
                if script.stem != "plots"}
     assert wanted <= set(soups)
@@ -61,16 +62,29 @@ def class_pages(soups):
 
 
 def test_the_example_comes_first(soups):
-    found = class_pages(soups)
-    assert found
+    found = {page: soup for page, soup in soups.items() if page.startswith("generated/")}
+    assert len(class_pages(soups)) < len(found)
     for page, soup in found.items():
-        text = soup.select_one("dl.class > dd").get_text()
-        assert -1 < text.find("Examples") < text.find("Parameters"), page
+        text = soup.select_one("dl.py > dd").get_text()
+        others = [text.find(title) for title in ("Parameters", "Inputs", "Returns", "Raises", "Notes")]
+        assert -1 < text.find("Examples") < min(filter(lambda place: place > -1, others), default=len(text)), page
 
 
 @pytest.mark.parametrize("name", ["metric.KLDivergence", "metric.JSDivergence"])
 def test_the_name_of_a_metric_is_whole(soups, name):
     assert soups[f"generated/gluon_kl.{name}.html"].h1.get_text().startswith(name)
+
+
+def test_every_page_is_in_the_navigation(soups):
+    linked = {link["href"] for link in soups["index.html"].select("header a[href]")}
+    assert {page for page in soups if "/" not in page and page != "search.html"} <= linked | {"index.html"}
+
+
+def test_the_table_of_versions_is_what_its_script_wrote(soups):
+    rows = [[cell.get_text().strip() for cell in row.select("th, td")]
+            for row in soups["versions.html"].select("table.numbers tr")]
+    written = runpy.run_path(str(tasks.ROOT / "docs" / "versions.py"))["table"]()
+    assert rows == [[cell.replace("``", "") for cell in row] for row in written]
 
 
 def test_troubleshooting_is_in_the_navigation_and_beside_the_errors(soups):

@@ -606,6 +606,7 @@ for (scan, bars), row in zip(grid, divided):
     names = ("readers", "network") if row == divided[0] else None
     plots.draw_distributions(
         bars, range(10), votes[held_out][row], beliefs[row], names)
+grid[-1, 1].set_xlabel("digit")
 fig.savefig(plots.FIGURES / "digits_votes.png", **plots.PNG)
 
 # %%

@@ -29,11 +29,13 @@ FIGURES = HERE.parent / "figures" if CHECKOUT else HERE
 # With the version of the software left out, the same picture is the same file everywhere.
 PNG = {"dpi": 150, "metadata": {"Software": None}}
 
-# Blue, orange and a dull purple, told apart by every kind of colour vision, each 3:1 and more against a white page, and
-# against a dark one, where the site turns light into dark. Thin as letters are, they need a darker orange.
-FIRST, SECOND, THIRD = "#0072B2", "#D17200", "#A55A78"
-LETTERS = {FIRST: FIRST, SECOND: "#A85B00", THIRD: THIRD}
+# Blue, orange, a dull purple and a dark olive, told apart by every kind of colour vision, each 3:1 and more against a
+# white page, and against a dark one, where the site turns light into dark. Thin as letters are, they need a darker
+# orange. The sliders of the site have the same four.
+FIRST, SECOND, THIRD, FOURTH = "#0072B2", "#D17200", "#A55A78", "#404C00"
+LETTERS = {FIRST: FIRST, SECOND: "#A85B00", THIRD: THIRD, FOURTH: FOURTH}
 GREY = "#767676"
+SHADE = "#DF9C4D"  # the second colour, as strong as letters on it allow by night
 
 
 def draw_distributions(ax, categories, first, second, names=None):
@@ -53,13 +55,17 @@ def draw_distributions(ax, categories, first, second, names=None):
 
 
 def draw_terms(ax, categories, divergences):
-    """Draw the terms of divergences, a dict from names to one term per category, as bars beside each other."""
+    """Draw the terms of divergences, a dict from names to one term per category, as bars beside each other.
+
+    The bars of a single one bear their numbers, which leaves the axis nothing to say.
+    """
     places = np.arange(len(categories))
     width = 0.8 / len(divergences)
-    for i, ((name, terms), color) in enumerate(zip(divergences.items(), ("#B8558C", "#009E73"))):
+    for i, ((name, terms), color) in enumerate(zip(divergences.items(), (THIRD, FOURTH))):
         bars = ax.bar(places - 0.4 + (i + 0.5) * width, terms, width, color=color, label=name)
         if len(divergences) == 1:
             ax.bar_label(bars, [f"{term:.2f}".replace("-", "\u2212") for term in terms], padding=2, fontsize=11)
+            ax.set_yticks([])
     ax.axhline(0, color="black", linewidth=0.8)
     ax.set_xticks(places)
     ax.set_xticklabels(categories)
@@ -348,7 +354,7 @@ def draw_phrases(ax, phrases, values):
                     va="center_baseline")
         ax.barh(i + 0.5, longest - len(phrase), 0.9, len(phrase), color="none", edgecolor="#B0B0B0", hatch="///",
                 linewidth=0)
-    drawn = ax.pcolormesh(np.round(shades, 3), cmap=LinearSegmentedColormap.from_list("to_second", ["white", SECOND]),
+    drawn = ax.pcolormesh(np.round(shades, 3), cmap=LinearSegmentedColormap.from_list("shades", ["white", SHADE]),
                           vmin=0, edgecolor="white", linewidth=1)
     ax.text(longest, len(phrases) + 0.2, "hatched: padding", ha="right", va="top", fontsize=11)
     ax.invert_yaxis()

@@ -265,7 +265,7 @@ expected = matrix @ vector
 product = fisher_vector_product(policy, states, policy(states), vector)
 error = np.linalg.norm(product - expected) / np.linalg.norm(expected)
 print(f"a matrix of {matrix.shape[0]} x {matrix.shape[1]}")
-print(f"product right to 1e-5: {error < 1e-5}")
+print(f"product right to 1e-6: {error < 1e-6}")
 
 # %%
 # One update
@@ -394,7 +394,7 @@ ax.set_title("How long the pole stays up")
 plots.draw_runs(ax, returns)
 ax.set_ylabel("steps")
 lower.suptitle(f"KL(old ‖ new), and the bound of {options.delta:g} nats",
-               x=0.17, ha="left", fontsize=13, fontweight="normal")
+               x=0.16, ha="left", fontsize=13, fontweight="normal")
 plots.draw_bounded(lower.subplots(1, 3, sharex=True, sharey=True),
                    divergences, options.delta)
 options.figures.mkdir(exist_ok=True)

@@ -243,11 +243,12 @@ fig.savefig(options.figures / "autoencoder_dimensions.png", **plots.PNG)
 # Dashed grey lines are dimensions that end asleep. (The axis is a logarithmic one that reaches 0.) Without a price,
 # at the start of the lower two, dimensions carry up to ten nats; then the price rises. Annealing alone only
 # gives them a better start, and some are given up later, when the price has risen. Free nats hold all of them, at half
-# a nat and above. In one number per run, what is left of the dimension that carries least:
+# a nat and above. In numbers per run, what is left of the dimension that carries least, and the most that any ever
+# carried:
 
-print("nats of the least dimension")
+print("nats       least in the end  most ever")
 for name, (_, history) in runs.items():
-    print(f"{name}: {history[-1].min():.2f}")
+    print(f"{name:9}  {history[-1].min():17.2f}  {history.max():9.2f}")
 
 # %%
 # Awake, or only restless?
@@ -327,8 +328,8 @@ for name, net in (("plain", plain), ("free nats", free)):
     means = means_of(net, options.latent, examples)
     drawings[f"drawn again: {name}"] = draw_from(net, means)
 
-fig, axes = plt.subplots(3, 1, figsize=(5, 2.8))
-fig.suptitle("Ten scans, and two networks that draw them")
+fig, axes = plt.subplots(3, 1, figsize=(5, 3.3))
+fig.suptitle("Ten scans, as two networks draw them")
 for ax, (name, images) in zip(axes, drawings.items()):
     plots.draw_sheet(ax, images[None])
     ax.set_title(name)

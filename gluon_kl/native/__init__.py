@@ -186,8 +186,8 @@ def fused(F: Any, inputs: Mapping[str, Any], grad: Sequence[str], **options: Any
 
     Examples
     --------
-    >>> import mxnet as mx
     >>> from gluon_kl import native
+    >>> import mxnet as mx
     >>> logits, label = mx.nd.array([[2.0, 0.5, -1.0, 0.1]]), mx.nd.array([[0.3, 0.4, 0.1, 0.2]])
     >>> if native.is_available():
     ...     loss = native.fused(mx.nd, {"pred": logits, "target": label}, grad=[], pred="logits")

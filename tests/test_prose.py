@@ -1,0 +1,138 @@
+"""Numbers in the prose of the tutorials, as numerals or as words, against what the page's code says and prints."""
+
+import re
+from math import log
+from types import SimpleNamespace
+
+import gallery
+import pytest
+from bs4 import BeautifulSoup
+from rendered import site  # noqa: F401
+
+pytestmark = pytest.mark.site
+
+TUTORIALS = sorted(path.stem for path in (gallery.ROOT / "tutorials").glob("*.py") if path.stem != "plots")
+
+
+@pytest.fixture(scope="module")
+def pages(site):  # noqa: F811
+    """The words, code and output of each tutorial; no sources, literals or formulas among the words."""
+    found = {}
+    for name in TUTORIALS:
+        article = BeautifulSoup((site / "gallery" / f"{name}.html").read_text("utf-8"), "html.parser").article
+        for rubric in article.select("p.rubric"):
+            for source in (rubric, *rubric.find_next_siblings()):
+                source.extract()
+        printed, code = ("\n".join(block.extract().get_text() for block in article.select(selector))
+                         for selector in ("div.sphx-glr-script-out", "div.highlight"))
+        for left_out in article.select(".math, code, a.footnote-reference, .sphx-glr-footer, h1, h2, h3"):
+            left_out.extract()
+        found[name] = SimpleNamespace(words=" ".join(article.get_text(" ").split()), code=code, printed=printed)
+    return found
+
+
+# Numerals that stand neither in the output nor in the code of their page, and where they come from.
+ELSEWHERE = {
+    "kl_divergence": {
+        "1.4427": 1 / log(2), "2.8": (0.2 + 0.2) * log(1000), "1797": 600 + 800 + 397, "32,000": 32000,
+        "2020": 2020, "1000": 1000,  # history, and the example of its consequence
+    },
+    "knowledge_distillation": {
+        "1797": 600 + 1197, "85": (65 * 256 + 257 * 256 + 257 * 10) / 1000, "2.4": (65 * 32 + 33 * 10) / 1000,
+    },
+}
+
+
+def value(numeral):
+    return float(numeral.replace(",", ""))
+
+
+@pytest.mark.parametrize("name", TUTORIALS)
+def test_numerals_are_those_of_the_page(pages, name):
+    """Rounded as the prose rounds them."""
+    page, elsewhere = pages[name], ELSEWHERE.get(name, {})
+    known = [value(text) for text in re.findall(r"\d[\d,]*(?:\.\d+)?", page.printed + page.code)]
+    numerals = re.findall(r"(?<![\w.])\d[\d,]*(?:\.\d+)?(?![\w.]*\w)", page.words)
+    for numeral in numerals:
+        digits = len(numeral.partition(".")[2])
+        sources = [elsewhere[numeral]] if numeral in elsewhere else known
+        assert any(round(source, digits) == value(numeral) for source in sources), numeral
+    assert set(elsewhere) <= set(numerals), "a source that nothing needs"
+
+
+def numbers(page, start):
+    """Those of all lines of the output that start so, in order."""
+    return [number for line in page.printed.splitlines() if line.startswith(start)
+            for number in gallery.numbers(line[len(start):].strip(" []:"))]
+
+
+def near(found, expected, share=0.15):
+    return abs(found - expected) <= share * expected
+
+
+# What the prose says in words: the page, the words, and what must be true of the page for them to stand.
+CLAIMS = [
+    ("kl_divergence", "3 is ten times as far from 1 as 2 is",
+     lambda page: near(numbers(page, "KL(dist_3 || dist_1) =")[0] / numbers(page, "KL(dist_2 || dist_1) =")[0], 10)),
+    ("kl_divergence", "about as sure as the readers, no more",
+     lambda page: 0.95 < numbers(page, "network  ")[0] / numbers(page, "readers  ")[0] <= 1),
+    ("kl_divergence", "nearly as often right",
+     lambda page: 0 < numbers(page, "readers  ")[1] - numbers(page, "network  ")[1] < 3),
+    ("which_divergence", "two fifths of what is real it never produces", lambda page: "+ 0.4 * peak(3" in page.code),
+    ("which_divergence", "ends in the same place from everywhere",
+     lambda page: len({tuple(gallery.numbers(line)) for line in page.printed.splitlines()
+                       if re.match(r"KL\(p ‖ q\) +(left|middle|right)", line)}) == 1),
+    ("which_divergence", "here the seeking one is deeper",
+     lambda page: numbers(page, "Jensen-Shannon  left")[0] < numbers(page, "Jensen-Shannon  middle")[0]),
+    ("which_divergence", "reaches its 14 nats only at the very end",
+     lambda page: numbers(page, "     0  ")[1] > 13.9 and numbers(page, "0.0001")[1] < 7),
+    ("knowledge_distillation", "two, five or twenty scans", lambda page: "default=[2, 5, 20]" in page.code),
+    ("knowledge_distillation", "from five seeds",
+     lambda page: re.search(r'"--seeds", type=int, default=5\b', page.code)),
+    ("knowledge_distillation", "squeezed into one percent", lambda page: near(numbers(page, "T = 1:")[0], 1, 0.3)),
+    ("knowledge_distillation", "On two rows of each digit the teacher’s opinion does what labels do on five",
+     lambda page: near(numbers(page, "   2 teacher alone")[0], numbers(page, "   5 labels alone")[0], 0.01)),
+    ("knowledge_distillation", "on five nearly what labels do on twenty",
+     lambda page: 0 < numbers(page, "  20 labels alone")[0] - numbers(page, "   5 teacher alone")[0] < 1.5),
+    ("knowledge_distillation", "nine tenths for the right digit and a hundredth for every digit",
+     lambda page: "0.9 * np.eye(10)[digits] + 0.01" in page.code),
+    ("knowledge_distillation", "Even softness teaches nothing here",
+     lambda page: numbers(page, "softened labels")[0] <= numbers(page, "labels  ")[0]),
+    ("knowledge_distillation", "most of what it knows stays unsaid",
+     lambda page: numbers(page, "teacher, T = 1")[0] - numbers(page, "labels  ")[0]
+     < (numbers(page, "teacher, T = 4")[0] - numbers(page, "labels  ")[0]) / 2),
+    ("padded_sequences", "a ninth of its size",
+     lambda page: near(9 * numbers(page, "a student:")[0], numbers(page, "teacher:")[0], 0.06)),
+    ("sparse_autoencoder", "one scan in twenty",
+     lambda page: re.search(r'"--activity", type=float, default=0\.05\b', page.code)),
+    ("sparse_autoencoder", "by two or three units instead of by half of them",
+     lambda page: 2 <= numbers(page, "sparse")[2] <= 3 and near(numbers(page, "dense")[2], 48 / 2)),
+    ("sparse_autoencoder", "units speak for one scan in ten", lambda page: near(numbers(page, "sparse")[1], 10)),
+    ("sparse_autoencoder", "A guess is right for one scan in ten", lambda page: near(numbers(page, "dense")[3], 10)),
+    ("variational_autoencoder", "Half of the dimensions carry nothing",
+     lambda page: "\nawake: 4 of 8\n" in page.printed),
+    ("variational_autoencoder", "dimensions carry up to ten nats",
+     lambda page: near(max(numbers(page, "annealed  ")[1], numbers(page, "free nats  ")[1]), 10, 0.05)),
+    ("variational_autoencoder", "Free nats hold all of them, at half a nat and above",
+     lambda page: "\nawake: 8 of 8\n" in page.printed and numbers(page, "free nats  ")[0] >= 0.495),
+    ("variational_autoencoder", "twenty held-out scans of each digit", lambda page: "== digit)[:20]" in page.code),
+    ("trust_region_policy", "a quarter of the decisions",
+     lambda page: "[[0.25, 0.75, 0.0]]" in page.code and "[[0.5, 0.5, 0.0]]" in page.code),
+    ("trust_region_policy", "six digits are right", lambda page: "product right to 1e-6: True" in page.printed),
+    ("trust_region_policy", "about as far as the trust region does in the median, but unevenly",
+     lambda page: near(numbers(page, "plain, short")[1], numbers(page, "trust region")[1], 0.5)
+     and numbers(page, "plain, short")[2] > 10 * numbers(page, "trust region")[2]),
+    ("distributed_training", "fifteen most similar", lambda page: "neighbours=15" in page.code),
+    ("distributed_training", "The figures agree to six decimals",
+     lambda page: numbers(page, "one process") == numbers(page, "worker 0") == numbers(page, "worker 1  ")),
+    ("large_vocabulary", "320 positions are ten million numbers",
+     lambda page: near(320 * 32000, 10e6, 0.03) and re.search(r'"--rows", type=int, default=320\b', page.code)),
+    ("large_vocabulary", "Of nearly four nats hardly anything is left",
+     lambda page: 3.8 < numbers(page, "after   0 steps:")[0] < 4 and numbers(page, "after 200 steps:")[0] < 0.1),
+]
+
+
+@pytest.mark.parametrize("name, words, holds", CLAIMS, ids=[f"{name}-{words}" for name, words, _ in CLAIMS])
+def test_what_is_said_in_words_holds(pages, name, words, holds):
+    assert words in pages[name].words, "the prose has changed: so must this table"
+    assert holds(pages[name])
