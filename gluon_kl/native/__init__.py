@@ -216,13 +216,17 @@ def fused_in_graph(inputs: Mapping[str, Any], fixed: Sequence[str] = (), **optio
     # from every other, MXNet merges it with theirs, and the sum lands on the operator again.
     with mx.AttrScope(__gluon_kl_use__=_use()):
         pred = mx.sym.identity(pred)
-        given = {first: pred, **{name: mx.sym.BlockGrad(x) if name in fixed else carry(x) for name, x in others}}
+        given = {first: pred, **{name: x if name in fixed else carry(x) for name, x in others}}
+    if options.get("hard") == "index" and given.get("hard") is not None:
+        # print_summary takes what an operator makes of class indices alone for a layer, with two axes at least.
+        given["hard"] = mx.sym.expand_dims(given["hard"], axis=0)
+    given.update({name: mx.sym.BlockGrad(given[name]) for name, _ in others if name in fixed})
     learned = [name for name, _ in others if name not in fixed]
     if options.get("reduction") == "none":  # a second result of this size would cost more than a gradient
         return fused(mx.sym, given, [first, *learned], **options)
-    seen = {name: x if name == first else mx.sym.BlockGrad(x) for name, x in given.items()}
+    seen = {name: mx.sym.BlockGrad(x) if name in learned else x for name, x in given.items()}
     if learned:
-        silent = {name: x if name in learned else mx.sym.BlockGrad(x) for name, x in given.items()}
+        silent = {name: mx.sym.BlockGrad(x) if name == first else x for name, x in given.items()}
         seen["anchor"] = fused(mx.sym, silent, learned, **{**options, "value": 0, "keep": 0})
     return fused(mx.sym, seen, [first], **options)
 

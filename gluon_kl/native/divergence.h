@@ -166,6 +166,11 @@ inline void fill(Shape* to, const Shape& from) {
   for (size_t d = 0; d < from.size(); ++d)
     if ((*to)[d] == kUnknown) (*to)[d] = from[d];
 }
+inline bool may_be(const Shape& own, const Shape& shape) {
+  Shape filled = own;
+  fill(&filled, shape);
+  return filled == shape;
+}
 inline const char* name_of(const Call& call, int slot) {
   static const char* const pair[] = {"pred", "target", "hard", "", "weight", "anchor"};
   static const char* const gaussian[] = {"mean", "log_variance", "prior_mean", "prior_log_variance", "weight", "anchor"};
@@ -197,10 +202,16 @@ inline Shape infer_shapes(const Call& call, std::vector<Shape>* shapes) {
       Shape without = shape, with_one = shape;
       without.erase(without.begin() + axis);
       with_one[axis] = 1;
-      fill(&own, own.size() == with_one.size() ? with_one : without);
-      if (own != without && own != with_one)
-        throw std::invalid_argument("hard must have pred's shape without axis " + std::to_string(axis) + " or with 1 there, not " +
-                                    text(own) + " for pred " + text(shape));
+      const auto behind_one = [](Shape inner) {
+        inner.insert(inner.begin(), 1);
+        return inner;
+      };
+      bool fits = false;  // a graph of the user's gives them behind a 1
+      for (const Shape& allowed : {behind_one(without), without, with_one, behind_one(with_one)})
+        if (!fits && (fits = may_be(own, allowed))) fill(&own, allowed);
+      if (!fits)
+        throw std::invalid_argument("hard must have pred's shape without axis " + std::to_string(axis) +
+                                    " or with 1 there, not " + text(own) + " for pred " + text(shape));
     } else if (slot == kAnchor) {
       fill(&own, {shape[batch_axis], 1});
     } else if (!own.empty()) {
