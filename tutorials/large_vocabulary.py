@@ -12,6 +12,7 @@ generator, with the two properties that matter here: few tokens are likely, and 
 """
 
 import argparse
+import os
 import re
 import statistics
 import subprocess
@@ -124,9 +125,11 @@ def weigh_apart(subjects, rows, categories):
     """`weigh` for each subject, all at once, each in its own process."""
     command = [sys.executable, "-W", "ignore", str(SCRIPT),
                f"--rows={rows}", f"--categories={categories}"]
+    # Or it might find another gluon_kl than this process did.
+    same = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     processes = {
         subject: subprocess.Popen([*command, "--weigh", subject],
-                                  stdout=subprocess.PIPE, text=True)
+                                  env=same, stdout=subprocess.PIPE, text=True)
         for subject in subjects}
     answers = {}
     try:

@@ -277,7 +277,8 @@ print(f"product right to 1e-6: {error < 1e-6}")
 #
 # The new parameters are rounded to four decimals. The policy cannot notice, and the divergence is measured
 # after it; but the last digits, in which processors differ, are gone before hundreds of episodes can
-# blow them up into another curve.
+# blow them up into another curve. (The game itself is not so careful: under a NumPy whose sine ends in another
+# digit, as that of 2.5 does, it parts after some updates, and the curves are others of the same kind.)
 
 
 def trust_region_step(policy, batch, delta, damping=1e-3, shrink=0.7):
