@@ -21,6 +21,7 @@ import mxnet as mx
 import numpy as np
 from mxnet import autograd
 from mxnet.base import _LIB
+from mxnet.gluon.block import _BlockScope
 from mxnet.gluon.loss import Loss
 from mxnet.ndarray import NDArray
 from mxnet.ndarray.sparse import BaseSparseNDArray
@@ -417,8 +418,11 @@ class CheckedLoss(Loss):
         numpy_kind = isinstance(inputs[0], (mx.np.ndarray, mx.sym.np._Symbol))
         legacy = [float(x) if self._numeric and is_number(x) else _legacy(x) for x in inputs]
         if symbolic:
+            # Where a label's shape is open, MXNet overruns the memory in which it hands shapes to an extension: it
+            # counts -1 for each. In Gluon's traces all shapes are known; Symbols put together by hand may leave it open.
+            compute = self._over_operators if getattr(_BlockScope._current, "value", None) is None else self._compute
             with self.name_scope():
-                out = self._compute(mx.sym, None, *legacy)
+                out = compute(mx.sym, None, *legacy)
         else:
             checked, frame = self._check(*legacy)
             if 0 in frame.shape:
