@@ -419,7 +419,7 @@ class CheckedLoss(Loss):
         legacy = [float(x) if self._numeric and is_number(x) else _legacy(x) for x in inputs]
         if symbolic:
             # Where a label's shape is open, MXNet overruns the memory in which it hands shapes to an extension: it
-            # counts -1 for each. In Gluon's traces all shapes are known; Symbols put together by hand may not tell them.
+            # counts -1 for each. Gluon's traces know all shapes; Symbols put together by hand may not.
             compute = self._over_operators if getattr(_BlockScope._current, "value", None) is None else self._compute
             with self.name_scope():
                 out = compute(mx.sym, None, *legacy)
