@@ -88,7 +88,8 @@ def test_dense_labels_in_a_users_graph(rng, hard_weight):
     if not native.is_available():
         pytest.skip(f"without the native operator: {native.why_not()}")
     loss = DistillationLoss(2, hard_weight, sparse_label=False)
-    graph = loss(*[mx.sym.var(name) for name in ("pred", "label", "teacher")])
+    with mx.gluon.nn.HybridSequential().name_scope():  # as where Gluon traces
+        graph = loss(*[mx.sym.var(name) for name in ("pred", "label", "teacher")])
     names = [node["op"] for node in json.loads(graph.tojson())["nodes"]]
     assert names.count("_gluon_kl_divergence") == 2 and "log_softmax" not in names
     pred, label, teacher = rng.normal(size=(3, 4, 5))

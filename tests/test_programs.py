@@ -537,7 +537,7 @@ def test_one_pred_in_two_to_twenty_losses(uses, grad_req):
 # Module, shapes, summaries
 
 def graph_of(name):
-    """A graph of one loss, as a user makes it; its inputs by name."""
+    """A graph of one loss, as a user puts it together; its inputs by name."""
     loss = MEMBERS[name].make()
     inputs = MEMBERS[name].inputs(np.random.RandomState(0), (4, 5))
     present = {key: x for key, x in zip(loss._names, inputs) if x is not None}
@@ -597,9 +597,12 @@ def test_module_without_labels():
 
 @pytest.mark.parametrize("name", MEMBERS)
 def test_summaries(capsys, path, name):
-    loss, graph, present = graph_of(name)
-    mx.viz.print_summary(graph, shape={key: x.shape for key, x in present.items()})
-    mx.viz.print_summary(graph)
+    graphs = [graph_of(name)]
+    with gluon.nn.HybridSequential().name_scope():  # as where Gluon traces
+        graphs.append(graph_of(name))
+    for _, graph, present in graphs:
+        mx.viz.print_summary(graph, shape={key: x.shape for key, x in present.items()})
+        mx.viz.print_summary(graph)
     assert "Total params" in capsys.readouterr().out
 
 
