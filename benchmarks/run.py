@@ -41,15 +41,19 @@ SUBJECTS = {
 IN_FAMILY = ["gluon_kl", "gluon", "torch", "torch-compile", "jax", "operators"]
 IN_SHAPES = ["gluon_kl", "gluon", "torch", "torch-compile", "jax", "operators", "eager", "two-threads", "copy"]
 IN_MEMORY = ["gluon_kl", "gluon", "torch"]
+# glibc's allocator keeps what is freed: else each step may be charged with fresh pages for an array, or not, as the
+# heap happens to lie, which costs more than the loss.
+KEEP_MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "10000000000", "MALLOC_MMAP_THRESHOLD_": "33554432",
+               "MALLOC_TOP_PAD_": "268435456"}
 # Nanoseconds per element on one core with AVX-512: exp and log forward, exp backward.
 FORWARD_NS, BACKWARD_NS = 0.37, 0.17
 
 
 class Worker:
-    def __init__(self, subject, peers):
+    def __init__(self, subject, peers, **environment):
         threads = "2" if subject == "two-threads" else "1"
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads,
+        environment = {**os.environ, **environment, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads,
                        "GLUON_KL_NUM_THREADS": threads, "PYTHONPATH": os.pathsep.join(paths)}
         if subject == "operators":
             environment["GLUON_KL_NATIVE"] = "0"
@@ -83,8 +87,8 @@ class Bench:
         self.peers, self.rounds, self.turn_seconds, self.tell = peers, rounds, turn_seconds, tell
         self.versions, self.wrong = {}, []
 
-    def start(self, subjects):
-        started = {subject: Worker(subject, self.peers) for subject in subjects}
+    def start(self, subjects, **environment):
+        started = {subject: Worker(subject, self.peers, **environment) for subject in subjects}
         for subject, worker in list(started.items()):
             answer = worker.answer()
             if "missing" in answer:
@@ -228,7 +232,8 @@ def measure(bench, family, shapes, memory):
     from tqdm import tqdm
 
     tables = {}
-    workers = bench.start(dict.fromkeys([*(IN_FAMILY if family else []), *(IN_SHAPES if shapes else [])]))
+    subjects = [*(IN_FAMILY if family else []), *(IN_SHAPES if shapes else [])]
+    workers = bench.start(dict.fromkeys(subjects), **KEEP_MEMORY)
     plan = [(row, IN_FAMILY) for row in family] + [(row, IN_SHAPES) for row in shapes]
     measured = [(row, bench.times({s: workers[s] for s in subjects if s in workers}, row))
                 for row, subjects in tqdm(plan, desc="rows", unit="row", disable=not plan)]

@@ -129,3 +129,14 @@ def test_an_unknown_row_is_refused():
     done = subprocess.run([sys.executable, str(BENCHMARKS / "run.py"), "--rows", "hellinger"], stderr=subprocess.PIPE,
                           text=True)
     assert done.returncode == 2 and "--list" in done.stderr and "hellinger" in done.stderr
+
+
+def test_the_readme_quotes_the_table():
+    """Measured anew, it is to be written anew."""
+    readme = (tasks.ROOT / "README.md").read_text(encoding="utf-8")
+    with open(tasks.ROOT / "figures" / "benchmark_shapes.csv", newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if "leaf" not in row["pred"]]
+    for row in rows:
+        quoted = next(line for line in readme.split("\n") if line.startswith(f"| {row['pred']} |"))
+        multiples = [f"{float(row[name]):.2g}×" for name in ("Gluon", "torch", "torch.compile", "JAX")]
+        assert quoted.split(" | ")[2:] == [*multiples[:-1], multiples[-1] + " |"]
