@@ -1,5 +1,7 @@
 """The rows in MXNet: gluon_kl, MXNet's own KLDivLoss where it has the form, and elsewhere what one writes by hand."""
 
+import gluon_kl  # before MXNet, which it lets run where it cannot by itself
+
 import mxnet as mx
 from rows import FORMS, HARD_WEIGHT, TEMPERATURE, layer_inputs
 
@@ -82,8 +84,6 @@ def gluon_loss(row):
 # ---- gluon_kl ----
 
 def our_loss(row):
-    import gluon_kl
-
     scores = {"from_logits": False, "axis": row.axis, "reduction": "sum"}
     if row.form == "gaussian":
         return gluon_kl.GaussianKLLoss()
@@ -197,8 +197,6 @@ def start(subject, threads):
     """Make ready; the version. ImportError where the subject cannot be measured."""
     if subject == "gluon":
         return f"MXNet {mx.__version__}"
-    import gluon_kl
-
     if subject != "operators" and not gluon_kl.native.is_available():
         raise ImportError(gluon_kl.native.why_not())
     return f"gluon_kl {gluon_kl.__version__}"

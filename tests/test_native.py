@@ -9,7 +9,7 @@ import textwrap
 import zlib
 
 import gluon_kl
-from gluon_kl import native
+from gluon_kl import _mxnet, native
 from gluon_kl.inputs import follow
 
 import mxnet as mx
@@ -413,7 +413,8 @@ def in_process(code, **environment):
     """Runs code in a fresh interpreter beside this file; its output, or the failure with it."""
     here = os.path.dirname(os.path.abspath(__file__))
     env = dict(os.environ, PYTHONPATH=os.pathsep.join([here, os.path.dirname(here)]), **environment)
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", textwrap.dedent(code)], env=env, timeout=300,
+    code = "import gluon_kl\n" * _mxnet.NEEDED + textwrap.dedent(code)  # before MXNet
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], env=env, timeout=300,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert done.returncode == 0, done.stdout[-3000:]
     return done.stdout
