@@ -57,7 +57,7 @@ def import_error(source):
 
 
 @pytest.mark.parametrize("row, source", list(enumerate([
-    "import sys, numpy, mxnet; sys.version_info = (3, 13, 0)",
+    "import sys, types, numpy; sys.modules['mxnet'] = types.ModuleType('mxnet'); sys.version_info = (3, 13, 0)",
     "import sys, numpy; sys.version_info = (3, 14, 0)",
     "import numpy; numpy.__version__ = '3.0.0'",
     "import sys, importlib.util as util; util.find_spec = lambda *_: None",
