@@ -2,6 +2,7 @@
 
 import functools
 import http.server
+import io
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ from urllib.parse import urldefrag
 
 from gluon_kl import JSDivLoss, KLDivLoss, ReverseKLDivLoss
 
+import matplotlib.image
 import mxnet as mx
 import numpy as np
 import pytest
@@ -447,3 +449,17 @@ def test_a_downloaded_notebook_runs(download):
     """From its first cell to its last, its figures beside it."""
     assert run_download(download, "-c", JUPYTER, f"{download.name}.ipynb")
     assert list(download.glob("*.png"))
+
+
+def test_figures_belong_to_a_dark_page(browser, address):
+    """The corner of a figure is the page's own colour, and what is written on it is light."""
+    page = open_page(browser, "dark", DESKTOP, [], [])
+    page.goto(address + "gallery/knowledge_distillation.html")
+    image = page.locator("article img.sphx-glr-single-img").first
+    image.scroll_into_view_if_needed()
+    seen = matplotlib.image.imread(io.BytesIO(image.screenshot()), format="png")[..., :3]
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    page.context.close()
+    expected = np.array([int(part) for part in background.strip("rgb()").split(",")[:3]])
+    np.testing.assert_allclose(seen[2, 2] * 255, expected, atol=2)
+    assert np.median(seen) < 0.15 < 0.85 < seen.max()

@@ -1,6 +1,5 @@
 """What every figure shares: a size that a phone can show, colours that every eye can tell apart, and the dark theme."""
 
-import io
 import re
 import sys
 from itertools import combinations
@@ -9,8 +8,6 @@ import matplotlib.image
 import numpy as np
 import pytest
 from gallery import ROOT
-from rendered import site  # noqa: F401
-from test_browser import DESKTOP, address, browser, open_page  # noqa: F401
 
 WHITE, DARK = np.ones(3), np.array([0x14, 0x18, 0x1E]) / 255  # the theme's page, by day and by night
 # Machado, Oliveira and Fernandes 2009, for complete colour blindness of each kind, on linear RGB.
@@ -104,19 +101,3 @@ def test_letters_are_large_enough_on_a_phone():
     sizes = [float(line.split(":")[1]) for line in (ROOT / "tutorials" / "matplotlibrc").read_text().splitlines()
              if "size:" in line and "figure.figsize" not in line and "major" not in line and "minor" not in line]
     assert min(sizes) * 358 / 5 / 72 > 10.9
-
-
-@pytest.mark.site
-@pytest.mark.browser
-def test_figures_belong_to_a_dark_page(browser, address):  # noqa: F811
-    """The corner of a figure is the page's own colour, and what is written on it is light."""
-    page = open_page(browser, "dark", DESKTOP, [], [])
-    page.goto(address + "gallery/knowledge_distillation.html")
-    image = page.locator("article img.sphx-glr-single-img").first
-    image.scroll_into_view_if_needed()
-    seen = matplotlib.image.imread(io.BytesIO(image.screenshot()), format="png")[..., :3]
-    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
-    page.context.close()
-    expected = np.array([int(part) for part in background.strip("rgb()").split(",")[:3]])
-    np.testing.assert_allclose(seen[2, 2] * 255, expected, atol=2)
-    assert np.median(seen) < 0.15 < 0.85 < seen.max()
