@@ -71,6 +71,17 @@ def rng():
     return np.random.RandomState(7)
 
 
+@pytest.fixture(scope="session")
+def plots():
+    """The module that the tutorials share."""
+    sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "tutorials"))
+    try:
+        import plots
+    finally:
+        sys.path.pop(0)
+    return plots
+
+
 @pytest.fixture
 def in_subprocess(request):
     """Run Python source in a process of its own, on the path of the test: for what ends a process or stays in it."""

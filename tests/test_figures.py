@@ -1,7 +1,6 @@
 """What every figure shares: a size that a phone can show, colours that every eye can tell apart, and the dark theme."""
 
 import re
-import sys
 from itertools import combinations
 
 import matplotlib.image
@@ -20,16 +19,6 @@ EYES = {name: np.array(numbers).reshape(3, 3) for name, numbers in {
 # hue-rotate(180deg) of the Filter Effects Module, as site.css uses it
 TURN = np.array([[-.574, 1.430, .144], [.426, .430, .144], [.426, 1.430, -.856]])
 TO_XYZ = np.array([[.4124564, .3575761, .1804375], [.2126729, .7151522, .0721750], [.0193339, .1191920, .9503041]])
-
-
-@pytest.fixture(scope="module")
-def plots():
-    sys.path.insert(0, str(ROOT / "tutorials"))
-    try:
-        import plots
-    finally:
-        sys.path.pop(0)
-    return plots
 
 
 def rgb(color):

@@ -282,16 +282,6 @@ def test_the_walkthrough_is_short_unfolded(site):  # noqa: F811
     assert len(article.get_text(" ").split()) < 2300
 
 
-@pytest.fixture(scope="module")
-def plots():
-    sys.path.insert(0, str(ROOT / "tutorials"))
-    try:
-        import plots
-    finally:
-        sys.path.pop(0)
-    return plots
-
-
 @pytest.fixture
 def ax(plots):
     with plt.style.context(plots.STYLE):

@@ -127,10 +127,10 @@ def info() -> Optional[Dict[str, Any]]:
 
 
 def reaches(facts: Any) -> bool:
-    """Whether the operator can take a call: the one rule that chooses between it and MXNet's operators.
+    """Whether the operator can take a call, or MXNet's operators must: `CheckedLoss._compute` asks.
 
     Real arrays must be on a CPU. Where Symbols come without facts (inside a block of the user's) that is not known:
-    MXNet must be built for CPUs alone.
+    MXNet must be built for CPUs alone. Of Symbols put together by hand nobody asks: `CheckedLoss.forward` says why.
     """
     if facts is None:
         return is_available() and not mx.runtime.Features().is_enabled("CUDA")
