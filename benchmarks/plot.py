@@ -63,7 +63,7 @@ def _name_the_marks(axes, times):
     names = sorted(times, key=times.get)
     to_axes = axes.transScale + axes.transLimits
     marks = [to_axes.transform((times[name], 0))[0] for name in names]
-    widths = [0.035 + 0.026 * len(name) for name in names]
+    widths = [0.04 + 0.031 * len(name) for name in names]
     for name, centre in zip(names, _side_by_side(marks, widths, 0, 1)):
         y = MARKS[name].offset - 0.13
         axes.annotate(name, xy=(times[name], y), xytext=(centre, -0.75), color="#222222", fontsize=11,
@@ -91,12 +91,11 @@ def _draw_rows(axes, rows, limits):
     present = [tick for tick in ticks if limits[0] <= tick <= limits[1]]
     axes.set_xticks(present, [f"{tick:g}" for tick in present])
     axes.minorticks_off()
-    axes.tick_params(axis="y", labelsize=10)
     _name_the_marks(axes, max((times for _, times in rows[:1]), key=len))
 
 
 def _write_number(axes, ratio, y, side):
-    axes.annotate(f"{ratio:.2g}", (ratio, y), xytext=(7 * side, 0), textcoords="offset points", fontsize=9.5,
+    axes.annotate(f"{ratio:.2g}", (ratio, y), xytext=(7 * side, 0), textcoords="offset points", fontsize=11,
                   color="#333333", va="center", ha="left" if side > 0 else "right")
 
 
@@ -107,20 +106,20 @@ def draw(folder):
     import matplotlib.pyplot as plt
 
     panels = [(title, rows) for title, rows in (
-        ("The family: forward and backward", read(folder / "benchmark.csv")),
+        ("The family", read(folder / "benchmark.csv")),
         ("KLDivLoss by size", read(folder / "benchmark_shapes.csv"))) if rows]
     ratios = [ratio for _, rows in panels for _, times in rows for ratio in times.values()] or [1]
     low, high = min(0.75, *ratios), max(1, *ratios)
-    room = (high / low) ** 0.16  # for the numbers beside the outermost marks
-    limits = low / room, high * room
+    room = (high / low) ** 0.28  # for the numbers beside the outermost marks
+    limits = low / room**1.25, high * room
     with plt.rc_context(fname=str(STYLE)):
         heights = [len(rows) + 1 for _, rows in panels]
-        figure, axes = plt.subplots(len(panels), 1, squeeze=False, figsize=(5.8, 0.8 + 0.43 * sum(heights) + 0.8),
+        figure, axes = plt.subplots(len(panels), 1, squeeze=False, figsize=(5, 0.8 + 0.46 * sum(heights) + 0.8),
                                     gridspec_kw={"height_ratios": heights})
         for (title, rows), panel in zip(panels, axes[:, 0]):
             _draw_rows(panel, rows, limits)
             panel.set_title(title)
-            panel.set_xlabel("times as long as gluon_kl (1, the line)")
+            panel.set_xlabel("times as long as gluon_kl")
         path = folder / "benchmark.png"
         figure.savefig(path, dpi=150, metadata={"Software": None})
         plt.close(figure)
