@@ -60,14 +60,19 @@ def native_only():
 def test_every_row_is_measured(quick, here):
     native_only()
     folder, said = quick
-    wanted = {row.title for row in here["rows"].FAMILY if hasattr(gluon_kl, row.title.split(",")[0])}
-    assert {row["loss"] for row in table(folder, "benchmark")} == wanted
-    assert len(table(folder, "benchmark_shapes")) == len(here["rows"].SHAPES)
+    # Of arrays this small, what a loss adds to a step may be lost in noise: then that is said instead of a time.
+    drowned = said.count("gluon_kl left out (what it adds to a step drowns in noise)")
+    family, shapes = here["rows"].FAMILY, here["rows"].SHAPES
+    measured = table(folder, "benchmark"), table(folder, "benchmark_shapes")
+    assert all(hasattr(gluon_kl, row.title.split(",")[0]) for row in family)
+    assert {row["loss"] for row in measured[0]} <= {row.title for row in family}
+    assert drowned < 5 and sum(map(len, measured)) + drowned == len(family) + len(shapes)
     for name in ("benchmark", "benchmark_shapes"):
         for row in table(folder, name):
             assert float(row["gluon_kl (µs)"]) > 0
             assert not row["torch"] and not row["torch.compile"] and not row["JAX"]
-    assert all(float(row["Gluon"]) > 0 for row in table(folder, "benchmark"))
+    assert "computes something else" not in said
+    assert all(row["Gluon"] or "Gluon left out (what it adds" in said for row in measured[0])
     assert "left out: torch (torch is not here)" in said and "left out: JAX (jax is not here)" in said
 
 
@@ -118,7 +123,7 @@ def test_a_loss_that_is_wrong_is_left_out_and_fails_the_run(here, monkeypatch):
     monkeypatch.setattr(run.np, "load", lambda file: {
         name: x * (2 if file.endswith("gluon_kl.npz") else 1) for name, x in load(file).items()})
     try:
-        assert set(bench.times(workers, row)) == {"gluon_kl"}
+        assert set(bench.prepare(workers, row)) == {"gluon_kl"}
     finally:
         for worker in workers.values():
             worker.stop()
