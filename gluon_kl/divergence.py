@@ -256,13 +256,13 @@ def cross_entropy(F: Any, log_pred: Any, label: Any) -> Any:
 
 def gaussian_terms(
     F: Any, mean: Any, spread: Any, prior_mean: Optional[Any] = None, prior_spread: Optional[Any] = None, *,
-    std: bool = False, single: bool = False,
+    std: bool = False, doubled: bool = False,
 ) -> Any:
     """KL(N(mean, spread) || N(prior_mean, prior_spread)) of every dimension; None stands for a standard prior.
 
     Spreads are log-variances, or standard deviations if `std`. With d the difference of the log-variances and
-    g that of the means, ``(g^2 / prior variance + expm1(d) - d) / 2``: both summands are at least 0. `single`
-    says that float32 is known to be enough, which takes fewer passes.
+    g that of the means, ``(g^2 / prior variance + expm1(d) - d) / 2``: both summands are at least 0. `doubled` asks
+    for twice that, of float64 that stands for float32: then exp(d) - 1 has digits enough, but may fall 1e-16 short of d.
     """
     gap = mean if prior_mean is None else mean - prior_mean
     if std:
@@ -275,7 +275,14 @@ def gaussian_terms(
         # Scaled in two steps, since exp may overflow where the product fits; and 0 * inf at no gap is 0.
         scale = F.exp(-0.25 * F.where(gap == 0, F.zeros_like(gap), prior_spread))
         gap = gap * scale * scale
-    return F.add_n(F.square(gap * math.sqrt(0.5)), *_half_expm1_excess(F, d, single))
+    if doubled:
+        return F.square(gap) + (F.exp(d) - 1 - F.minimum(d, _HUGE))  # at +inf, inf - inf is avoided
+    return F.add_n(F.square(gap * math.sqrt(0.5)), *_half_expm1_excess(F, d))
+
+
+def not_negative(F: Any, x: Any) -> Any:
+    """`x`, or 0 where it is less; the gradient goes through."""
+    return x - F.BlockGrad(F.minimum(x, 0))
 
 
 # Where a polynomial stands for (expm1(s) - s) / 2. Its upper end leaves exp room where only expm1(d) / 2 fits.
@@ -289,7 +296,7 @@ _EXCESS = (
 )
 
 
-def _half_expm1_excess(F: Any, d: Any, single: bool) -> Tuple[Any, Any, Any]:
+def _half_expm1_excess(F: Any, d: Any) -> Tuple[Any, Any, Any]:
     """Summands of ``(expm1(d) - d) / 2``, right in its leading digits, infinite only where its value is.
 
     Nothing branches: with s the d nearest to 0 within the polynomial's ends, p = (expm1(s) - s) / 2,
@@ -297,7 +304,7 @@ def _half_expm1_excess(F: Any, d: Any, single: bool) -> Tuple[Any, Any, Any]:
     s is held constant: the derivative, ``h + (h + 1/2) expm1(o)``, is right wherever it is.
     """
     s = F.minimum(F.maximum(F.BlockGrad(d), _LOW), _HIGH)
-    p = F.square(s) * (_excess_in_single(F, s) if single else _excess(s))
+    p = F.square(s) * _excess(s)
     minus_h = s * -0.5 - p
     o = d - s
     # Not h * o: the gradients to one o would add up in an order that loses digits. At +inf, inf - inf is avoided.
@@ -309,13 +316,6 @@ def _excess(s: Any) -> Any:
     for coefficient in _EXCESS[2:]:
         polynomial = polynomial * s + coefficient
     return polynomial
-
-
-def _excess_in_single(F: Any, s: Any) -> Any:
-    """The same in three passes, right to 8e-8 and exact at 0; MXNet keeps the coefficients in float32."""
-    inner = F.contrib.quadratic(s, a=1, b=-3.86936217e-02, c=0)
-    return (F.contrib.quadratic(inner, a=2.87203313e-04, b=1.25329387e-02, c=0.25)
-            * F.contrib.quadratic(s, a=3.38482722e-02, b=3.35273766e-01, c=1))
 
 
 def bernoulli_terms(

@@ -192,12 +192,13 @@ def fit_sample_weight(weight: Any, frame: Frame, of: str = "pred") -> Any:
     )
 
 
-def follow(x: Any) -> Tuple[bool, Any]:
+def follow(x: Any, viewed: bool = True) -> Tuple[bool, Any]:
     """Whether autograd, while it records, may ask for a gradient of this array, and the array to give an operator.
 
-    It may if the array is marked, or computed from such. A marked one comes behind a view: where its gradients
-    add up (``grad_req="add"``), MXNet's own reshape adds, and the operator of an extension would not. One that
-    autograd does not follow is detached: recording would mark it, until the next backward, like one that it follows.
+    It may if the array is marked, or computed from such. For the fused operator a marked one must be `viewed`: where
+    its gradients add up (``grad_req="add"``), MXNet's own reshape adds, and the operator of an extension would not.
+    One that autograd does not follow is detached: recording would mark it, until the next backward, like one that it
+    follows.
     """
     if not isinstance(x, NDArray):
         return False, x
@@ -205,18 +206,20 @@ def follow(x: Any) -> Tuple[bool, Any]:
     state = ctypes.c_int()
     _LIB.MXNDArrayGetGradState(x.handle, ctypes.byref(state))
     if _LIB.MXNDArraySetGradState(x.handle, state) == 0:
-        return True, x if x.grad is None else x.reshape(x.shape)
+        return True, x.reshape(x.shape) if viewed and x.grad is not None else x
     return False, x.detach()
 
 
-def lift(F: Any, facts: Optional[Facts], inputs: Sequence[Any], alike: Sequence[bool]) -> List[Any]:
-    """The inputs in one floating dtype: float64 if any of them is, else float32; None and numbers stay.
+def lift(
+    F: Any, facts: Optional[Facts], inputs: Sequence[Any], alike: Sequence[bool], wide: bool = False,
+) -> List[Any]:
+    """The inputs in one floating dtype: float64 if any of them is, or if `wide`, else float32; None and numbers stay.
 
     `alike` tells which have the shape of the first: a graph may not know it yet.
     """
     if facts is None:
         return _lift_unknown(F, inputs, alike)
-    target = "float64" if "float64" in facts.dtypes else "float32"
+    target = "float64" if wide or "float64" in facts.dtypes else "float32"
     return [F.cast(x, dtype=target) if isinstance(x, (NDArray, Symbol)) and dtype != target else x
             for x, dtype in zip(inputs, facts.dtypes)]
 
@@ -351,7 +354,7 @@ class CheckedLoss(Loss):
 
     def _compute(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
         # Under a weight of 0 not even NaN counts, which the operators of MXNet's are made not to see.
-        if self._weight != 0 and reaches(facts):
+        if self._weight != 0 and reaches(facts and facts.device):
             return self._fused(F, facts, *inputs)
         return self._over_operators(F, facts, *inputs)
 
@@ -375,12 +378,12 @@ class CheckedLoss(Loss):
             raise TypeError(f"{self._names[0]} must be an MXNet array, not a Symbol: a Symbol has no values")
         return [_legacy(x) for x in inputs]
 
-    def _lifted(self, F: Any, facts: Optional[Facts], inputs: Sequence[Any]) -> List[Any]:
+    def _lifted(self, F: Any, facts: Optional[Facts], inputs: Sequence[Any], wide: bool = False) -> List[Any]:
         """The inputs in one floating dtype; if the weight of the loss is 0, ones, whose terms are finite."""
         if self._weight == 0:
             inputs = [F.ones_like(x) if isinstance(x, (NDArray, Symbol)) else x for x in inputs]
         alike = [name in self._alike and isinstance(x, (NDArray, Symbol)) for name, x in zip(self._names, inputs)]
-        return lift(F, facts, inputs, alike)
+        return lift(F, facts, inputs, alike, wide)
 
     def _call_fused(
         self, F: Any, facts: Optional[Facts], inputs: Dict[str, Any], fixed: Sequence[str] = (), scale: float = 1.0,
@@ -401,16 +404,17 @@ class CheckedLoss(Loss):
 
     def _reduced(
         self, F: Any, facts: Optional[Facts], terms: Any, reduction: str, x: Any = None, weight: Any = None,
-        axis: Optional[int] = None,
+        axis: Optional[int] = None, scale: float = 1.0,
     ) -> Any:
-        """The terms of each sample reduced, times the weight of the loss; "row_mean" asks for what follows."""
+        """The terms of each sample reduced, times `scale` and the weight of the loss; "row_mean" asks for `x` to `axis`."""
+        if self._weight is not None:
+            scale *= self._weight
         if reduction == "none":
-            return terms if self._weight is None else terms * self._weight
+            return terms if scale == 1 else terms * scale
         batch_axis = self._batch_axis if facts is None else self._batch_axis % facts.ndim
         long = facts is not None and facts.long
         rows = None if axis is None or reduction != "row_mean" else heard_rows(F, x, weight, axis)
-        out = sum_per_sample(F, terms, batch_axis, reduction == "mean", long,
-                             1.0 if self._weight is None else self._weight, rows)
+        out = sum_per_sample(F, terms, batch_axis, reduction == "mean", long, scale, rows)
         return F.cast(out, dtype="float32") if long and facts is not None and "float64" not in facts.dtypes else out
 
     def forward(self, *inputs: Any) -> Any:
@@ -437,7 +441,8 @@ class CheckedLoss(Loss):
         dtypes = tuple([_DTYPE_NAMES[x.dtype] if isinstance(x, NDArray) else None for x in inputs])
         recorded: Tuple[bool, ...] = (False,) * len(inputs)
         if autograd.is_recording():
-            recorded, inputs = zip(*[follow(x) for x in inputs])
+            viewed = reaches(device)
+            recorded, inputs = zip(*[follow(x, viewed) for x in inputs])
         shape, batch_axis, axis = frame
         weight, size = inputs[-1], math.prod(shape)
         row_weight = weight is None or axis is None or weight.shape[axis] == 1
