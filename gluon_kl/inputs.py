@@ -20,7 +20,7 @@ from gluon_kl.native import SMALL, carry, fused, fused_in_graph, reaches
 import mxnet as mx
 import numpy as np
 from mxnet import autograd
-from mxnet.base import _LIB
+from mxnet.base import _LIB, SymbolHandle, check_call
 from mxnet.gluon.block import _BlockScope
 from mxnet.gluon.loss import Loss
 from mxnet.ndarray import NDArray
@@ -294,6 +294,13 @@ class _NoRows(autograd.Function):
             return tuple(mx.np.zeros(x.shape, dtype=x.dtype, ctx=x.context).as_nd_ndarray() for x in self._inputs)
 
 
+def _without_amp(graph: Symbol) -> Symbol:
+    """The graph without what AMP, where it is on, has put in: dtypes are lifted already, and its casts fail in float64."""
+    handle = SymbolHandle()
+    check_call(_LIB.MXSymbolRemoveAmpCast(graph.handle, ctypes.byref(handle)))
+    return type(graph)(handle)
+
+
 class _Graph:
     """One kind of call, traced at its first time; made and used by one thread at a time."""
 
@@ -315,7 +322,7 @@ class _Graph:
         names = [f"data{i}" if isinstance(x, NDArray) else None for i, x in enumerate(inputs)]
         with _TRACING, facts.device, mx.name.Prefix(loss.prefix):
             symbols = [x if name is None else mx.sym.var(name) for name, x in zip(names, inputs)]
-            out = loss._compute(mx.sym, facts, *symbols)
+            out = _without_amp(loss._compute(mx.sym, facts, *symbols))
         self._used = [names.index(name) for name in out.list_inputs()]
         indices = [("data_indices", list(range(len(self._used)))), ("param_indices", [])]
         op = mx.nd.CachedOp(out, indices + sorted(loss._graph_options.items()))

@@ -14,6 +14,7 @@ import re
 import resource
 import shutil
 import subprocess
+import sys
 import threading
 
 from gluon_kl import (
@@ -143,6 +144,30 @@ def test_bfloat16():
         np.testing.assert_array_equal(got, rounded, err_msg=what)  # it came through bfloat16
 
 
+@program
+def test_amp_beside_float64():
+    """Where float64 is asked for, or long sums are taken in it, AMP's casts have no part in it."""
+    amp.init(target_dtype=BFLOAT16)
+    for name, shape, dtype, options in itertools.product(
+            ("kl logits probs", "js logits probs", "both", "gaussian", "bernoulli logits probs"),
+            ((3, 4), (2, 20000)), ("float32", "float64"), (None, {}, STATIC)):
+        member, rng = MEMBERS[name], np.random.RandomState(3)
+        loss, inputs = member.make(), member.inputs(rng, shape)
+        if options is not None:
+            loss.hybridize(**options)
+        source = nd.array(inputs[0])
+        source.attach_grad()
+        with autograd.record():
+            pred = nd.amp_cast(source, dtype=BFLOAT16)
+            out = loss(pred, *[x if x is None else nd.array(x, dtype=dtype) for x in inputs[1:]])
+        out.backward()
+        inputs[0] = nd.amp_cast(pred, dtype="float32").asnumpy().astype("float64")
+        assert out.dtype == np.dtype(dtype)
+        np.testing.assert_allclose(out.asnumpy(), member.expect(inputs), rtol=1e-10 if dtype == "float64" else 1e-5,
+                                   err_msg=f"{name} {shape} {options}")
+        assert abs(source.grad.asnumpy()).sum() > 0, name
+
+
 class Net(gluon.HybridBlock):
     """A layer, and a loss of what it gives."""
 
@@ -156,6 +181,16 @@ class Net(gluon.HybridBlock):
         return self.loss(self.layer(x), *rest)
 
 
+@pytest.fixture(scope="module")
+def bfloat16_layers():
+    """MXNet's own layers compute in bfloat16 on processors with AVX-512 alone."""
+    layer = ("import gluon_kl, mxnet as mx\nfrom mxnet.contrib import amp\namp.init(target_dtype='bfloat16')\n"
+             "x = mx.nd.ones((2, 2))\nmx.nd.FullyConnected(x, x, no_bias=True, num_hidden=2).wait_to_read()")
+    if subprocess.run([sys.executable, "-W", "ignore", "-c", layer], stderr=subprocess.DEVNULL).returncode:
+        pytest.skip("MXNet has no Dense in bfloat16 on this processor")
+
+
+@pytest.mark.usefixtures("bfloat16_layers")
 @program
 def test_bfloat16_in_a_net():
     """With parameters of known and of deferred shapes."""

@@ -94,11 +94,19 @@ template <class T, class F, int i> void gradient_block(const Constants<T>& c, co
   const F form(constants);
   const bool elements = block.at[kFactor];
   if (!elements) {  // the same without anything to ask on the way: few categories gain by it
-    block.template each_value<F::kReads>([&](int64_t k, int64_t j, const Values<T>& x) {
-      const Vec<T> v = form.template gradient<i>(state[j], x, g[j], T(0));
+    const auto put = [&](int64_t k, int64_t j, const RowState<T>& r, Vec<T> w, const Values<T>& x) {
+      const Vec<T> v = form.template gradient<i>(r, x, w, T(0));
       T* const to = out + k * step + j * kLanes<T>;
       past_cache ? stream(to, v) : store<T>(to, v);
-    });
+    };
+    if (block.vectors == 1) {  // on copies: what is written may lie anywhere, so that the rest would be loaded anew
+      const Part<T> part = block;
+      const RowState<T> r = state[0];
+      const Vec<T> w = g[0];
+      part.each_whole([&](int64_t k) { put(k, 0, r, w, part.template whole_values<F::kReads>(k, 0, false)); });
+    } else {
+      block.template each_value<F::kReads>([&](int64_t k, int64_t j, const Values<T>& x) { put(k, j, state[j], g[j], x); });
+    }
     if (block.last == kLanes<T>) return;
   }
   for (int64_t j = 0; j < block.vectors; ++j) {

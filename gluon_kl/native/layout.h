@@ -14,11 +14,12 @@ namespace {
 
 using namespace gluon_kl;
 
-constexpr int64_t kRowBlock = 1024;       // categories
-constexpr int64_t kLaneBlock = 64;
+constexpr int64_t kLaneBlock = 64;        // vectors that are added up in their own precision: more would be too far off
+template <class T> constexpr int64_t kRowBlock = kLaneBlock * kLanes<T>;  // categories
 constexpr int64_t kFarBlock = 8;          // at most, where they lie far apart and so share few lines of the cache
 constexpr int64_t kTileBytes = 32 << 10;  // of one stream's tile
 constexpr int64_t kWideBytes = 2 << 10;   // lanes in hand, of one category: half a page
+constexpr int64_t kRowAhead = 1024;       // how far to ask ahead along one row
 constexpr int64_t kAhead = 128;           // how far to ask ahead along each of several rows
 constexpr int64_t kRunRows = 64;          // this many neighbouring rows are worth reading where they lie
 
@@ -149,12 +150,8 @@ template <class T> struct Part {
     if (at[kFactor]) v.x[kFactor] = load_at(kFactor, i, m, T(0));
     return v;
   }
-  // f(i, j, values) for every whole vector, the i-th of neighbour j, but for the factor; in the order of the memory.
+  // f(i, j, values) for every vector, the i-th of neighbour j, but for the factor; in the order of the memory.
   template <int kReads, class F> KL_INLINE void each_value(F f) const {
-    if (vectors == 1) {
-      each_whole([&](int64_t i) { f(i, 0, whole_values<kReads>(i, 0, false)); });
-      return;
-    }
     for (int64_t i = 0; i < count; ++i)
       for (int64_t j = 0; j < vectors; ++j) f(i, j, whole_values<kReads>(i, j, true));
   }
@@ -210,7 +207,7 @@ template <class T> struct Part {
 template <class T> struct Row {
   using V = Vec<T>;
   static constexpr int kMost = 1;                          // vectors at once
-  static constexpr int64_t kScratch = kStreams * kRowBlock;
+  static constexpr int64_t kScratch = kStreams * kRowBlock<T>;
 
   const Job& job;
   const int64_t row;
@@ -220,26 +217,26 @@ template <class T> struct Row {
 
   int vectors() const { return 1; }
   Part<T> part(int reads, int64_t k) const {
-    const int64_t count = job.n - k < kRowBlock ? job.n - k : kRowBlock, first = row * job.n + k;
+    const int64_t count = job.n - k < kRowBlock<T> ? job.n - k : kRowBlock<T>, first = row * job.n + k;
     Part<T> p;
     p.count = (count + kLanes<T> - 1) / kLanes<T>;
     p.vectors = 1;
     p.last = count - (p.count - 1) * kLanes<T>;
-    p.ahead = kRowBlock;
+    p.ahead = kRowAhead;
     p.far = false;
     for (int s = 0; s < kStreams; ++s) {
       p.at[s] = nullptr;
       p.step[s] = kLanes<T>;
       if (!(reads & 1 << s) || !present(job, s)) continue;
       const T* const whole = direct<T>(job, s);
-      p.at[s] = whole ? whole + first : buffers + s * kRowBlock;
-      if (!whole) read_stream(job, s, buffers + s * kRowBlock, first, count);
+      p.at[s] = whole ? whole + first : buffers + s * kRowBlock<T>;
+      if (!whole) read_stream(job, s, buffers + s * kRowBlock<T>, first, count);
     }
     return p;
   }
   // f(first category, part)
   template <class F> void sweep(int reads, F f) const {
-    for (int64_t k = 0; k < job.n; k += kRowBlock) {
+    for (int64_t k = 0; k < job.n; k += kRowBlock<T>) {
       Part<T> p = part(reads, k);
       f(k, p);
     }
@@ -250,7 +247,7 @@ template <class T> struct Row {
     T* const out = direct<T>(sink);
     sweep(reads, [&](int64_t k, Part<T>& p) {
       if (!out) {
-        T converted[kRowBlock];
+        T converted[kRowBlock<T>];
         f(p, converted, kLanes<T>, false);
         return put(sink, converted, row * job.n + k, (p.count - 1) * kLanes<T> + p.last);
       }

@@ -98,28 +98,38 @@ KL_INLINE void stream_fence() {
 #endif
 }
 
+// a > b ? a : b, and a < b ? a : b, as the processor has them: b where one is NaN.
+template <class T> KL_INLINE Vec<T> larger(Vec<T> a, Vec<T> b) {
+  [[maybe_unused]] constexpr bool single = sizeof(T) == 4;
+#if defined(__AVX512F__)
+  if constexpr (single) return (Vec<T>)_mm512_max_ps((__m512)a, (__m512)b);
+  else return (Vec<T>)_mm512_max_pd((__m512d)a, (__m512d)b);
+#elif defined(__AVX2__)
+  if constexpr (single) return (Vec<T>)_mm256_max_ps((__m256)a, (__m256)b);
+  else return (Vec<T>)_mm256_max_pd((__m256d)a, (__m256d)b);
+#else
+  return a > b ? a : b;
+#endif
+}
+template <class T> KL_INLINE Vec<T> smaller(Vec<T> a, Vec<T> b) {
+  [[maybe_unused]] constexpr bool single = sizeof(T) == 4;
+#if defined(__AVX512F__)
+  if constexpr (single) return (Vec<T>)_mm512_min_ps((__m512)a, (__m512)b);
+  else return (Vec<T>)_mm512_min_pd((__m512d)a, (__m512d)b);
+#elif defined(__AVX2__)
+  if constexpr (single) return (Vec<T>)_mm256_min_ps((__m256)a, (__m256)b);
+  else return (Vec<T>)_mm256_min_pd((__m256d)a, (__m256d)b);
+#else
+  return a < b ? a : b;
+#endif
+}
+
 // NaN in x is passed over: the sum of exponentials that follows keeps it.
-template <class T> KL_INLINE Vec<T> max_over(Vec<T> best, Vec<T> x) { return x > best ? x : best; }
+template <class T> KL_INLINE Vec<T> max_over(Vec<T> best, Vec<T> x) { return larger<T>(x, best); }
 
 // The larger and the smaller of a bound and x; NaN stays.
-template <class T> KL_INLINE Vec<T> most(T bound, Vec<T> x) {
-  const Vec<T> b = splat<T>(bound);
-#if defined(__AVX512F__)
-  if constexpr (sizeof(T) == 4) return (Vec<T>)_mm512_max_ps((__m512)b, (__m512)x);
-  else return (Vec<T>)_mm512_max_pd((__m512d)b, (__m512d)x);
-#else
-  return b > x ? b : x;
-#endif
-}
-template <class T> KL_INLINE Vec<T> least(T bound, Vec<T> x) {
-  const Vec<T> b = splat<T>(bound);
-#if defined(__AVX512F__)
-  if constexpr (sizeof(T) == 4) return (Vec<T>)_mm512_min_ps((__m512)b, (__m512)x);
-  else return (Vec<T>)_mm512_min_pd((__m512d)b, (__m512d)x);
-#else
-  return b < x ? b : x;
-#endif
-}
+template <class T> KL_INLINE Vec<T> most(T bound, Vec<T> x) { return larger<T>(splat<T>(bound), x); }
+template <class T> KL_INLINE Vec<T> least(T bound, Vec<T> x) { return smaller<T>(splat<T>(bound), x); }
 
 template <class T> KL_INLINE T hmax(Vec<T> v) {
   T best = v[0];
