@@ -1,5 +1,6 @@
-"""One fixture: every way of running a loss, eager, hybridized and static."""
+"""What tests share: every way of running a loss, processes of their own, and the tutorials."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from gluon_kl import _mxnet, native
 
+import gallery
 import mxnet as mx
 import numpy as np
 import pytest
@@ -69,6 +71,19 @@ def run(request, path):
 @pytest.fixture
 def rng():
     return np.random.RandomState(7)
+
+
+@pytest.fixture(scope="session")
+def page_of(tmp_path_factory):
+    """What a tutorial prints, as lines, when it is told nothing but where to draw, and that folder; each runs once."""
+    @functools.lru_cache(maxsize=None)
+    def run(name):
+        folder = tmp_path_factory.mktemp("figures") / "new"
+        printed, errors = gallery.run(name, tmp_path_factory.mktemp("elsewhere"), "--figures", folder)
+        assert errors == "", "the progress bar is for terminals"
+        return printed.splitlines(), folder
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -7,17 +7,12 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-FIGURES = ["distillation_teacher.png", "knowledge_distillation.png"]
 SMALL = ["--rows", 2, 3, "--seeds", 2, "--steps", 3]
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory):
-    """What a run with every argument left out but the folder prints, and that folder."""
-    folder = tmp_path_factory.mktemp("figures") / "new"
-    printed, errors = gallery.run("knowledge_distillation", tmp_path_factory.mktemp("elsewhere"), "--figures", folder)
-    assert errors == "", "the progress bar is for terminals"
-    return printed.splitlines(), folder
+def page(page_of):
+    return page_of("knowledge_distillation")
 
 
 @pytest.fixture(scope="module")
@@ -121,23 +116,6 @@ def test_the_teacher_hardly_doubts_until_it_is_warmed(page):
     cold, = value_of(page[0], "T = 1:")
     warm, = value_of(page[0], "T = 4:")
     assert cold < 2 < 20 < warm
-
-
-def test_output_fits_a_phone(page):
-    assert max(map(len, page[0])) <= gallery.PHONE
-    assert "nan" not in "\n".join(page[0]).lower()
-
-
-def test_figures_are_the_committed_ones(page):
-    assert sorted(figure.name for figure in page[1].iterdir()) == FIGURES
-    assert not gallery.stale(page[1])
-
-
-def test_help_names_every_size(tmp_path):
-    printed, _ = gallery.run("knowledge_distillation", tmp_path, "--help")
-    for option in ("--rows", "--seeds", "--steps", "--hidden", "--temperature", "--figures"):
-        assert option in printed
-    assert not list(tmp_path.iterdir())
 
 
 def test_arguments_are_obeyed(inside):

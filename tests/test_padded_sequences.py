@@ -6,16 +6,11 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
-FIGURES = ["sequences_phrases.png", "sequences_students.png"]
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory):
-    """What a run with every argument left out but the folder prints, and that folder."""
-    folder = tmp_path_factory.mktemp("figures") / "new"
-    printed, errors = gallery.run("padded_sequences", tmp_path_factory.mktemp("elsewhere"), "--figures", folder)
-    assert errors == "", "the progress bar is for terminals"
-    return printed.splitlines(), folder
+def page(page_of):
+    return page_of("padded_sequences")
 
 
 @pytest.fixture(scope="module")
@@ -77,23 +72,6 @@ def test_the_teacher_has_learned_something(page):
 def test_they_part_within_words(page):
     by_letter = [value_of(page[0], f"letter {k}")[0] for k in range(1, 7)]
     assert max(by_letter[:2]) < min(by_letter[3:])
-
-
-def test_output_fits_a_phone(page):
-    assert max(map(len, page[0])) <= gallery.PHONE
-    assert "nan" not in "\n".join(page[0]).replace("NaN in the padding", "").lower()
-
-
-def test_figures_are_the_committed_ones(page):
-    assert sorted(figure.name for figure in page[1].iterdir()) == FIGURES
-    assert not gallery.stale(page[1])
-
-
-def test_help_names_every_size(tmp_path):
-    printed, _ = gallery.run("padded_sequences", tmp_path, "--help")
-    for option in ("--seeds", "--steps", "--hidden", "--figures"):
-        assert option in printed
-    assert not list(tmp_path.iterdir())
 
 
 def test_arguments_are_obeyed(inside):

@@ -5,16 +5,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-FIGURES = ["sparse_activity.png", "sparse_units.png"]
-
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory):
-    """What a run with every argument left out but the folder prints, and that folder."""
-    folder = tmp_path_factory.mktemp("figures") / "new"
-    printed, errors = gallery.run("sparse_autoencoder", tmp_path_factory.mktemp("elsewhere"), "--figures", folder)
-    assert errors == "", "the progress bar is for terminals"
-    return printed.splitlines(), folder
+def page(page_of):
+    return page_of("sparse_autoencoder")
 
 
 @pytest.fixture(scope="module")
@@ -53,23 +47,6 @@ def test_the_loudest_unit_knows_the_digit(page):
     dense, sparse = (rows(page[0], name)[1][0] for name in ("dense", "sparse"))
     assert dense < 20
     assert sparse > 55
-
-
-def test_output_fits_a_phone(page):
-    assert max(map(len, page[0])) <= gallery.PHONE
-    assert "nan" not in "\n".join(page[0]).lower()
-
-
-def test_figures_are_the_committed_ones(page):
-    assert sorted(figure.name for figure in page[1].iterdir()) == FIGURES
-    assert not gallery.stale(page[1])
-
-
-def test_help_names_every_size(tmp_path):
-    printed, _ = gallery.run("sparse_autoencoder", tmp_path, "--help")
-    for option in ("--epochs", "--hidden", "--activity", "--weight", "--figures"):
-        assert option in printed
-    assert not list(tmp_path.iterdir())
 
 
 def test_arguments_are_obeyed(inside):

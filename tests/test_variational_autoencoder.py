@@ -5,17 +5,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-FIGURES = [f"autoencoder_{name}.png" for name in ("dimensions", "drawings", "plane", "samples")]
 RUNS = ["plain", "annealed", "free nats"]
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory):
-    """What a run with every argument left out but the folder prints, and that folder."""
-    folder = tmp_path_factory.mktemp("figures") / "new"
-    printed, errors = gallery.run("variational_autoencoder", tmp_path_factory.mktemp("elsewhere"), "--figures", folder)
-    assert errors == "", "the progress bar is for terminals"
-    return printed.splitlines(), folder
+def page(page_of):
+    return page_of("variational_autoencoder")
 
 
 @pytest.fixture(scope="module")
@@ -76,23 +71,6 @@ def test_what_free_nats_cost(page):
 def test_the_plane_uses_both_dimensions(page):
     awake = [i for i, line in enumerate(page[0]) if line.startswith("awake:")]
     assert page[0][awake[-1]] == "awake: 2 of 2"
-
-
-def test_output_fits_a_phone(page):
-    assert max(map(len, page[0])) <= gallery.PHONE
-    assert "nan" not in "\n".join(page[0]).lower()
-
-
-def test_figures_are_the_committed_ones(page):
-    assert sorted(figure.name for figure in page[1].iterdir()) == FIGURES
-    assert not gallery.stale(page[1])
-
-
-def test_help_names_every_size(tmp_path):
-    printed, _ = gallery.run("variational_autoencoder", tmp_path, "--help")
-    for option in ("--epochs", "--latent", "--hidden", "--free-nats", "--seed", "--figures"):
-        assert option in printed
-    assert not list(tmp_path.iterdir())
 
 
 def test_arguments_are_obeyed(inside):
