@@ -262,7 +262,7 @@ def gaussian_terms(
 
     Spreads are log-variances, or standard deviations if `std`. With d the difference of the log-variances and
     g that of the means, ``(g^2 / prior variance + expm1(d) - d) / 2``: both summands are at least 0. `doubled` asks
-    for twice that, of float64 that stands for float32: then exp(d) - 1 has digits enough, but may fall 1e-16 short of d.
+    for twice that, of float64 that stands for float32: exp(d) - 1 has digits enough then, but may be 1e-16 below d.
     """
     gap = mean if prior_mean is None else mean - prior_mean
     if std:

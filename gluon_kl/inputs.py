@@ -295,7 +295,7 @@ class _NoRows(autograd.Function):
 
 
 def _without_amp(graph: Symbol) -> Symbol:
-    """The graph without what AMP, where it is on, has put in: dtypes are lifted already, and its casts fail in float64."""
+    """The graph without what AMP, where it is on, has put in: all is lifted already, and its casts fail in float64."""
     handle = SymbolHandle()
     check_call(_LIB.MXSymbolRemoveAmpCast(graph.handle, ctypes.byref(handle)))
     return type(graph)(handle)
@@ -413,7 +413,7 @@ class CheckedLoss(Loss):
         self, F: Any, facts: Optional[Facts], terms: Any, reduction: str, x: Any = None, weight: Any = None,
         axis: Optional[int] = None, scale: float = 1.0,
     ) -> Any:
-        """The terms of each sample reduced, times `scale` and the weight of the loss; "row_mean" asks for `x` to `axis`."""
+        """The terms of each sample reduced, times `scale` and the loss's weight; "row_mean" asks for `x` to `axis`."""
         if self._weight is not None:
             scale *= self._weight
         if reduction == "none":

@@ -7,7 +7,6 @@ import pytest
 from matplotlib.colors import to_rgb
 
 
-
 @pytest.fixture(scope="module")
 def page(page_of):
     return page_of("padded_sequences")
