@@ -196,9 +196,9 @@ def follow(x: Any, viewed: bool = True) -> Tuple[bool, Any]:
     """Whether autograd, while it records, may ask for a gradient of this array, and the array to give an operator.
 
     It may if the array is marked, or computed from such. For the fused operator a marked one must be `viewed`: where
-    its gradients add up (``grad_req="add"``), MXNet's own reshape adds, and the operator of an extension would not.
-    One that autograd does not follow is detached: recording would mark it, until the next backward, like one that it
-    follows.
+    its gradients add up (``grad_req="add"``), MXNet's own reshape adds, and the operator of an extension would not;
+    for MXNet 1.7 too, to be one use. One that autograd does not follow is detached: recording would mark it, until the
+    next backward, like one that it follows.
     """
     if not isinstance(x, NDArray):
         return False, x
@@ -448,7 +448,7 @@ class CheckedLoss(Loss):
         dtypes = tuple([_DTYPE_NAMES[x.dtype] if isinstance(x, NDArray) else None for x in inputs])
         recorded: Tuple[bool, ...] = (False,) * len(inputs)
         if autograd.is_recording():
-            viewed = reaches(device)
+            viewed = reaches(device) or _mxnet.ADDS_SIX_USES_WRONG
             recorded, inputs = zip(*[follow(x, viewed) for x in inputs])
         shape, batch_axis, axis = frame
         weight, size = inputs[-1], math.prod(shape)
