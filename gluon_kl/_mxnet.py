@@ -229,4 +229,3 @@ MXNET = _import_mxnet()
 
 # Where MXNet's versions differ
 LIKE_WANTS_EQUAL_DTYPES = MXNET < (1, 8)  # both sides of `broadcast_like`
-ADDS_SIX_USES_WRONG = MXNET < (1, 8)  # of a leaf whose gradients add up, eager; and seven

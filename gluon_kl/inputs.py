@@ -192,13 +192,13 @@ def fit_sample_weight(weight: Any, frame: Frame, of: str = "pred") -> Any:
     )
 
 
-def follow(x: Any, viewed: bool = True) -> Tuple[bool, Any]:
+def follow(x: Any) -> Tuple[bool, Any]:
     """Whether autograd, while it records, may ask for a gradient of this array, and the array to give an operator.
 
-    It may if the array is marked, or computed from such. For the fused operator a marked one must be `viewed`: where
-    its gradients add up (``grad_req="add"``), MXNet's own reshape adds, and the operator of an extension would not;
-    for MXNet 1.7 too, to be one use. One that autograd does not follow is detached: recording would mark it, until the
-    next backward, like one that it follows.
+    It may if the array is marked, or computed from such. A marked one comes behind a view: where its gradients
+    add up (``grad_req="add"``), MXNet's own reshape adds; the operator of an extension would not, and MXNet's own add
+    several uses wrong. One that autograd does not follow is detached: recording would mark it, until the next backward,
+    like one that it follows.
     """
     if not isinstance(x, NDArray):
         return False, x
@@ -206,7 +206,7 @@ def follow(x: Any, viewed: bool = True) -> Tuple[bool, Any]:
     state = ctypes.c_int()
     _LIB.MXNDArrayGetGradState(x.handle, ctypes.byref(state))
     if _LIB.MXNDArraySetGradState(x.handle, state) == 0:
-        return True, x.reshape(x.shape) if viewed and x.grad is not None else x
+        return True, x if x.grad is None else x.reshape(x.shape)
     return False, x.detach()
 
 
@@ -448,8 +448,7 @@ class CheckedLoss(Loss):
         dtypes = tuple([_DTYPE_NAMES[x.dtype] if isinstance(x, NDArray) else None for x in inputs])
         recorded: Tuple[bool, ...] = (False,) * len(inputs)
         if autograd.is_recording():
-            viewed = reaches(device) or _mxnet.ADDS_SIX_USES_WRONG
-            recorded, inputs = zip(*[follow(x, viewed) for x in inputs])
+            recorded, inputs = zip(*[follow(x) for x in inputs])
         shape, batch_axis, axis = frame
         weight, size = inputs[-1], math.prod(shape)
         row_weight = weight is None or axis is None or weight.shape[axis] == 1

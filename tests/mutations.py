@@ -57,7 +57,7 @@ MUTATIONS = [  # what breaks, file, the source, what it becomes
     ("one graph for all calls", "inputs.py", "self._graphs.get(facts)", "next(iter(self._graphs.values()), None)"),
     ("copies keep their graph", "inputs.py", '"_graphs": {}, ', ""),
     ("mx.np arrays come back as mx.nd", "inputs.py", "out.as_np_ndarray() if numpy_kind else out", "out"),
-    ("recorded labels get no gradient", "inputs.py", "recorded, inputs = zip(*[follow(x, viewed) for x in inputs])",
+    ("recorded labels get no gradient", "inputs.py", "recorded, inputs = zip(*[follow(x) for x in inputs])",
      "recorded = (True,) + (False,) * (len(inputs) - 1)"),
     ("the mixture's sides are swapped", "divergence.py", "m = beta * p + (1 - beta) * q",
      "m = beta * q + (1 - beta) * p"),
@@ -70,7 +70,7 @@ MUTATIONS = [  # what breaks, file, the source, what it becomes
     # Faults that programs met once.
     ("an infinite scalar", "divergence.py", "return x - x == 0", "return x.abs() < math.inf"),
     ("arrays that add up reach the operator bare", "inputs.py",
-     "x.reshape(x.shape) if viewed and x.grad is not None else x", "x"),
+     "x if x.grad is None else x.reshape(x.shape)", "x"),
     ("a teacher's gradient is memory as found", "inputs.py", "taken[name] = F.BlockGrad(taken[name])",
      "pass"),
     ("float16 alone is not lifted in a graph", "inputs.py", "if not any(alike):", "if False:"),
