@@ -361,7 +361,7 @@ class CheckedLoss(Loss):
 
     def _compute(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
         # Under a weight of 0 not even NaN counts, which the operators of MXNet's are made not to see.
-        if self._weight != 0 and reaches(facts and facts.device):
+        if self._weight != 0 and reaches(facts):
             return self._fused(F, facts, *inputs)
         return self._over_operators(F, facts, *inputs)
 

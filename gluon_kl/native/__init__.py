@@ -126,15 +126,15 @@ def info() -> Optional[Dict[str, Any]]:
     return {"isa": library.gluon_kl_isa().decode(), "threads": library.gluon_kl_threads()}
 
 
-def reaches(device: Optional[Any]) -> bool:
-    """Whether the operator can take arrays on `device`, or MXNet's operators must.
+def reaches(facts: Any) -> bool:
+    """Whether the operator can take a call, or MXNet's operators must: `CheckedLoss._compute` asks.
 
-    Inside a block of the user's there are only Symbols, and `device` is None: then MXNet must be built for CPUs alone.
-    Of Symbols put together by hand nobody asks: `CheckedLoss.forward` says why.
+    Real arrays must be on a CPU. Where Symbols come without facts (inside a block of the user's) that is not known:
+    MXNet must be built for CPUs alone. Of Symbols put together by hand nobody asks: `CheckedLoss.forward` says why.
     """
-    if device is None:
+    if facts is None:
         return is_available() and not mx.runtime.Features().is_enabled("CUDA")
-    return device.device_type == "cpu" and is_available()
+    return facts.device.device_type == "cpu" and is_available()
 
 
 def carry(x: Any) -> Any:
