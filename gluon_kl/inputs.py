@@ -487,7 +487,7 @@ class CheckedLoss(Loss):
         """Run as graphs, one for each kind of call, or no longer; arguments as for every Gluon block."""
         super().hybridize(active, *args, **kwargs)
         self._graphs = {}
-        self._graph_options = {name: kwargs[name] for name in _GRAPH_OPTIONS if name in kwargs}
+        self._graph_options = {name: kwargs[name] for name in _GRAPH_OPTIONS if kwargs.get(name) is not None}
 
     def export(self, path: str, *args: Any, **kwargs: Any) -> Any:
         """Write the graph to ``path-symbol.json``; arguments as for every Gluon block, called once before."""

@@ -260,3 +260,26 @@ def test_student_learns_from_the_teacher_alone(run, rng):
         trainer.step(64)
         history.append(out.mean().asscalar())
     assert history[-1] < 0.02 * history[0]
+
+
+class HardAlone(mx.gluon.HybridBlock):
+    def __init__(self):
+        super().__init__()
+        self.loss = DistillationLoss(2.0, 1.0)
+
+    def hybrid_forward(self, F, *inputs):
+        return self.loss(*inputs)
+
+
+@pytest.mark.usefixtures("path")
+@pytest.mark.parametrize("options", [None, {}, dict(static_alloc=True, static_shape=True)])
+def test_float16_and_class_indices_alone(rng, options):
+    """Nothing beside float16 says that it is to be lifted, where the teacher has no part."""
+    net = HardAlone()
+    if options is not None:
+        net.hybridize(**options)
+    pred, label = mx.nd.array(rng.normal(size=(3, 4)), dtype="float16"), mx.nd.array([0, 2, 3], dtype="float16")
+    out = net(pred, label, pred)
+    exact = -mx.nd.log_softmax(pred.astype("float64")).pick(label.astype("float64")).asnumpy()
+    assert out.dtype == np.float32
+    np.testing.assert_allclose(out.asnumpy(), exact, rtol=5e-5)

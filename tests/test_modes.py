@@ -186,6 +186,17 @@ def test_export_and_import(tmp_path, rng, path, nested, weighted):
     assert back(*inputs).dtype == np.float32
 
 
+@pytest.mark.parametrize("options", [{}, dict(static_alloc=True, static_shape=True)])
+def test_a_child_called_by_itself(rng, path, options):
+    """Gluon hands a child every option of its parent, those that were left out as None."""
+    pred, label = example(rng)
+    loss = KLDivLoss(False)
+    model = Model(loss)
+    model.hybridize(**options)
+    inputs = mx.nd.array(pred), mx.nd.array(label)
+    np.testing.assert_allclose(loss(*inputs).asnumpy(), model(*inputs).asnumpy(), rtol=1e-6)
+
+
 @pytest.mark.parametrize("clone", [copy.deepcopy, copy.copy, lambda loss: pickle.loads(pickle.dumps(loss))])
 def test_copies(run, rng, clone):
     pred, label = example(rng)
