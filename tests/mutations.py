@@ -92,8 +92,8 @@ MUTATIONS = [  # what breaks, file, the source, what it becomes
     ("the import does not register", "__init__.py", "native.is_available()  #", "None  #"),
     ("dense labels get no gradient", "distillation.py", 'if self._sparse_label else ("target",)', ""),
     # The operator.
-    ("the gradient to a label of 0", "native/formulas.h", "return x.p == T(0) ? V{} : kl.by_q(x.swapped());",
-     "return kl.by_q(x.swapped());"),
+    ("the gradient to a label of 0", "native/formulas.h", "return (x.p == T(0)) | (x.q == T(0)) ? V{} : -x.p / x.q;",
+     "return x.p == T(0) ? V{} : -x.p / x.q;"),
     ("epsilon at a masked score", "native/formulas.h", "x.log_q > -inf<T>() ? log_epsilon - x.log_q : V{}",
      "log_epsilon - x.log_q"),
     ("the excess at absent labels", "native/formulas.h", "term = p == T(0) ? q : term;", ""),

@@ -90,7 +90,8 @@ template <class T> struct KL {
   KL_INLINE V whole_term(const P& x) const { return excess<T>(x.p, x.q, x.u); }
   KL_INLINE V q_slope(const P& x, T) const { return -x.p; }
   KL_INLINE V p_slope(const P& x, T full) const { return x.p == T(0) ? V{} : x.p * (x.u + full); }
-  // At a probability of 0 that the other side does not share the slope is infinite, and 0 serves.
+  // At a probability of 0 that the other side does not share the slope is infinite, and 0 serves: nothing could move it
+  // in the direction that this asks for.
   KL_INLINE V by_q(const P& x) const { return (x.p == T(0)) | (x.q == T(0)) ? V{} : -x.p / x.q; }
   KL_INLINE V by_p(const P& x) const {
     const V at_zero = x.log_q > -inf<T>() ? log_epsilon - x.log_q : V{};
@@ -111,8 +112,7 @@ template <class T> struct ReverseKL {
   KL_INLINE V q_slope(const P& x, T full) const { return kl.p_slope(x.swapped(), full); }
   KL_INLINE V p_slope(const P& x, T full) const { return kl.q_slope(x.swapped(), full); }
   KL_INLINE V by_q(const P& x) const { return kl.by_p(x.swapped()); }
-  // Nothing could move a probability of 0 in the direction that a slope of -inf asks for.
-  KL_INLINE V by_p(const P& x) const { return x.p == T(0) ? V{} : kl.by_q(x.swapped()); }
+  KL_INLINE V by_p(const P& x) const { return kl.by_q(x.swapped()); }
 };
 
 // beta p log(p / m) + (1 - beta) q log(q / m), m = beta p + (1 - beta) q.
