@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 SUITE = ["test_loss.py", "test_modes.py", "test_distillation.py", "test_gaussian.py", "test_bernoulli.py",
          "test_gradients.py", "test_programs.py", "test_family.py"]
-COMPILED = ["test_native.py", "test_gradients.py", "test_programs.py", "test_family.py"]
+COMPILED = ["test_native.py", "test_gradients.py", "test_distillation.py", "test_programs.py", "test_family.py"]
 MUTATIONS = [  # what breaks, file, the source, what it becomes
     ("mean instead of sum", "divergence.py", "if mean:", "if not mean:"),
     ("the label's logarithm is dropped", "divergence.py", "log_label = F.log(label + 0.5 * absent)",

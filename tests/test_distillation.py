@@ -262,6 +262,19 @@ def test_student_learns_from_the_teacher_alone(run, rng):
     assert history[-1] < 0.02 * history[0]
 
 
+@pytest.mark.parametrize("hard_weight", [0.5, 1.0])
+def test_label_gradient_under_a_masked_score(run, logits, hard_weight):
+    """A dense label of 0 under a score of -inf: 0 serves, as of KL; the others have the negative logarithm."""
+    pred, teacher = logits
+    pred[:, 2] = teacher[:, 2] = -np.inf
+    label = np.full(pred.shape, 0.25)
+    label[:, 2] = 0
+    _, gradient, _ = run.gradients(DistillationLoss(2.0, hard_weight, sparse_label=False), pred, label, teacher)
+    log_probs = pred - np.log(np.exp(pred).sum(-1, keepdims=True))
+    expected = np.where(np.isinf(log_probs), 0, -hard_weight * log_probs)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-6, atol=1e-12)
+
+
 class HardAlone(mx.gluon.HybridBlock):
     def __init__(self):
         super().__init__()
