@@ -15,6 +15,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 
 from gluon_kl import (
@@ -599,6 +600,20 @@ def test_shapes_are_inferred_from_the_first_input(path, name):
     assert outs == [np.float32]
     kinds, outs, _ = graph.infer_type(**dict.fromkeys(present, "float64"))
     assert outs == [np.float64]
+
+
+@program
+def test_an_exported_graph_infers_its_label():
+    """Shapes of two axes: other numbers of open ones MXNet 1.9.1 does not bear on the way to an extension."""
+    loss = KLDivLoss(False)
+    loss.hybridize()
+    loss(nd.ones((2, 3)), nd.ones((2, 3)))
+    with tempfile.TemporaryDirectory() as folder:
+        loss.export(folder + "/loss")
+        graph = mx.sym.load(folder + "/loss-symbol.json")
+    pred, label = graph.list_arguments()
+    shapes, out, _ = graph.infer_shape(**{pred: (4, 5)})
+    assert shapes == [(4, 5), (4, 5)] and out == [(4,)], (label, shapes, out)
 
 
 @program
