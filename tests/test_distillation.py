@@ -8,6 +8,7 @@ from gluon_kl import DistillationLoss, JSDivLoss, KLDivLoss, ReverseKLDivLoss, n
 import mxnet as mx
 import numpy as np
 import pytest
+from test_family import Model
 
 import oracle
 
@@ -275,20 +276,11 @@ def test_label_gradient_under_a_masked_score(run, logits, hard_weight):
     np.testing.assert_allclose(gradient, expected, rtol=1e-6, atol=1e-12)
 
 
-class HardAlone(mx.gluon.HybridBlock):
-    def __init__(self):
-        super().__init__()
-        self.loss = DistillationLoss(2.0, 1.0)
-
-    def hybrid_forward(self, F, *inputs):
-        return self.loss(*inputs)
-
-
 @pytest.mark.usefixtures("path")
 @pytest.mark.parametrize("options", [None, {}, dict(static_alloc=True, static_shape=True)])
 def test_float16_and_class_indices_alone(rng, options):
     """Nothing beside float16 says that it is to be lifted, where the teacher has no part."""
-    net = HardAlone()
+    net = Model(DistillationLoss(2.0, 1.0))
     if options is not None:
         net.hybridize(**options)
     pred, label = mx.nd.array(rng.normal(size=(3, 4)), dtype="float16"), mx.nd.array([0, 2, 3], dtype="float16")
