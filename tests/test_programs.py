@@ -182,15 +182,6 @@ class Net(gluon.HybridBlock):
         return self.loss(self.layer(x), *rest)
 
 
-@pytest.fixture(scope="module")
-def bfloat16_layers():
-    """MXNet's own layers compute in bfloat16 on processors with AVX-512 alone."""
-    layer = ("import gluon_kl, mxnet as mx\nfrom mxnet.contrib import amp\namp.init(target_dtype='bfloat16')\n"
-             "x = mx.nd.ones((2, 2))\nmx.nd.FullyConnected(x, x, no_bias=True, num_hidden=2).wait_to_read()")
-    if subprocess.run([sys.executable, "-W", "ignore", "-c", layer], stderr=subprocess.DEVNULL).returncode:
-        pytest.skip("MXNet has no Dense in bfloat16 on this processor")
-
-
 @pytest.mark.usefixtures("bfloat16_layers")
 @program
 def test_bfloat16_in_a_net():

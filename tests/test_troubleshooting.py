@@ -93,7 +93,9 @@ def test_snippets_do_what_they_show(title, path):
 
 
 @pytest.mark.parametrize("title", sorted(ALONE))
-def test_snippets_do_what_they_show_alone(title):
+def test_snippets_do_what_they_show_alone(title, request):
+    if title == "AMP":
+        request.getfixturevalue("bfloat16_layers")
     source = f"import sys; sys.path[:0] = ['tests', '.']; from test_troubleshooting import compare; compare({title!r})"
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", source], cwd=str(ROOT), timeout=120, text=True,
                           capture_output=True)
