@@ -1,6 +1,8 @@
 """Builds the standalone driver of the kernels and runs it under sanitizers and valgrind, or for time.
 
 python tests/native/run.py            # accuracy; ASAN + UBSAN; valgrind and aarch64 where their programs are installed
+python tests/native/run.py quick      # the same in half the time: ASAN + UBSAN with the widest vectors, valgrind with SSE2
+python tests/native/run.py accuracy   # accuracy alone
 python tests/native/run.py bench      # ns per element of each form; a form's name may follow
 """
 
@@ -27,6 +29,18 @@ def isa_of(source):
     return source[len("kernel_"):-len(".cc")]
 
 
+def runnable():
+    """The sources that this processor can run, the widest vectors first."""
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
+        able = file.read()
+    words = {"kernel_avx512.cc": "avx512dq", "kernel_avx2.cc": "avx2", "kernel_baseline.cc": ""}
+    ours = BUILD["kernel_sources"](platform.machine())
+    for source in ours:
+        if words[source] not in able:
+            print(f"this processor has no {words[source]}: {source} is not run")
+    return [source for source, word in words.items() if source in ours and word in able]
+
+
 def run(command, **environment):
     """Run a program as soon as a core is free; what it prints comes when it has ended."""
     with CORES:
@@ -46,13 +60,18 @@ def side_by_side(jobs):
             running.result()
 
 
-def build(folder, flags, compiler=None, machine=None):
-    """The driver with every instruction set of the machine."""
+def build(folder, flags, wanted, compiler=None, machine=None):
+    """The driver with the kernels of `wanted`; the other ones of the machine are left empty."""
     os.mkdir(folder)
     common = [compiler or os.environ.get("CXX", "g++"), *NUMERIC, "-w", "-pthread", "-I", NATIVE, *flags]
-    sources = {os.path.join(NATIVE, name): BUILD["ISA_FLAGS"][name]
-               for name in BUILD["kernel_sources"](machine or platform.machine())}
-    sources[os.path.join(HERE, "driver.cc")] = []
+    sources = {os.path.join(HERE, "driver.cc"): []}
+    for name in BUILD["kernel_sources"](machine or platform.machine()):
+        source = os.path.join(NATIVE if name in wanted else folder, name)
+        sources[source] = BUILD["ISA_FLAGS"][name]
+        if name not in wanted:
+            with open(source, "w", encoding="utf-8") as file:
+                file.write(f"#include \"job.h\"\nconst gluon_kl::Kernels* gluon_kl::kernels_{isa_of(name)}"
+                           "(gluon_kl::Precision) { return nullptr; }\n")
     objects = {source: os.path.join(folder, os.path.basename(source) + ".o") for source in sources}
     side_by_side([functools.partial(run, [*common, *extra, "-c", source, "-o", objects[source]])
                   for source, extra in sources.items()])
@@ -62,56 +81,53 @@ def build(folder, flags, compiler=None, machine=None):
 
 
 def accuracy(folder, source):
-    """Errors of the functions and terms for one instruction set, if this processor has it."""
-    with open("/proc/cpuinfo", encoding="utf-8") as file:
-        able = file.read()
-    needed = {"avx2": "avx2", "avx512": "avx512dq"}.get(isa_of(source), "")
-    if needed not in able:
-        print(f"this processor has no {needed}: skipped")
-        return
+    """Errors of the functions and terms for one instruction set."""
     program = os.path.join(folder, "accuracy_" + isa_of(source))
     run([os.environ.get("CXX", "g++"), *NUMERIC, "-O2", "-w", "-I", NATIVE, *BUILD["ISA_FLAGS"][source],
          os.path.join(HERE, "accuracy.cc"), "-o", program, "-pthread"])
     run([program])
 
 
-def sanitizers(folder):
+def sanitizers(folder, wanted):
     program = build(os.path.join(folder, "sanitized"), ["-O1", "-g", "-fsanitize=address,undefined",
-                                                        "-fno-sanitize-recover=all"])
+                                                        "-fno-sanitize-recover=all"], wanted)
     side_by_side([functools.partial(run, [program, "check", "400"], GLUON_KL_ISA=isa_of(source),
-                                    GLUON_KL_NUM_THREADS="3")
-                  for source in BUILD["kernel_sources"](platform.machine())])
+                                    GLUON_KL_NUM_THREADS="3") for source in wanted])
 
 
-def valgrind(folder):
+def valgrind(folder, wanted):
     if not shutil.which("valgrind"):
         print("valgrind is not installed: skipped")
         return
-    program = build(os.path.join(folder, "plain"), ["-O1", "-g"])
     # valgrind knows no AVX-512, and says so to programs that ask. Threads stay until the process ends, their stacks
     # with them: only what nothing points to is a leak.
+    wanted = [source for source in wanted if source != "kernel_avx512.cc"]
+    program = build(os.path.join(folder, "plain"), ["-O1", "-g"], wanted)
     side_by_side([functools.partial(run, ["valgrind", "-q", "--error-exitcode=1", "--leak-check=full",
                                           "--show-leak-kinds=definite", "--errors-for-leak-kinds=definite", program,
-                                          "check", "80"], GLUON_KL_ISA=isa, GLUON_KL_NUM_THREADS="2")
-                  for isa in ("baseline", "avx2")])
+                                          "check", "80"], GLUON_KL_ISA=isa_of(source), GLUON_KL_NUM_THREADS="2")
+                  for source in wanted])
 
 
 def other_processor(folder):
     if not (shutil.which(AARCH64) and shutil.which("qemu-aarch64")):
         print(f"{AARCH64} or qemu-aarch64 is not installed: skipped")
         return
-    program = build(os.path.join(folder, "aarch64"), ["-O2", "-static"], AARCH64, "aarch64")
+    program = build(os.path.join(folder, "aarch64"), ["-O2", "-static"], ["kernel_baseline.cc"], AARCH64, "aarch64")
     run(["qemu-aarch64", program, "check", "400"], GLUON_KL_NUM_THREADS="2")
 
 
 def main():
     with tempfile.TemporaryDirectory() as folder:
+        sources = runnable()
         if "bench" in sys.argv:
-            program = build(os.path.join(folder, "bench"), ["-O3"])
+            program = build(os.path.join(folder, "bench"), ["-O3"], sources)
             return subprocess.run([program, *sys.argv[sys.argv.index("bench"):]], check=True)
-        jobs = [functools.partial(accuracy, folder, source) for source in BUILD["kernel_sources"](platform.machine())]
+        jobs = [functools.partial(accuracy, folder, source) for source in sources]
         if "accuracy" not in sys.argv:  # the longest first
-            jobs = [functools.partial(job, folder) for job in (sanitizers, valgrind, other_processor)] + jobs
+            first, last = (sources[:1], sources[-1:]) if "quick" in sys.argv else (sources, sources)
+            jobs = [functools.partial(sanitizers, folder, first), functools.partial(valgrind, folder, last),
+                    functools.partial(other_processor, folder), *jobs]
         side_by_side(jobs)
 
 
