@@ -1,7 +1,7 @@
 """Builds the standalone driver of the kernels and runs it under sanitizers and valgrind, or for time.
 
 python tests/native/run.py            # accuracy; ASAN + UBSAN; valgrind and aarch64 where their programs are installed
-python tests/native/run.py quick      # the same in half the time: ASAN + UBSAN with the widest vectors, valgrind with SSE2
+python tests/native/run.py quick      # the same, ASAN + UBSAN with the widest vectors alone, valgrind with SSE2
 python tests/native/run.py accuracy   # accuracy alone
 python tests/native/run.py bench      # ns per element of each form; a form's name may follow
 """
@@ -89,7 +89,7 @@ def accuracy(folder, source):
 
 
 def sanitizers(folder, wanted):
-    program = build(os.path.join(folder, "sanitized"), ["-O1", "-g", "-fsanitize=address,undefined",
+    program = build(os.path.join(folder, "sanitized"), ["-O0", "-g1", "-fsanitize=address,undefined",
                                                         "-fno-sanitize-recover=all"], wanted)
     side_by_side([functools.partial(run, [program, "check", "400"], GLUON_KL_ISA=isa_of(source),
                                     GLUON_KL_NUM_THREADS="3") for source in wanted])
@@ -102,7 +102,7 @@ def valgrind(folder, wanted):
     # valgrind knows no AVX-512, and says so to programs that ask. Threads stay until the process ends, their stacks
     # with them: only what nothing points to is a leak.
     wanted = [source for source in wanted if source != "kernel_avx512.cc"]
-    program = build(os.path.join(folder, "plain"), ["-O1", "-g"], wanted)
+    program = build(os.path.join(folder, "plain"), ["-O1", "-g1"], wanted)
     side_by_side([functools.partial(run, ["valgrind", "-q", "--error-exitcode=1", "--leak-check=full",
                                           "--show-leak-kinds=definite", "--errors-for-leak-kinds=definite", program,
                                           "check", "80"], GLUON_KL_ISA=isa_of(source), GLUON_KL_NUM_THREADS="2")
