@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import warnings
+import zlib
 from pathlib import Path
 
 from gluon_kl import _mxnet, native
@@ -18,6 +19,21 @@ import pytest
 warnings.filterwarnings("ignore", message=".*np_shape.*")
 
 MODES = {"eager": None, "hybrid": {}, "static": {"static_alloc": True, "static_shape": True}}
+
+
+def pytest_addoption(parser):
+    parser.addoption("--thin", type=int, default=1, metavar="N", help="of each test's cases run one in N, at least one")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Which cases --thin keeps differs from test to test, so that every way of running is among them."""
+    thin, tests = config.getoption("thin"), {}
+    for item in items:
+        tests.setdefault(item.nodeid.split("[")[0], []).append(item)
+    kept = {item for name, cases in tests.items()
+            for item in cases[zlib.crc32(name.encode()) % min(thin, len(cases))::thin]}
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = [item for item in items if item in kept]
 
 
 class Run:

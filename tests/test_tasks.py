@@ -526,10 +526,18 @@ def test_the_matrix_is_what_ci_runs():
     assert len(cells) >= 7 and rows == cells
 
 
+def test_thin_keeps_a_case_of_every_test():
+    whole, thin = (subprocess.run([sys.executable, "-m", "pytest", "--co", "-q", "--thin", n, "tests/test_gaussian.py"],
+                                  cwd=str(ROOT), stdout=subprocess.PIPE, text=True).stdout.split("\n") for n in "14")
+    whole, thin = ([line for line in lines if "::" in line] for lines in (whole, thin))
+    assert {case.split("[")[0] for case in thin} == {case.split("[")[0] for case in whole}
+    assert set(thin) < set(whole) and len(thin) < len(whole) / 3
+
+
 @pytest.mark.parametrize("failing, code, words", [
     ("nothing", 0, "newest: passed"),
     ("--mxnet 1.8.0 .*test_loss", 1, "mxnet-1.8: FAILED with exit code 3"),
-    ("--python 3.13 .* --version", 1, "newest: FAILED with exit code 1"),  # its set-up
+    ("--python 3.13 .* --version", 1, "newest: FAILED with exit code 3"),  # its set-up
     ("tests/native/run.py", 1, "kernels: FAILED with exit code 3"),
     ("tasks.py wheel", 1, "wheel: FAILED with exit code 3"),
     ("tasks.py lint", 1, "lint: FAILED with exit code 3"),
