@@ -33,7 +33,7 @@ FLAGS = ["--disable-gpu", "--disable-quic", "--no-first-run", "--disable-backgro
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
     executable = next(filter(None, map(shutil.which, NAMES)), None)
     if executable is None:
@@ -75,7 +75,7 @@ def open_page(browser, theme, size, console, requests, **options):
     return page
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def visits(browser, site, address):  # noqa: F811
     """Open every page in both themes and on a phone, and keep what the tests ask about."""
     from axe_playwright_python.sync_playwright import Axe
@@ -108,6 +108,16 @@ def visits(browser, site, address):  # noqa: F811
             kept.append(SimpleNamespace(
                 where=f"{name}, {theme}, {size['width']} px", name=name, asked_theme=theme, size=size,
                 console=list(console), requests=list(requests), **seen))
+            # Of code, one token of a kind: all look alike, and thousands take axe minutes.
+            page.evaluate("""() => {
+                const seen = new Set()
+                for (const token of document.querySelectorAll('.highlight pre span')) {
+                    const block = token.closest('.highlight').parentElement
+                    const kind = [block.className, token.parentElement.tagName, token.className].join(' ')
+                    if (seen.has(kind) && !token.closest('a')) token.replaceWith(...token.childNodes)
+                    seen.add(kind)
+                }
+            }""")
             # Last, for it fetches style sheets itself. A phone shows the colours of the desktop: the slow rule, once.
             rules = {"rules": {"color-contrast": {"enabled": size is DESKTOP}}}
             kept[-1].violations = Axe().run(page, options=rules).response["violations"]
@@ -389,10 +399,15 @@ def test_folds_open_by_keyboard_and_on_paper(browser, address):
 TUTORIALS = sorted(script.stem for script in (tasks.ROOT / "tutorials").glob("*.py") if script.stem != "plots")
 
 # Runs a notebook as Jupyter would: cell by cell in one namespace without __file__, under arguments of Jupyter's own.
+# The site has just run the same cells in full: here what is trained is trained briefly.
 JUPYTER = """
-import json, os, sys, types
+import argparse, json, os, sys, types
 import matplotlib
 matplotlib.use("Agg")
+brief = {"--seeds": 2, "--steps": 20, "--epochs": 3, "--updates": 3, "--turns": 1}
+add = argparse.ArgumentParser.add_argument
+argparse.ArgumentParser.add_argument = lambda parser, name, *rest, **options: add(
+    parser, name, *rest, **({**options, "default": brief[name]} if name in brief else options))
 path = os.path.abspath(sys.argv[1])
 sys.argv = ["ipykernel_launcher.py", "-f", "kernel.json"]
 sys.path.insert(0, os.path.dirname(path))
