@@ -40,7 +40,6 @@ ELSEWHERE = {
     "knowledge_distillation": {
         "1797": 600 + 1197, "85": (65 * 256 + 257 * 256 + 257 * 10) / 1000, "2.4": (65 * 32 + 33 * 10) / 1000,
     },
-    "trust_region_policy": {"2.5": 2.5},  # a version of NumPy
 }
 
 
