@@ -37,7 +37,6 @@ def gradients(run, block, inputs, attached, grad_req="write"):
 @pytest.mark.parametrize("nested", [False, True], ids=["own", "nested"])
 @pytest.mark.parametrize("weighted", [False, True], ids=["bare", "weighted"])
 @pytest.mark.parametrize("name", MEMBERS)
-@pytest.mark.parametrize("run", ["eager", "static"], indirect=True)
 def test_gradients_to_each_input_alone(run, rng, name, weighted, nested):
     """The same as where all are asked for, which the tables of values compare with the formulas."""
     member = MEMBERS[name]
