@@ -26,7 +26,7 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Which cases --thin keeps differs from test to test, so that every way of running is among them."""
+    """Which cases --thin keeps differs from test to test, so that they do not all keep the same way of running."""
     thin, tests = config.getoption("thin"), {}
     for item in items:
         tests.setdefault(item.nodeid.split("[")[0], []).append(item)

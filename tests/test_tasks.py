@@ -527,7 +527,9 @@ def test_the_matrix_is_what_ci_runs():
 
 
 def test_thin_keeps_a_case_of_every_test():
-    whole, thin = (subprocess.run([sys.executable, "-m", "pytest", "--co", "-q", "--thin", n, "tests/test_gaussian.py"],
+    """Of tests with many cases and of those with a single one."""
+    files = ["tests/test_gaussian.py", "tests/test_bernoulli.py", "tests/test_trust_region_policy.py"]
+    whole, thin = (subprocess.run([sys.executable, "-m", "pytest", "--co", "-q", "--thin", n, *files],
                                   cwd=str(ROOT), stdout=subprocess.PIPE, text=True).stdout.split("\n") for n in "14")
     whole, thin = ([line for line in lines if "::" in line] for lines in (whole, thin))
     assert {case.split("[")[0] for case in thin} == {case.split("[")[0] for case in whole}
