@@ -58,30 +58,39 @@ def to_log(F: Any, x: Any, space: str, axis: int) -> Any:
 
 
 def sum_per_sample(
-    F: Any, terms: Any, batch_axis: int, mean: bool, long: bool = False, scale: float = 1.0, rows: Any = None,
+    F: Any, terms: Any, batch_axis: Optional[int], mean: bool, long: bool = False, scale: float = 1.0,
+    rows: Any = None,
 ) -> Any:
     """Reduce every axis but `batch_axis`, by sum or mean, times `scale`: shape (batch,).
 
+    `batch_axis` None stands for 0 where there are two axes.
     `long` asks for sums in float64: the fast one adds up in the dtype of the terms. `rows`, from `heard_rows`,
     asks for the mean over those that count; a sample without one has 0.
     """
-    sums, ones = _sums(F, terms, batch_axis, long)
+    terms = _rows(F, terms, batch_axis)
+    ones = _ones(F, terms)
+    if long:
+        terms, ones = (F.cast(x, dtype="float64") for x in (terms, ones))
+    sums = _dot(terms, ones)
     if mean:
-        sums = F.broadcast_div(sums, F.sum(ones, axis=1, keepdims=True))
+        sums = F.broadcast_div(sums, F.sum(ones, axis=0, keepdims=True))
     if rows is not None:
-        number, _ = _sums(F, rows, batch_axis, long)
+        rows = _rows(F, F.cast(rows, dtype="float64") if long else rows, batch_axis)
+        number = _dot(rows, _ones(F, rows))
         sums = F.broadcast_mul(sums, (number > 0) / F.maximum(number, 1))
     return F.reshape(sums if scale == 1 else sums * scale, shape=(-1,))
 
 
-def _sums(F: Any, terms: Any, batch_axis: int, long: bool) -> Tuple[Any, Any]:
-    """The sums of the samples, (batch, 1), and a row of ones, as many as a sample has terms."""
-    if batch_axis != 0:
-        terms = F.swapaxes(terms, dim1=0, dim2=batch_axis)
-    rows = F.Flatten(terms)
-    ones = F.ones_like(F.slice(rows, begin=(0,), end=(1,)))
-    wide = [F.cast(x, dtype="float64") if long else x for x in (rows, ones)]
-    return _dot(wide[0], F.transpose(wide[1])), wide[1]
+def _rows(F: Any, terms: Any, batch_axis: Optional[int]) -> Any:
+    """The terms of each sample as a row; they are rows already where `batch_axis` is None."""
+    if batch_axis is None:
+        return terms
+    return F.Flatten(terms if batch_axis == 0 else F.swapaxes(terms, dim1=0, dim2=batch_axis))
+
+
+def _ones(F: Any, rows: Any) -> Any:
+    """A column of ones, as long as a row: the product with it is the fastest sum."""
+    return F.transpose(F.ones_like(F.slice(rows, begin=(0,), end=(1,))))
 
 
 def first_along(F: Any, x: Any, axis: int) -> Any:
@@ -254,34 +263,62 @@ def cross_entropy(F: Any, log_pred: Any, label: Any) -> Any:
     return -label * _unless_absent(F, log_pred, F.abs(label))
 
 
-def gaussian_terms(
+def gaussian_differences(
     F: Any, mean: Any, spread: Any, prior_mean: Optional[Any] = None, prior_spread: Optional[Any] = None, *,
-    std: bool = False, doubled: bool = False,
-) -> Any:
-    """KL(N(mean, spread) || N(prior_mean, prior_spread)) of every dimension; None stands for a standard prior.
+    std: bool = False,
+) -> Tuple[Any, Any]:
+    """How far the mean and the log-variance are from the prior's; the mean in standard deviations of the prior.
 
-    Spreads are log-variances, or standard deviations if `std`. With d the difference of the log-variances and
-    g that of the means, ``(g^2 / prior variance + expm1(d) - d) / 2``: both summands are at least 0. `doubled` asks
-    for twice that, of float64 that stands for float32: exp(d) - 1 has digits enough then, but may be 1e-16 below d.
+    Spreads are log-variances, or standard deviations if `std`; None stands for those of a standard prior.
     """
     gap = mean if prior_mean is None else mean - prior_mean
     if std:
         d = 2 * F.log(spread if prior_spread is None else spread / prior_spread)
-        gap = gap if prior_spread is None else gap / prior_spread
-    elif prior_spread is None:
-        d = spread
-    else:
-        d = spread - prior_spread
-        # Scaled in two steps, since exp may overflow where the product fits; and 0 * inf at no gap is 0.
-        scale = F.exp(-0.25 * F.where(gap == 0, F.zeros_like(gap), prior_spread))
-        gap = gap * scale * scale
+        return gap if prior_spread is None else gap / prior_spread, d
+    if prior_spread is None:
+        return gap, spread
+    # Scaled in two steps, since exp may overflow where the product fits; and 0 * inf at no gap is 0.
+    scale = F.exp(-0.25 * F.where(gap == 0, F.zeros_like(gap), prior_spread))
+    return gap * scale * scale, spread - prior_spread
+
+
+def gaussian_terms(F: Any, gap: Any, d: Any, doubled: bool = False) -> Any:
+    """KL(N(m, v) || N(m', v')) of every dimension, with gap = (m - m') / sqrt(v') and d = log v - log v'.
+
+    ``(gap^2 + expm1(d) - d) / 2``: both summands are at least 0. `doubled` asks for twice that, of float64 that
+    stands for float32: exp(d) - 1 has digits enough then.
+    """
     if doubled:
-        return F.square(gap) + (F.exp(d) - 1 - F.minimum(d, _HUGE))  # at +inf, inf - inf is avoided
+        excess = F.exp(d) - 1 - F.minimum(d, _HUGE)  # at +inf, inf - inf is avoided
+        return F.square(gap) + _not_negative(F, excess)
     return F.add_n(F.square(gap * math.sqrt(0.5)), *_half_expm1_excess(F, d))
 
 
-def not_negative(F: Any, x: Any) -> Any:
-    """`x`, or 0 where it is less; the gradient goes through."""
+def gaussian_sums(
+    F: Any, gap: Any, d: Any, batch_axis: Optional[int], mean: bool, long: bool, scale: float,
+) -> Any:
+    """The terms reduced as by `sum_per_sample`, in fewer passes, of a `gap` in float32 and a `d` in float64 for it.
+
+    A gap's square may overflow before its half does.
+    """
+    squares, growth, d = (_rows(F, x, batch_axis) for x in (F.square(gap), F.exp(d) - 1, d))
+    ones = _ones(F, d)
+    shares = ones * (scale / 2)
+    if mean:
+        shares = F.broadcast_div(shares, _dot(F.transpose(ones), ones))
+    total = _dot(d, shares)
+    # Where it is infinite the growth is, and inf - inf is avoided; the derivative stays.
+    total = F.where(total < _HUGE, total, F.contrib.sign_ste(total))
+    excess = _not_negative(F, _dot(growth, shares) - total)
+    if long:
+        squares = F.cast(squares, dtype="float64")
+    else:
+        shares, excess = (F.cast(x, dtype="float32") for x in (shares, excess))
+    return F.reshape(_dot(squares, shares) + excess, shape=(-1,))
+
+
+def _not_negative(F: Any, x: Any) -> Any:
+    """`x`, or 0 where it is less, as round-off may be; the gradient goes through."""
     return x - F.BlockGrad(F.minimum(x, 0))
 
 

@@ -86,9 +86,9 @@ class GaussianKLLoss(CheckedLoss):
     Notes
     -----
     No term is negative, equal Gaussians give exactly 0 and nearly equal ones keep their leading
-    digits; without the fused operator, in float32, those above 1e-16. A term is infinite
-    only where its value exceeds the dtype, for log-variances down to the most negative number
-    that the dtype holds.
+    digits. A term is infinite only where its value exceeds the dtype, for log-variances down to
+    the most negative number that the dtype holds. Without the fused operator, in float32, the
+    digits that stay are those above 1e-16, and sums are infinite from means of 1.8e19 on.
 
     Kingma et al. (2016) apply the free nats to the average over a minibatch; here they apply to
     every sample, so that a result does not depend on which samples share a batch.
@@ -180,35 +180,39 @@ class GaussianKLLoss(CheckedLoss):
                                 free_nats=float(self._free_nats), **numbers)
 
     def _over_operators(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
+        std = self._spread == "std"
+        # In a prior, the standard's numbers play no part, and others count as arrays.
+        inputs = tuple(None if is_number(x) and x == standard else x
+                       for x, standard in zip(inputs, (None, None, 0, 1 if std else 0, None)))
         # In float64, what is to be right in float32 takes a third of the passes.
         wide = facts is not None and "float64" not in facts.dtypes
-        *parameters, weight = self._lifted(F, facts, inputs, wide)
-        mean, log_variance = parameters[:2]
-        # A number that is not the standard prior's counts as any array.
-        prior = [x if x is None else None if is_number(x) and x == standard else
-                 F.ones_like(mean) * x if is_number(x) else x if facts is not None else F.broadcast_like(x, mean)
-                 for x, standard in zip(parameters[2:], (0, 1 if self._spread == "std" else 0))]
+        # Where nothing but the sums of samples is asked for, fewer still.
+        summed = (wide and self._reduction != "none" and self._free_nats == 0 and inputs[3] is inputs[4] is None
+                  and (self._weight is None or self._weight > 0))
+        widened = [name for name in self._names if not (summed and name in ("mean", "prior_mean"))] if wide else ()
+        mean, log_variance, *prior, weight = self._lifted(F, facts, inputs, widened)
+        prior = [F.ones_like(mean) * x if is_number(x) else
+                 F.broadcast_like(x, mean) if facts is None and x is not None else x for x in prior]
+        if facts is not None and summed:
+            out = divergence.gaussian_sums(
+                F, *divergence.gaussian_differences(F, mean, log_variance, *prior, std=std),
+                self._axis_of_samples(facts), self._reduction == "mean", facts.long, self._weight or 1.0)
+            return F.cast(out, dtype="float32") if facts.long else out
         present = [x is not None for x in prior]
-        # The sum of a sample may be lifted to 0 instead of each of its terms, if nothing turns signs.
-        summed = weight is None and self._reduction != "none" and (self._weight is None or self._weight > 0)
+        least = self._free_nats * (2 if wide else 1)
 
         def terms(mean: Any, log_variance: Any, *given: Any) -> Any:
             values = iter(given)
-            out = divergence.gaussian_terms(
-                F, mean, log_variance, *(next(values) if here else None for here in present),
-                std=self._spread == "std", doubled=wide)
-            if self._free_nats == 0:
-                return divergence.not_negative(F, out) if wide and not summed else out
-            least = self._free_nats * (2 if wide else 1)
-            return F.where(out < least, F.ones_like(out) * least, out)
+            differences = divergence.gaussian_differences(
+                F, mean, log_variance, *(next(values) if here else None for here in present), std=std)
+            out = divergence.gaussian_terms(F, *differences, doubled=wide)
+            return F.where(out < least, F.ones_like(out) * least, out) if least else out
 
         weight_grad = facts is None or facts.recorded[-1]
         given = (mean, log_variance, *(x for x in prior if x is not None))
         out = self._reduced(F, facts, weigh(F, terms, given, weight, None, weight_grad), self._reduction,
                             scale=0.5 if wide else 1.0)
-        if not wide:
-            return out
-        return F.cast(divergence.not_negative(F, out) if summed else out, dtype="float32")
+        return F.cast(out, dtype="float32") if wide else out
 
 
 def fit_prior(name: str, prior: Any, shape: Tuple[int, ...]) -> Any:

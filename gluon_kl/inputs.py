@@ -11,7 +11,7 @@ import numbers
 import operator
 import sys
 import threading
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Container, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from gluon_kl import _mxnet
 from gluon_kl.divergence import heard_rows, is_finite, sum_per_sample, unit
@@ -159,8 +159,10 @@ def check_same_place(names: Sequence[str], inputs: Sequence[Any]) -> Tuple[Tuple
 
     All kinds of CPU memory are one place: what a DataLoader's workers hand out is copied.
     """
-    contexts = [x.context if isinstance(x, NDArray) else None for x in inputs]
-    device = next((each for each in contexts if each is not None and each.device_type not in _LENT), mx.cpu(0))
+    contexts: List[Any] = [None if x is None or type(x) is float else x.context for x in inputs]
+    device = contexts[0]
+    if device.device_type in _LENT:
+        device = next((each for each in contexts if each is not None and each.device_type not in _LENT), mx.cpu(0))
     if all(each is None or each == device for each in contexts):
         return tuple(inputs), device
     moved = []
@@ -200,7 +202,7 @@ def follow(x: Any) -> Tuple[bool, Any]:
     several uses wrong. One that autograd does not follow is detached: recording would mark it, until the next backward,
     like one that it follows.
     """
-    if not isinstance(x, NDArray):
+    if x is None or type(x) is float:
         return False, x
     # Only arrays that autograd follows have a gradient state to write; what is written is what was there.
     state = ctypes.c_int()
@@ -211,17 +213,17 @@ def follow(x: Any) -> Tuple[bool, Any]:
 
 
 def lift(
-    F: Any, facts: Optional[Facts], inputs: Sequence[Any], alike: Sequence[bool], wide: bool = False,
+    F: Any, facts: Optional[Facts], inputs: Sequence[Any], alike: Sequence[bool], wide: Sequence[bool],
 ) -> List[Any]:
-    """The inputs in one floating dtype: float64 if any of them is, or if `wide`, else float32; None and numbers stay.
+    """The inputs in one floating dtype, float64 if any of them is, else float32; None and numbers stay.
 
-    `alike` tells which have the shape of the first: a graph may not know it yet.
+    `alike` tells which have the shape of the first: a graph may not know it yet; `wide` which become float64 anyway.
     """
     if facts is None:
         return _lift_unknown(F, inputs, alike)
-    target = "float64" if wide or "float64" in facts.dtypes else "float32"
+    targets = ["float64" if own or "float64" in facts.dtypes else "float32" for own in wide]
     return [F.cast(x, dtype=target) if isinstance(x, (NDArray, Symbol)) and dtype != target else x
-            for x, dtype in zip(inputs, facts.dtypes)]
+            for x, dtype, target in zip(inputs, facts.dtypes, targets)]
 
 
 def _lift_unknown(F: Any, inputs: Sequence[Any], alike: Sequence[bool]) -> List[Any]:
@@ -273,8 +275,12 @@ def weigh(
 
 
 def _legacy(x: Any) -> Any:
-    """An mx.np array or Symbol as the mx.nd or mx.sym one that shares its memory and gradient."""
-    return x.as_nd_ndarray() if isinstance(x, (mx.np.ndarray, mx.sym.np._Symbol)) else x
+    """An mx.np array or Symbol as the mx.nd or mx.sym one that shares its memory and gradient; a number as a float."""
+    if x is None or type(x) is NDArray:
+        return x
+    if isinstance(x, (mx.np.ndarray, mx.sym.np._Symbol)):
+        return x.as_nd_ndarray()
+    return float(x) if is_number(x) else x
 
 
 class _NoRows(autograd.Function):
@@ -385,12 +391,14 @@ class CheckedLoss(Loss):
             raise TypeError(f"{self._names[0]} must be an MXNet array, not a Symbol: a Symbol has no values")
         return [_legacy(x) for x in inputs]
 
-    def _lifted(self, F: Any, facts: Optional[Facts], inputs: Sequence[Any], wide: bool = False) -> List[Any]:
-        """The inputs in one floating dtype; if the weight of the loss is 0, ones, whose terms are finite."""
+    def _lifted(
+        self, F: Any, facts: Optional[Facts], inputs: Sequence[Any], wide: Container[str] = (),
+    ) -> List[Any]:
+        """The inputs as `lift` does, those named in `wide` in float64; under a weight of 0, ones: finite terms."""
         if self._weight == 0:
             inputs = [F.ones_like(x) if isinstance(x, (NDArray, Symbol)) else x for x in inputs]
         alike = [name in self._alike and isinstance(x, (NDArray, Symbol)) for name, x in zip(self._names, inputs)]
-        return lift(F, facts, inputs, alike, wide)
+        return lift(F, facts, inputs, alike, [name in wide for name in self._names])
 
     def _call_fused(
         self, F: Any, facts: Optional[Facts], inputs: Dict[str, Any], fixed: Sequence[str] = (), scale: float = 1.0,
@@ -409,6 +417,13 @@ class CheckedLoss(Loss):
                 taken[name] = F.BlockGrad(taken[name])
         return fused(F, taken, grad, **options)
 
+    def _axis_of_samples(self, facts: Optional[Facts]) -> Optional[int]:
+        """`batch_axis` as `sum_per_sample` takes it."""
+        if facts is None:
+            return self._batch_axis
+        batch_axis = self._batch_axis % facts.ndim
+        return None if batch_axis == 0 and facts.ndim == 2 else batch_axis
+
     def _reduced(
         self, F: Any, facts: Optional[Facts], terms: Any, reduction: str, x: Any = None, weight: Any = None,
         axis: Optional[int] = None, scale: float = 1.0,
@@ -418,16 +433,15 @@ class CheckedLoss(Loss):
             scale *= self._weight
         if reduction == "none":
             return terms if scale == 1 else terms * scale
-        batch_axis = self._batch_axis if facts is None else self._batch_axis % facts.ndim
         long = facts is not None and facts.long
         rows = None if axis is None or reduction != "row_mean" else heard_rows(F, x, weight, axis)
-        out = sum_per_sample(F, terms, batch_axis, reduction == "mean", long, scale, rows)
+        out = sum_per_sample(F, terms, self._axis_of_samples(facts), reduction == "mean", long, scale, rows)
         return F.cast(out, dtype="float32") if long and facts is not None and "float64" not in facts.dtypes else out
 
     def forward(self, *inputs: Any) -> Any:
         symbolic = check_kinds(self._names, inputs, self._optional, self._numeric)
         numpy_kind = isinstance(inputs[0], (mx.np.ndarray, mx.sym.np._Symbol))
-        legacy = [float(x) if self._numeric and is_number(x) else _legacy(x) for x in inputs]
+        legacy = [_legacy(x) for x in inputs]
         if symbolic:
             # Where a label's shape is open, MXNet overruns the memory in which it hands shapes to an extension: it
             # counts -1 for each. Gluon's traces know all shapes; Symbols put together by hand may not.
@@ -445,7 +459,7 @@ class CheckedLoss(Loss):
     def _observe(self, inputs: Sequence[Any], frame: Frame) -> Tuple[Sequence[Any], Facts]:
         """The checked inputs as an operator may be given them, and what is known of them."""
         inputs, device = check_same_place(self._names, inputs)
-        dtypes = tuple([_DTYPE_NAMES[x.dtype] if isinstance(x, NDArray) else None for x in inputs])
+        dtypes = tuple([None if x is None or type(x) is float else _DTYPE_NAMES[x.dtype] for x in inputs])
         recorded: Tuple[bool, ...] = (False,) * len(inputs)
         if autograd.is_recording():
             recorded, inputs = zip(*[follow(x) for x in inputs])

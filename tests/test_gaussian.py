@@ -291,6 +291,47 @@ def test_any_rank_and_batch_axis(run, rng):
             np.testing.assert_allclose(value, oracle.reduce(terms, batch_axis, reduction), rtol=1e-10)
 
 
+@pytest.mark.parametrize("shape, batch_axis", [((3, 5), 0), ((5, 3), 1), ((2, 3, 4), -1), ((2, 1 << 15), 0)])
+@pytest.mark.parametrize("options", [{}, {"reduction": "mean"}, {"weight": 3.0}, {"reduction": "mean", "weight": 0.5}])
+@pytest.mark.parametrize("given", [(), (True,), (0.25,), (True, True), (0.25, 0.5)])
+def test_sums_in_float32(run, rng, shape, batch_axis, options, given):
+    """Samples of any length, with their gradients, whose sums may be put together from several."""
+    mean, log_variance, *arrays = rng.normal(size=(4, *shape)).astype("float32")
+    prior = [array if x is True else x for x, array in zip(given, arrays)]
+    loss = GaussianKLLoss(batch_axis=batch_axis, **options)
+    terms = oracle.gaussian_terms(mean, log_variance, *prior).astype("float64") * options.get("weight", 1)
+    np.testing.assert_allclose(run(loss, mean, log_variance, *prior),
+                               oracle.reduce(terms, batch_axis, options.get("reduction", "sum")), rtol=1e-6)
+    wide = [x.astype("float64") if isinstance(x, np.ndarray) else x for x in (mean, log_variance, *prior)]
+    for got, want in zip(run.gradients(loss, mean, log_variance, *prior), run.gradients(loss, *wide)):
+        if want is not None:
+            np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_what_is_not_finite_stays_in_its_sample(run, dtype):
+    mean = np.array([[0, np.inf, 1], [np.nan, 0, 1], *[[0, 0, 1]] * 4, [1, 1, 1]], dtype=dtype)
+    log_variance = np.array([[0, 0, 1], [0, 0, 1], [np.inf, 1, 0], [-np.inf, 1, 0], [np.inf, -np.inf, 0],
+                             [np.nan, 1, 0], [1, 1, 1]], dtype=dtype)
+    value = run(GaussianKLLoss(), mean, log_variance)
+    np.testing.assert_array_equal(value[:6], [np.inf, np.nan, np.inf, np.inf, np.inf, np.nan])
+    assert value[6] == pytest.approx(1.5 * (math.e - 1), rel=1e-6)
+    to_mean, to_log_variance = run.gradients(GaussianKLLoss(), mean, log_variance)
+    np.testing.assert_allclose(to_mean, mean, rtol=1e-6)
+    with np.errstate(over="ignore"):
+        expected = np.expm1(log_variance.astype("float64")) / 2
+    np.testing.assert_allclose(to_log_variance, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+def test_means_at_the_end_of_float32(run, path, reduction):
+    """Half a square fits where the square does not; without the operator, float32's sums go by the square."""
+    mean = np.array([[1.8e19], [2.6e19]], dtype="float32")
+    value = run(GaussianKLLoss(reduction=reduction), mean, np.zeros_like(mean)).ravel()
+    reached = np.inf if path == "operators" and reduction == "sum" else 3.38e38
+    np.testing.assert_allclose(value, [1.62e38, reached], rtol=1e-6)
+
+
 def test_infinite_precision_is_infinite_divergence(run):
     for mean, prior_log_variance in itertools.product((0.0, 1.0), (None, 2.0)):
         prior = None if prior_log_variance is None else np.array([[prior_log_variance]])
