@@ -192,7 +192,8 @@ def set_up(python, folder, command, mxnet=MXNET, numpy=None):
              [python["executable"], "-m", "venv", folder])
         known = [identity]
     stamp.write_text(identity)
-    pip = [inside, "-m", "pip", "install", "--disable-pip-version-check", "--progress-bar", "off"]
+    # Python compiles what it imports; to compile all that is installed would take a third of the time.
+    pip = [inside, "-m", "pip", "install", "--disable-pip-version-check", "--no-compile", "--progress-bar", "off"]
     commands = sorted({command, *known[2:]})
     wanted = list(dict.fromkeys(item for each in commands for item in requirements(each)))
     if "-e" in wanted:

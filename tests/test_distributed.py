@@ -143,7 +143,7 @@ def test_no_child_survives_its_parent(stop, folder):
             children = [int(pid) for pid in tasks.read_text().split()]
         assert len(children) == 4
         parent.send_signal(stop)
-        assert parent.wait(timeout=20) != 0
+        assert parent.wait(timeout=60) != 0
     finally:
         parent.kill()
         parent.wait()
