@@ -63,9 +63,9 @@ def sum_per_sample(
 ) -> Any:
     """Reduce every axis but `batch_axis`, by sum or mean, times `scale`: shape (batch,).
 
-    `batch_axis` None stands for 0 where there are two axes.
-    `long` asks for sums in float64: the fast one adds up in the dtype of the terms. `rows`, from `heard_rows`,
-    asks for the mean over those that count; a sample without one has 0.
+    `batch_axis` None says that the terms are rows, (batch, terms). `long` asks for sums in float64: the fast one adds
+    up in the dtype of the terms. `rows`, from `heard_rows`, asks for the mean over those that count; a sample without
+    one has 0.
     """
     terms = _rows(F, terms, batch_axis)
     ones = _ones(F, terms)
@@ -82,7 +82,7 @@ def sum_per_sample(
 
 
 def _rows(F: Any, terms: Any, batch_axis: Optional[int]) -> Any:
-    """The terms of each sample as a row; they are rows already where `batch_axis` is None."""
+    """The terms of each sample as a row, which they are where `batch_axis` is None."""
     if batch_axis is None:
         return terms
     return F.Flatten(terms if batch_axis == 0 else F.swapaxes(terms, dim1=0, dim2=batch_axis))
