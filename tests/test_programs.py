@@ -806,7 +806,7 @@ def test_first_calls_from_several_threads():
                                         (ReverseKLDivLoss(reduction="sum"), 1e-6), (JSDivLoss(reduction="sum"), 1e-6),
                                         (GaussianKLLoss(), 1e-6), (BernoulliKLLoss(reduction="sum"), 1e-6)],
                          ids=lambda value: getattr(value, "name", None))
-def test_sums_over_long_samples(loss, rtol):
+def test_sums_over_long_samples(loss, rtol, path):
     """2^23 terms of one size, whose sum in float32 is 5e-4 off."""
     n = 1 << 23
     one = {KLDivLoss: (-1.5, 0.3), ReverseKLDivLoss: (-1.5, 0.3), JSDivLoss: (-1.5, 0.3), GaussianKLLoss: (0.4, -0.7),
