@@ -186,7 +186,7 @@ class GaussianKLLoss(CheckedLoss):
                        for x, standard in zip(inputs, (None, None, 0, 1 if std else 0, None)))
         # In float64, what is to be right in float32 takes a third of the passes.
         wide = facts is not None and "float64" not in facts.dtypes
-        # Where nothing but the sums of samples is asked for, fewer still.
+        # Where nothing but the sums of samples is asked for, fewer still; the means stay in float32.
         summed = (wide and self._reduction != "none" and self._free_nats == 0 and inputs[3] is inputs[4] is None
                   and (self._weight is None or self._weight > 0))
         widened = [name for name in self._names if not (summed and name in ("mean", "prior_mean"))] if wide else ()
