@@ -118,7 +118,7 @@ def visits(browser, site, address):  # noqa: F811
                     seen.add(kind)
                 }
             }""")
-            # Last, for it fetches style sheets itself. Of a theme all that differs is the colours, which a phone shows too.
+            # Last, for it fetches style sheets itself. A theme changes colours alone, and a phone shows the same ones.
             rules = ({"runOnly": ["color-contrast"]} if theme == "dark" else
                      {"rules": {"color-contrast": {"enabled": size is DESKTOP}}})
             kept[-1].violations = Axe().run(page, options=rules).response["violations"]
