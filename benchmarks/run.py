@@ -38,20 +38,21 @@ SUBJECTS = {
     "torch-compile": "torch.compile",
     "jax": "JAX",
 }
+COPIES = ["copy", "copy-two-threads"]  # no loss: what the memory can do
 IN_FAMILY = ["gluon_kl", "gluon", "torch", "torch-compile", "jax", "operators"]
-IN_SHAPES = ["gluon_kl", "gluon", "torch", "torch-compile", "jax", "operators", "eager", "two-threads", "copy"]
+IN_SHAPES = ["gluon_kl", "gluon", "torch", "torch-compile", "jax", "operators", "eager", "two-threads", *COPIES]
 IN_MEMORY = ["gluon_kl", "gluon", "torch"]
 # glibc's allocator keeps what is freed: else each step may be charged with fresh pages for an array, or not, as the
 # heap happens to lie, which costs more than the loss.
 KEEP_MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "10000000000", "MALLOC_MMAP_THRESHOLD_": "33554432",
                "MALLOC_TOP_PAD_": "268435456"}
-# Nanoseconds per element on one core with AVX-512: exp and log forward, exp backward.
-FORWARD_NS, BACKWARD_NS = 0.37, 0.17
+# Nanoseconds per element on one core of exp and log forward, exp backward, as `tests/native/run.py bench` prints them.
+ARITHMETIC = {"AVX-512": (0.37, 0.17), "AVX2": (1.23, 0.48)}
 
 
 class Worker:
     def __init__(self, subject, peers, **environment):
-        threads = "2" if subject == "two-threads" else "1"
+        threads = "2" if subject.endswith("two-threads") else "1"
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = {**os.environ, **environment, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads,
                        "GLUON_KL_NUM_THREADS": threads, "PYTHONPATH": os.pathsep.join(paths)}
@@ -137,7 +138,7 @@ class Bench:
                 results = list(np.load(file).values())
                 os.remove(file)
                 ours = results if subject == "gluon_kl" else ours
-                difference = None if subject == "copy" else differs(ours, results)
+                difference = None if subject in COPIES else differs(ours, results)
                 if difference:
                     self.wrong.append(f"{row.name}: {SUBJECTS[subject]} computes something else: {difference}")
                     self.tell(self.wrong[-1])
@@ -174,11 +175,11 @@ def differs(ours, theirs):
     return None
 
 
-def ceiling(row, copy_seconds):
+def ceiling(row, copy_seconds, forward_ns, backward_ns):
     """Seconds that arithmetic or memory traffic alone take: forward reads 8 bytes an element, backward moves 12."""
     n = int(np.prod(row.shape))
     per_byte = copy_seconds / (8 * n)
-    return max(FORWARD_NS * 1e-9 * n, 8 * n * per_byte) + max(BACKWARD_NS * 1e-9 * n, 12 * n * per_byte)
+    return max(forward_ns * 1e-9 * n, 8 * n * per_byte) + max(backward_ns * 1e-9 * n, 12 * n * per_byte)
 
 
 # ---- Tables: microseconds of gluon_kl, the others in multiples of it ----
@@ -191,6 +192,17 @@ def multiple(times, subject):
     return f"{times[subject] / times['gluon_kl']:.3g}" if subject in times else ""
 
 
+def gain(times, one, two):
+    """How many times as fast it is with two threads."""
+    return f"{times[one] / times[two]:.2f}" if one in times and two in times else ""
+
+
+def share_of_ceiling(row, times):
+    arithmetic = ARITHMETIC.get(vectors())
+    known = arithmetic and "copy" in times
+    return f"{ceiling(row, times['copy'], *arithmetic) / times['gluon_kl']:.0%}" if known else ""
+
+
 def family_table(measured):
     yield ["loss", "pred", "gluon_kl (µs)", *(SUBJECTS[subject] for subject in IN_FAMILY[1:])]
     for row, times in measured:
@@ -198,13 +210,13 @@ def family_table(measured):
 
 
 def shapes_table(measured):
-    others = [subject for subject in IN_SHAPES[1:] if subject not in ("two-threads", "copy")]
-    yield ["pred", "gluon_kl (µs)", "of ceiling", *(SUBJECTS[subject] for subject in others), "2 threads"]
+    others = [subject for subject in IN_SHAPES[1:] if subject not in ("two-threads", *COPIES)]
+    yield ["pred", "gluon_kl (µs)", "of ceiling", *(SUBJECTS[subject] for subject in others), "2 threads",
+           "copy, 2 threads"]  # of arrays so large that to start a thread does not count
     for row, times in measured:
         yield [row.size + (", a leaf" if row.setting == "leaf" else ""), microseconds(times),
-               f"{ceiling(row, times['copy']) / times['gluon_kl']:.0%}" if "copy" in times else "",
-               *(multiple(times, subject) for subject in others),
-               f"{times['gluon_kl'] / times['two-threads']:.2f}" if "two-threads" in times else ""]
+               share_of_ceiling(row, times), *(multiple(times, subject) for subject in others),
+               gain(times, "gluon_kl", "two-threads"), gain(times, *COPIES) if times.get("copy", 0) > 1e-3 else ""]
 
 
 def memory_table(measured):
@@ -219,12 +231,21 @@ def setting_table(versions):
     yield ["libraries", ", ".join(sorted(set(versions.values())))]
 
 
-def processor():
+def facts():
+    """What Linux says of the processor, by name."""
     with open("/proc/cpuinfo", encoding="utf-8") as file:
-        facts = dict(line.rstrip("\n").split("\t", 1) for line in file if "\t" in line)
-    name = facts.get("model name", ": " + platform.machine()).split(":", 1)[1].strip()
-    widest = next((flag for flag in ("avx512f", "avx2") if flag in facts.get("flags", "").split()), "")
-    return f"{name}, {widest.replace('avx512f', 'AVX-512').upper()}".rstrip(", ")
+        pairs = [line.split(":", 1) for line in file if ":" in line]
+    return {name.strip(): value.strip() for name, value in pairs}
+
+
+def vectors():
+    """The widest instructions that the kernels are compiled for and this processor has."""
+    flags = facts().get("flags", "").split()
+    return next((name for name, flag in (("AVX-512", "avx512dq"), ("AVX2", "avx2")) if flag in flags), "")
+
+
+def processor():
+    return f"{facts().get('model name', platform.machine())}, {vectors()}".rstrip(", ")
 
 
 def measure(bench, family, shapes, memory):

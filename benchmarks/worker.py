@@ -11,7 +11,8 @@ import time
 import numpy as np
 from rows import FORMS, Row, inputs, smaller
 
-MODULES = {"torch": "with_torch", "torch-compile": "with_torch", "jax": "with_jax", "copy": "worker"}
+MODULES = {"torch": "with_torch", "torch-compile": "with_torch", "jax": "with_jax", "copy": "worker",
+           "copy-two-threads": "worker"}
 
 
 class Steps:
