@@ -212,7 +212,7 @@ def family_table(measured):
 def shapes_table(measured):
     others = [subject for subject in IN_SHAPES[1:] if subject not in ("two-threads", *COPIES)]
     yield ["pred", "gluon_kl (µs)", "of ceiling", *(SUBJECTS[subject] for subject in others), "2 threads",
-           "copy, 2 threads"]  # of arrays so large that to start a thread does not count
+           "copy"]  # with two threads; of arrays so large that to start a thread does not count
     for row, times in measured:
         yield [row.size + (", a leaf" if row.setting == "leaf" else ""), microseconds(times),
                share_of_ceiling(row, times), *(multiple(times, subject) for subject in others),
