@@ -1,8 +1,7 @@
 """Builds the standalone driver of the kernels and runs it under sanitizers and valgrind, or for time.
 
 python tests/native/run.py            # accuracy; ASAN + UBSAN; valgrind and aarch64 where their programs are installed
-python tests/native/run.py quick      # the same, ASAN + UBSAN with the widest vectors alone and without checks that
-                                      # ASAN makes too, valgrind with SSE2; fewer calls
+python tests/native/run.py quick      # the same, ASAN + UBSAN with the widest vectors alone, valgrind with SSE2
 python tests/native/run.py accuracy   # accuracy alone
 python tests/native/run.py bench      # ns per element of exp, log and each form; a form's name may follow
 """
@@ -82,18 +81,18 @@ def build(folder, flags, wanted, compiler=None, machine=None):
 
 
 def accuracy(folder, source, *arguments):
-    """Errors of the functions and terms for one instruction set; or, told so, what two functions take."""
+    """Errors of the functions and terms for one instruction set; with "bench", the time of exp and log."""
     program = os.path.join(folder, "accuracy_" + isa_of(source))
     run([os.environ.get("CXX", "g++"), *NUMERIC, "-O2", "-w", "-I", NATIVE, *BUILD["ISA_FLAGS"][source],
          os.path.join(HERE, "accuracy.cc"), "-o", program, "-pthread"])
     run([program, *arguments])
 
 
-def sanitizers(folder, wanted, calls, *more):
+def sanitizers(folder, wanted):
     lean = ["--param", "asan-instrumentation-with-call-threshold=0"]  # inline it would take a third longer to compile
     program = build(os.path.join(folder, "sanitized"), ["-O0", "-g1", "-fsanitize=address,undefined",
-                                                        "-fno-sanitize-recover=all", *lean, *more], wanted)
-    side_by_side([functools.partial(run, [program, "check", calls], GLUON_KL_ISA=isa_of(source),
+                                                        "-fno-sanitize-recover=all", *lean], wanted)
+    side_by_side([functools.partial(run, [program, "check", "400"], GLUON_KL_ISA=isa_of(source),
                                     GLUON_KL_NUM_THREADS="3") for source in wanted])
 
 
@@ -111,12 +110,12 @@ def valgrind(folder, wanted):
                   for source in wanted])
 
 
-def other_processor(folder, calls):
+def other_processor(folder):
     if not (shutil.which(AARCH64) and shutil.which("qemu-aarch64")):
         print(f"{AARCH64} or qemu-aarch64 is not installed: skipped")
         return
     program = build(os.path.join(folder, "aarch64"), ["-O2", "-static"], ["kernel_baseline.cc"], AARCH64, "aarch64")
-    run(["qemu-aarch64", program, "check", calls], GLUON_KL_NUM_THREADS="2")
+    run(["qemu-aarch64", program, "check", "400"], GLUON_KL_NUM_THREADS="2")
 
 
 def main():
@@ -127,13 +126,10 @@ def main():
             program = build(os.path.join(folder, "bench"), ["-O3"], sources)
             return subprocess.run([program, *sys.argv[sys.argv.index("bench"):]], check=True)
         jobs = [functools.partial(accuracy, folder, source) for source in sources]
-        if "quick" in sys.argv:  # the longest first
-            jobs = [functools.partial(sanitizers, folder, sources[:1], "200", "-fno-sanitize=null,object-size,vptr"),
-                    functools.partial(valgrind, folder, sources[-1:]),
-                    functools.partial(other_processor, folder, "80"), *jobs]
-        elif "accuracy" not in sys.argv:
-            jobs = [functools.partial(sanitizers, folder, sources, "400"), functools.partial(valgrind, folder, sources),
-                    functools.partial(other_processor, folder, "400"), *jobs]
+        if "accuracy" not in sys.argv:  # the longest first
+            first, last = (sources[:1], sources[-1:]) if "quick" in sys.argv else (sources, sources)
+            jobs = [functools.partial(sanitizers, folder, first), functools.partial(valgrind, folder, last),
+                    functools.partial(other_processor, folder), *jobs]
         side_by_side(jobs)
 
 
