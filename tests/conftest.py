@@ -18,7 +18,8 @@ import pytest
 
 warnings.filterwarnings("ignore", message=".*np_shape.*")
 
-LEAN = str(Path(__file__).resolve().parent / "lean")
+TESTS = Path(__file__).resolve().parent
+LEAN = TESTS / "lean"
 MODES = {"eager": None, "hybrid": {}, "static": {"static_alloc": True, "static_shape": True}}
 
 
@@ -115,7 +116,7 @@ def page_of(tmp_path_factory):
 @pytest.fixture(scope="session")
 def plots():
     """The module that the tutorials share."""
-    sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "tutorials"))
+    sys.path.insert(0, str(TESTS.parent / "tutorials"))
     try:
         import plots
     finally:
@@ -127,8 +128,7 @@ def plots():
 def in_subprocess(request):
     """Run Python source in a process of its own, on the path of the test: for what ends a process or stays in it."""
     chosen = getattr(request.node, "callspec", None)
-    tests = os.path.dirname(os.path.abspath(__file__))
-    base = {**os.environ, "PYTHONPATH": os.pathsep.join([LEAN, tests, os.path.dirname(tests)])}
+    base = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [LEAN, TESTS, TESTS.parent]))}
     if chosen is not None and chosen.params.get("path") == "operators":
         base["GLUON_KL_NATIVE"] = "0"
 
@@ -151,7 +151,7 @@ def script(tmp_path):
     def call(source, *arguments, timeout=120):
         file = tmp_path / "script.py"
         file.write_text(source, encoding="utf-8")
-        path = os.pathsep.join([LEAN, str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")])
+        path = os.pathsep.join([str(LEAN), str(TESTS.parent), os.environ.get("PYTHONPATH", "")])
         done = subprocess.run([sys.executable, "-W", "ignore", str(file), *arguments], timeout=timeout, text=True,
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, "PYTHONPATH": path})
         assert done.returncode == 0, done.stdout
