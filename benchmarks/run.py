@@ -198,7 +198,7 @@ def gain(times, one, two):
 
 
 def share_of_ceiling(row, times):
-    arithmetic = ARITHMETIC.get(vectors())
+    arithmetic = ARITHMETIC.get(processor().rpartition(", ")[2])
     known = arithmetic and "copy" in times
     return f"{ceiling(row, times['copy'], *arithmetic) / times['gluon_kl']:.0%}" if known else ""
 
@@ -231,21 +231,12 @@ def setting_table(versions):
     yield ["libraries", ", ".join(sorted(set(versions.values())))]
 
 
-def facts():
-    """What Linux says of the processor, by name."""
-    with open("/proc/cpuinfo", encoding="utf-8") as file:
-        pairs = [line.split(":", 1) for line in file if ":" in line]
-    return {name.strip(): value.strip() for name, value in pairs}
-
-
-def vectors():
-    """The widest instructions that the kernels are compiled for and this processor has."""
-    flags = facts().get("flags", "").split()
-    return next((name for name, flag in (("AVX-512", "avx512dq"), ("AVX2", "avx2")) if flag in flags), "")
-
-
 def processor():
-    return f"{facts().get('model name', platform.machine())}, {vectors()}".rstrip(", ")
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
+        facts = dict(line.rstrip("\n").split("\t", 1) for line in file if "\t" in line)
+    name = facts.get("model name", ": " + platform.machine()).split(":", 1)[1].strip()
+    widest = next((flag for flag in ("avx512f", "avx2") if flag in facts.get("flags", "").split()), "")
+    return f"{name}, {widest.replace('avx512f', 'AVX-512').upper()}".rstrip(", ")
 
 
 def measure(bench, family, shapes, memory):

@@ -136,6 +136,30 @@ def test_an_unknown_row_is_refused():
     assert done.returncode == 2 and "--list" in done.stderr and "hellinger" in done.stderr
 
 
+@pytest.mark.parametrize("copy, gained", [(2e-3, "1.25"), (1e-4, "")])
+def test_shares_and_gains(here, monkeypatch, copy, gained):
+    """Where copying takes no longer than to start a thread, its gain says nothing."""
+    run, row = here["run"], here["rows"].Row("kl", (1000, 1000))
+    times = {"gluon_kl": 5e-3, "two-threads": 2.5e-3, "copy": copy, "copy-two-threads": copy / 1.25}
+    for processor, share in [("A, AVX-512", max(0.37, 1e3 * copy) + max(0.17, 1.5e3 * copy)),
+                             ("B, AVX2", max(1.23, 1e3 * copy) + max(0.48, 1.5e3 * copy)), ("C", None)]:
+        monkeypatch.setattr(run, "processor", lambda processor=processor: processor)
+        head, line = run.shapes_table([(row, times)])
+        told = dict(zip(head, line))
+        assert told["of ceiling"] == ("" if share is None else f"{share / 5:.0%}")
+        assert told["2 threads"] == "2.00" and told["copy"] == gained
+
+
+def test_the_page_quotes_what_two_threads_gain():
+    """Measured anew, it is to be written anew."""
+    page = " ".join((tasks.ROOT / "docs" / "benchmarks.rst").read_text(encoding="utf-8").split())
+    wide, narrow = (next(row for row in table(folder, "benchmark_shapes") if row["pred"] == "8192×1000")
+                    for folder in (tasks.ROOT / "figures", tasks.ROOT / "figures" / "avx2"))
+    assert f"two threads copy {narrow['copy']} times as fast as one" in page
+    assert f"also computes, gains {narrow['2 threads']}." in page
+    assert f"less is left to halve: {wide['2 threads']}." in page
+
+
 def test_the_readme_quotes_the_table():
     """Measured anew, it is to be written anew."""
     readme = (tasks.ROOT / "README.md").read_text(encoding="utf-8")
@@ -145,3 +169,13 @@ def test_the_readme_quotes_the_table():
         quoted = next(line for line in readme.split("\n") if line.startswith(f"| {row['pred']} |"))
         multiples = [f"{float(row[name]):.2g}×" for name in ("Gluon", "torch", "torch.compile", "JAX")]
         assert quoted.split(" | ")[2:] == [*multiples[:-1], multiples[-1] + " |"]
+
+
+def test_the_readme_says_how_much_faster():
+    readme = " ".join((tasks.ROOT / "README.md").read_text(encoding="utf-8").split())
+    words = {7: "seven", 8: "Eight", 9: "nine", 18: "eighteen"}
+    wide, narrow = ([round(float(row["Gluon"])) for row in table(folder, "benchmark_shapes")
+                     if "leaf" not in row["pred"] and not row["pred"].endswith("×10")]
+                    for folder in (tasks.ROOT / "figures", tasks.ROOT / "figures" / "avx2"))
+    assert (f"**{words[min(wide)]} to {words[max(wide)]} times as fast as MXNet's own loss** on large arrays "
+            f"({words[min(narrow)]} to {words[max(narrow)]} without AVX-512)") in readme
