@@ -124,13 +124,13 @@ class Bernoulli:
         return oracle.weighted(terms, sample_weight=sample_weight, axis=None, **{"reduction": "sum", **options})
 
 
-THREE = (("kl", KLDivLoss, oracle.kl_terms, {}), ("reverse", ReverseKLDivLoss, oracle.reverse_kl_terms, {}),
+PAIRS = (("kl", KLDivLoss, oracle.kl_terms, {}), ("reverse", ReverseKLDivLoss, oracle.reverse_kl_terms, {}),
          ("js", JSDivLoss, oracle.js_terms, dict(beta=0.3)))
 MEMBERS = {
     **{f"{name} {'log_probs' if from_logits else 'logits'} {space}": Pair(loss, terms, from_logits, space, **options)
-       for name, loss, terms, options in THREE[1:] for from_logits in (True, False) for space in SPACES},
+       for name, loss, terms, options in PAIRS[1:] for from_logits in (True, False) for space in SPACES},
     **{f"{name} probs {space}": Pair(loss, terms, True, space, pred_space="probs", **options)
-       for name, loss, terms, options in THREE for space in SPACES},
+       for name, loss, terms, options in PAIRS for space in SPACES},
     "js 0": Pair(JSDivLoss, oracle.js_terms, False, beta=0),
     "js 1": Pair(JSDivLoss, oracle.js_terms, False, beta=1),
     "js 1, probs": Pair(JSDivLoss, oracle.js_terms, True, "probs", beta=1, pred_space="probs"),

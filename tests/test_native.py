@@ -23,6 +23,7 @@ needs_native = pytest.mark.skipif(not native.is_available(), reason=f"no fused o
 pytestmark = needs_native
 
 SPACES = ("probs", "log_probs", "logits")
+forms = pytest.mark.parametrize("form", ["kl", "reverse_kl", "js"])  # between two distributions
 EPSILON = 1e-12
 
 
@@ -243,7 +244,7 @@ def weights(rng, shape, kind, axis):
 
 @pytest.mark.parametrize("shape, axis, batch_axis", LAYOUTS)
 @pytest.mark.parametrize("pred, target", list(itertools.product(SPACES, SPACES)))
-@pytest.mark.parametrize("form", ["kl", "reverse_kl", "js"])
+@forms
 def test_pairs(form, shape, axis, batch_axis, pred, target):
     rng = seeded(form, shape, axis, batch_axis, pred, target)
     for reduction, kind in (("mean", "none"), ("sum", "rows"), ("none", "none"), ("row_mean", "rows"),
@@ -257,7 +258,7 @@ def test_pairs(form, shape, axis, batch_axis, pred, target):
 
 @pytest.mark.parametrize("shape, axis, batch_axis", [c for c in LAYOUTS if c[1] % len(c[0]) != c[2] % len(c[0])])
 @pytest.mark.parametrize("target", [None, *SPACES])
-@pytest.mark.parametrize("form", ["kl", "reverse_kl", "js"])
+@forms
 def test_hard_labels(form, target, shape, axis, batch_axis):
     """Beside a teacher, and alone."""
     rng = seeded(form, target, shape, axis, batch_axis)
@@ -686,7 +687,7 @@ def test_near_equal_logits_keep_their_digits_in_the_mixed_divergence(n, beta):
     assert not divergence(mx.nd, mx.nd.array(pred), mx.nd.array(pred), **options).asnumpy().any()
 
 
-@pytest.mark.parametrize("form", ["kl", "reverse_kl", "js"])
+@forms
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_probabilities_of_zero(form, dtype):
     """No NaN, no infinite slope where a probability is 0 on both sides; none to a target of 0 of the reverse form."""

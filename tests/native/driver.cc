@@ -145,7 +145,8 @@ void check_one(Call c, const Shape& shape, bool weighted) {
 Call random_call(int round) {
   Call c;
   const Form forms[] = {kKL, kKL, kReverseKL, kJS, kGaussian, kBernoulli, kCrossEntropy, kKL};
-  c.form = forms[round % 8];
+  constexpr int kinds = sizeof forms / sizeof *forms;
+  c.form = forms[round % kinds];
   const Reduction reductions[] = {kSum, kMeanOver, kNone, kRowMean};
   c.reduction = reductions[pick(0, c.pair() ? 3 : 2)];
   c.scale = 0.75;
@@ -160,7 +161,7 @@ Call random_call(int round) {
     c.spread_is_std = pick(0, 1), c.free_nats = pick(0, 1) ? 0 : 0.1;
   } else if (c.form == kBernoulli) {
     for (Space& s : c.space) s = pick(0, 1) ? kProbs : kLogits;
-  } else if (c.form == kCrossEntropy || round % 16 == 7) {
+  } else if (c.form == kCrossEntropy || round % (2 * kinds) == kinds - 1) {
     c.inputs = c.form == kCrossEntropy ? std::vector<int>{kPred, kHard} : std::vector<int>{kPred, kTarget, kHard};
     c.hard_weight = c.form == kCrossEntropy ? 1 : 0.25;
     c.space[0] = kLogits;
