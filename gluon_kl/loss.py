@@ -382,6 +382,109 @@ class ReverseKLDivLoss(PairLoss):
 
 
 
+class JeffreysDivLoss(PairLoss):
+    r"""Jeffreys divergence of a prediction and a target distribution, in nats.
+
+    :class:`KLDivLoss` and :class:`ReverseKLDivLoss` together. For each sample, with :math:`p` the
+    label and :math:`q` the prediction,
+
+    .. math:: \mathrm{KL}(p \,\|\, q) + \mathrm{KL}(q \,\|\, p)
+              = \sum_i (p_i - q_i) (\log p_i - \log q_i).
+
+    It is symmetric and without bound. R-Drop adds half of it, times a factor, to the cross-entropies
+    of two passes of one network that differ by dropout.
+
+    Parameters
+    ----------
+    from_logits : bool, default True
+        `True` if `pred` holds log-probabilities, `False` if it holds raw scores, to which
+        the loss applies log softmax over `axis`.
+    axis : int, default -1
+        The axis of the categories.
+    weight : float, optional
+        Factor for every result.
+    batch_axis : int, default 0
+        The axis of the samples; every other axis is reduced.
+    reduction : {"mean", "sum", "none", "row_mean"}
+        "mean" divides the sum by the number of terms of a sample; "sum" is the divergence
+        itself; "none" returns the terms; "row_mean" adds over `axis` and averages over the
+        rows of a sample whose weight is not 0.
+    label_space : {"probs", "log_probs", "logits"}
+        What `label` holds: probabilities, their logarithms, or raw scores that go through
+        softmax over `axis`.
+    pred_space : {"probs", "log_probs", "logits"}, optional
+        What `pred` holds, instead of what `from_logits` says: "probs" for networks that end in
+        a softmax.
+    prefix, params
+        As for every Gluon block.
+
+    Inputs
+    ------
+    pred
+        Array or Symbol of any shape with at least one axis. A score of -inf masks its category.
+    label
+        The same shape; any floating, integer or boolean dtype.
+    sample_weight
+        Optional. Shape (batch,), a weight per sample; pred's shape without `axis`, one per row,
+        such as (batch, time); or as many axes as `pred`, each 1 or that of `pred`. Weight 0
+        silences a row whatever it holds.
+
+    Outputs
+    -------
+    loss
+        Shape (batch,), or that of `pred` for ``reduction="none"``; float64 if an input is,
+        else float32. Of the array kind of `pred`.
+
+    Raises
+    ------
+    ValueError
+        If shapes differ, `sample_weight` does not fit, an axis is out of range, the arrays
+        are on different devices, or an argument is not among the allowed ones.
+    TypeError
+        If an input is not an MXNet array or Symbol, or an argument has the wrong type.
+
+    Notes
+    -----
+    A category that both exclude adds 0. Mass of one side where the other has none gives infinity, and no
+    useful gradient: one-hot labels need smoothing first, or :class:`JSDivLoss`.
+
+    Where both sides are logits and whole rows are reduced, the result is never negative,
+    exactly 0 for equal rows, and correct in its leading digits for nearly equal ones.
+
+    References
+    ----------
+    H. Jeffreys, "An Invariant Form for the Prior Probability in Estimation Problems",
+    Proceedings of the Royal Society A 186 (1946), 453-461.
+
+    X. Liang et al., "R-Drop: Regularized Dropout for Neural Networks", NeurIPS 2021.
+
+    Examples
+    --------
+    >>> from gluon_kl import JeffreysDivLoss
+    >>> from mxnet import nd
+    >>> pred = nd.array([[0.2, 0.5, 0.2, 0.1]])
+    >>> label = nd.array([[0.3, 0.4, 0.1, 0.2]])
+    >>> loss = JeffreysDivLoss(reduction="sum")
+    >>> value = loss(pred.log(), label)
+    >>> print(value.asnumpy().round(4))
+    [0.2015]
+    """
+
+    _direction = "KL(label ‖ pred) + KL(pred ‖ label) in nats"
+
+    def __init__(
+        self, from_logits: bool = True, axis: int = -1, weight: Optional[float] = None, batch_axis: int = 0, *,
+        reduction: str = "mean", label_space: str = "probs", pred_space: Optional[str] = None,
+        prefix: Optional[str] = None, params: Any = None,
+    ) -> None:
+        super().__init__(from_logits, axis, weight, batch_axis, reduction, label_space, pred_space,
+                         prefix=prefix, params=params)
+
+    def _form(self) -> Dict[str, Any]:
+        return {"form": "jeffreys"}
+
+
+
 class JSDivLoss(PairLoss):
     r"""Generalised Jensen-Shannon divergence of a prediction and a target, in nats.
 
