@@ -216,17 +216,13 @@ def pair_terms(
     F: Any, pred: Any, label: Any, *, pred_space: str, label_space: str, axis: int, form: str = "kl",
     beta: float = 0.5, epsilon: float = 1e-12, whole_rows: Any = False, label_grad: bool = True,
 ) -> Any:
-    """Terms of "kl", KL(label || pred), of "reverse_kl", KL(pred || label), of "jeffreys", their sum, or of "js"."""
+    """Terms of "kl", KL(label || pred), of "reverse_kl", KL(pred || label), or of "js"."""
     if form == "kl":
         return kl_terms(F, pred, label, pred_space=pred_space, label_space=label_space, axis=axis, epsilon=epsilon,
                         whole_rows=whole_rows, label_grad=label_grad)
     if form == "reverse_kl":
         return kl_terms(F, label, pred, pred_space=label_space, label_space=pred_space, axis=axis, epsilon=epsilon,
                         whole_rows=whole_rows)
-    if form == "jeffreys":
-        return sum(pair_terms(F, pred, label, pred_space=pred_space, label_space=label_space, axis=axis, form=one,
-                              epsilon=epsilon, whole_rows=whole_rows, label_grad=label_grad)
-                   for one in ("kl", "reverse_kl"))
     return js_terms(F, pred, label, pred_space=pred_space, label_space=label_space, axis=axis, beta=beta)
 
 

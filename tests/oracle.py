@@ -143,12 +143,6 @@ def reverse_kl_terms(pred, label, pred_space="log_probs", label_space="probs", a
     return kl_terms(label, pred, label_space, pred_space, axis)
 
 
-def jeffreys_terms(pred, label, pred_space="log_probs", label_space="probs", axis=-1):
-    """(p - q) (log p - log q): both divergences together."""
-    sides = pred, label, pred_space, label_space, axis
-    return kl_terms(*sides) + reverse_kl_terms(*sides)
-
-
 def js_terms(pred, label, pred_space="log_probs", label_space="probs", axis=-1, beta=0.5):
     """beta p log(p / m) + (1 - beta) q log(q / m) for every element, m = beta p + (1 - beta) q.
 

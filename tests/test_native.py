@@ -23,7 +23,7 @@ needs_native = pytest.mark.skipif(not native.is_available(), reason=f"no fused o
 pytestmark = needs_native
 
 SPACES = ("probs", "log_probs", "logits")
-forms = pytest.mark.parametrize("form", ["kl", "reverse_kl", "jeffreys", "js"])  # between two distributions
+forms = pytest.mark.parametrize("form", ["kl", "reverse_kl", "js"])  # between two distributions
 EPSILON = 1e-12
 
 
@@ -60,8 +60,6 @@ def pair_terms(inputs, axis, *, form="kl", pred="log_probs", target="probs", tem
             soft = plogp(p, log_p, log_q)
         elif form == "reverse_kl":
             soft = plogp(q, log_q, log_p)
-        elif form == "jeffreys":
-            soft = plogp(p, log_p, log_q) + plogp(q, log_q, log_p)
         else:
             log_m = np.log(beta * p + (1 - beta) * q)
             soft = beta * plogp(p, log_p, log_m) + (1 - beta) * plogp(q, log_q, log_m)
@@ -204,8 +202,8 @@ def check(inputs, rng, grad=None, rtol=1e-11, **options):
         else:
             places = np.arange(x.size)
         slope = numerical(total, x, rng.permutation(places)[:12])
-        np.testing.assert_allclose(np.where(np.isnan(slope), 0, got), np.nan_to_num(slope), rtol=2e-6,
-                                   atol=2e-7 + 1e-9 * abs(total(x)), err_msg=name)
+        np.testing.assert_allclose(np.where(np.isnan(slope), 0, got), np.nan_to_num(slope), rtol=2e-6, atol=2e-7,
+                                   err_msg=name)
 
 
 LAYOUTS = [
@@ -698,7 +696,7 @@ def test_probabilities_of_zero(form, dtype):
     assert np.isfinite(value).all() and np.isfinite(to_pred).all() and np.isfinite(to_target).all()
     assert to_pred[0, 0] == 0
     value, to_pred, to_target = run(pred + np.array([[0.5, 0, 0]], dtype), target, form=form, pred="probs")
-    assert np.isfinite(value).all() == (form not in ("reverse_kl", "jeffreys")) and not np.isnan(to_pred).any()
+    assert np.isfinite(value).all() == (form != "reverse_kl") and not np.isnan(to_pred).any()
     if form == "reverse_kl":
         assert to_target[0, 0] == 0
 

@@ -109,7 +109,7 @@ inline Call read(const std::string& text) {
     given[word.substr(0, equals)] = word.substr(equals + 1);
   }
   const std::string form = given.count("form") ? given["form"] : "kl";
-  c.form = choice("form", form, std::map<std::string, Form>{{"kl", kKL}, {"reverse_kl", kReverseKL}, {"jeffreys", kJeffreys}, {"js", kJS},
+  c.form = choice("form", form, std::map<std::string, Form>{{"kl", kKL}, {"reverse_kl", kReverseKL}, {"js", kJS},
                                                             {"gaussian", kGaussian}, {"bernoulli", kBernoulli}});
   const Spaces spaces = c.form == kBernoulli ? Spaces{{"probs", kProbs}, {"logits", kLogits}}
                                              : Spaces{{"probs", kProbs}, {"log_probs", kLogProbs}, {"logits", kLogits}};

@@ -115,33 +115,6 @@ template <class T> struct ReverseKL {
   KL_INLINE V by_p(const P& x) const { return kl.by_q(x.swapped()); }
 };
 
-// (p - q) u, the sum of both: no term is below 0. p - q is q expm1(u), which keeps its digits where the two are nearly equal.
-template <class T> struct Jeffreys {
-  using V = Vec<T>;
-  using P = Point<T>;
-  explicit Jeffreys(const Constants<T>& c) : kl(c), reverse(c) {}
-  const KL<T> kl;
-  const ReverseKL<T> reverse;
-
-  static constexpr bool kWhole = false;
-  static constexpr int kByValue = -1;
-  KL_INLINE V difference(const P& x) const {
-    if (!x.logs) return x.p - x.q;
-    const auto near = (x.u < T(1)) & (x.u > T(-1));
-    return near ? x.q * exp_pair<T>(near ? x.u : V{}).minus_one : x.p - x.q;
-  }
-  KL_INLINE V term(const P& x) const {
-    const V term = x.p == x.q ? V{} : difference(x) * x.u;
-    return term < T(0) ? V{} : term;
-  }
-  KL_INLINE V whole_term(const P& x) const { return term(x); }
-  // Both parts have one sign, so that their sum keeps its digits too: no multiple of the own probability is left out.
-  KL_INLINE V q_slope(const P& x, T) const { return (x.q == T(0) ? V{} : -x.q * x.u) - difference(x); }
-  KL_INLINE V p_slope(const P& x, T) const { return (x.p == T(0) ? V{} : x.p * x.u) + difference(x); }
-  KL_INLINE V by_q(const P& x) const { return kl.by_q(x) + reverse.by_q(x); }
-  KL_INLINE V by_p(const P& x) const { return kl.by_p(x) + reverse.by_p(x); }
-};
-
 // beta p log(p / m) + (1 - beta) q log(q / m), m = beta p + (1 - beta) q.
 //
 // With b the side whose share of m is the larger, o the other, c the share that o has by weight and d = log(o / b), m / b
@@ -468,7 +441,6 @@ template <class T, class Use> auto with_form(const Job& job, Use use) {
   switch (job.form) {
     case kKL: return with_spaces<T, KL>(job, use);
     case kReverseKL: return with_spaces<T, ReverseKL>(job, use);
-    case kJeffreys: return with_spaces<T, Jeffreys>(job, use);
     case kJS: return with_spaces<T, JS>(job, use);
     case kCrossEntropy: return use(Is<CrossEntropy<T>>{});
     case kGaussian:

@@ -20,7 +20,7 @@ inline int size_of(Type type) {
   }
 }
 
-enum Form { kKL, kReverseKL, kJeffreys, kJS, kGaussian, kBernoulli, kCrossEntropy };
+enum Form { kKL, kReverseKL, kJS, kGaussian, kBernoulli, kCrossEntropy };
 
 // What the numbers of one side are: probabilities, their logs, or scores that a softmax over the axis (of a Bernoulli
 // divergence: a sigmoid) turns into both.

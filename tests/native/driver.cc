@@ -144,7 +144,7 @@ void check_one(Call c, const Shape& shape, bool weighted) {
 
 Call random_call(int round) {
   Call c;
-  const Form forms[] = {kKL, kKL, kReverseKL, kJeffreys, kJS, kGaussian, kBernoulli, kCrossEntropy, kKL};
+  const Form forms[] = {kKL, kKL, kReverseKL, kJS, kGaussian, kBernoulli, kCrossEntropy, kKL};
   constexpr int kinds = sizeof forms / sizeof *forms;
   c.form = forms[round % kinds];
   const Reduction reductions[] = {kSum, kMeanOver, kNone, kRowMean};
