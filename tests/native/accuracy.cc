@@ -1,12 +1,10 @@
 // How far the functions of vec.h and the terms of formulas.h are from long double, over their whole range: compiled for
 // one instruction set by run.py. Prints a table; fails where a bound is passed. Errors are in ULP of the result (for a
 // result below the smallest normal number, in units of its last place), those of terms relative to the exact term in
-// units of the type's epsilon. With `bench`, what exp and log take instead: the ceiling of benchmarks/run.py.
+// units of the type's epsilon.
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
-
-#include <chrono>
 
 #include "divergence.h"
 #include "formulas.h"
@@ -148,28 +146,9 @@ template <class T> void all() {
                });
 }
 
-// Best time per element over an array in the nearest cache.
-template <class F> void bench(const char* name, F function) {
-  alignas(kBytes) float from[4096], to[4096];
-  for (int i = 0; i < 4096; ++i) from[i] = 0.001f * static_cast<float>(i + 1);
-  double best = INFINITY;
-  for (int i = 0; i < 2000; ++i) {
-    const auto start = std::chrono::steady_clock::now();
-    for (int j = 0; j < 4096; j += kLanes<float>) store<float>(to + j, function(load(from + j)));
-    asm volatile("" : : "r"(to) : "memory");  // somebody might read it
-    best = fmin(best, std::chrono::duration<double, std::nano>(std::chrono::steady_clock::now() - start).count());
-  }
-  printf("%s, vectors of %d bytes: %.3f ns per element\n", name, kBytes, best / 4096);
-}
-
 }  // namespace
 
-int main(int argc, char** argv) {
-  if (argc > 1 && !strcmp(argv[1], "bench")) {
-    bench("exp", [](Vec<float> x) { return exp<float>(x); });
-    bench("log", [](Vec<float> x) { return log<float>(x); });
-    return 0;
-  }
+int main() {
   printf("vectors of %d bytes\n", kBytes);
   all<float>();
   all<double>();

@@ -3,7 +3,7 @@
 python tests/native/run.py            # accuracy; ASAN + UBSAN; valgrind and aarch64 where their programs are installed
 python tests/native/run.py quick      # the same, ASAN + UBSAN with the widest vectors alone, valgrind with SSE2
 python tests/native/run.py accuracy   # accuracy alone
-python tests/native/run.py bench      # ns per element of exp, log and each form; a form's name may follow
+python tests/native/run.py bench      # ns per element of each form; a form's name may follow
 """
 
 import functools
@@ -80,12 +80,12 @@ def build(folder, flags, wanted, compiler=None, machine=None):
     return program
 
 
-def accuracy(folder, source, *arguments):
-    """Errors of the functions and terms for one instruction set; with "bench", the time of exp and log."""
+def accuracy(folder, source):
+    """Errors of the functions and terms for one instruction set."""
     program = os.path.join(folder, "accuracy_" + isa_of(source))
     run([os.environ.get("CXX", "g++"), *NUMERIC, "-O2", "-w", "-I", NATIVE, *BUILD["ISA_FLAGS"][source],
          os.path.join(HERE, "accuracy.cc"), "-o", program, "-pthread"])
-    run([program, *arguments])
+    run([program])
 
 
 def sanitizers(folder, wanted):
@@ -122,7 +122,6 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         sources = runnable()
         if "bench" in sys.argv:
-            accuracy(folder, sources[0], "bench")
             program = build(os.path.join(folder, "bench"), ["-O3"], sources)
             return subprocess.run([program, *sys.argv[sys.argv.index("bench"):]], check=True)
         jobs = [functools.partial(accuracy, folder, source) for source in sources]
