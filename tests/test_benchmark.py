@@ -187,3 +187,11 @@ def test_the_readme_says_how_much_faster():
                     for folder in (tasks.ROOT / "figures", tasks.ROOT / "figures" / "avx2"))
     assert (f"**{words[min(wide)]} to {words[max(wide)]} times as fast as MXNet's own loss** on large arrays "
             f"({words[min(narrow)]} to {words[max(narrow)]} without AVX-512)") in readme
+
+
+def test_the_readme_says_what_the_operator_is_worth():
+    readme = " ".join((tasks.ROOT / "README.md").read_text(encoding="utf-8").split())
+    slower = [float(row["MXNet operators"]) / float(row["Gluon"])
+              for folder in (tasks.ROOT / "figures", tasks.ROOT / "figures" / "avx2")
+              for row in table(folder, "benchmark_shapes") if not row["pred"].endswith("×10")]
+    assert f"{min(slower):.1f} to {max(slower):.1f} times as long as MXNet's own on large arrays" in readme
