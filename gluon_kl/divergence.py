@@ -67,7 +67,7 @@ def sum_per_sample(
     up in the dtype of the terms. `rows`, from `heard_rows`, asks for the mean over those that count; a sample without
     one has 0.
     """
-    terms = _rows(F, terms, batch_axis)
+    terms = as_rows(F, terms, batch_axis)
     ones = _ones(F, terms)
     if long:
         terms, ones = (F.cast(x, dtype="float64") for x in (terms, ones))
@@ -75,13 +75,13 @@ def sum_per_sample(
     if mean:
         sums = F.broadcast_div(sums, F.sum(ones, axis=0, keepdims=True))
     if rows is not None:
-        rows = _rows(F, F.cast(rows, dtype="float64") if long else rows, batch_axis)
+        rows = as_rows(F, F.cast(rows, dtype="float64") if long else rows, batch_axis)
         number = _dot(rows, _ones(F, rows))
         sums = F.broadcast_mul(sums, (number > 0) / F.maximum(number, 1))
     return F.reshape(sums if scale == 1 else sums * scale, shape=(-1,))
 
 
-def _rows(F: Any, terms: Any, batch_axis: Optional[int]) -> Any:
+def as_rows(F: Any, terms: Any, batch_axis: Optional[int]) -> Any:
     """The terms of each sample as a row, which they are where `batch_axis` is None."""
     if batch_axis is None:
         return terms
@@ -295,26 +295,26 @@ def gaussian_terms(F: Any, gap: Any, d: Any, doubled: bool = False) -> Any:
 
 
 def gaussian_sums(
-    F: Any, gap: Any, d: Any, batch_axis: Optional[int], mean: bool, long: bool, scale: float,
+    F: Any, squares: Any, d: Any, batch_axis: Optional[int], mean: bool, long: bool, scale: float,
 ) -> Any:
-    """The terms reduced as by `sum_per_sample`, in fewer passes, of a `gap` in float32 and a `d` in float64 for it.
+    """The terms of squared gaps and of `d` in float64 reduced as by `sum_per_sample`, in fewer passes, to one column.
 
-    A gap's square may overflow before its half does.
+    If `long`, squares and result are in float64, else in float32. A square may overflow before its half does.
     """
-    squares, growth, d = (_rows(F, x, batch_axis) for x in (F.square(gap), F.exp(d) - 1, d))
+    squares, d = (as_rows(F, x, batch_axis) for x in (squares, d))
     ones = _ones(F, d)
     shares = ones * (scale / 2)
     if mean:
         shares = F.broadcast_div(shares, _dot(F.transpose(ones), ones))
     total = _dot(d, shares)
-    # Where it is infinite the growth is, and inf - inf is avoided; the derivative stays.
-    total = F.where(total < _HUGE, total, F.contrib.sign_ste(total))
-    excess = _not_negative(F, _dot(growth, shares) - total)
-    if long:
-        squares = F.cast(squares, dtype="float64")
-    else:
+    # Where it is infinite the growth is, and inf - inf is avoided; the derivative stays. By NumPy's `where`: before
+    # MXNet's own, AMP puts a cast that refuses float64 on CPUs.
+    sides = (x.as_np_ndarray() for x in (total < _HUGE, total, F.contrib.sign_ste(total)))
+    total = _numpy(d).where(*sides).as_nd_ndarray()
+    excess = _not_negative(F, _dot(F.exp(d) - 1, shares) - total)
+    if not long:
         shares, excess = (F.cast(x, dtype="float32") for x in (shares, excess))
-    return F.reshape(_dot(squares, shares) + excess, shape=(-1,))
+    return _dot(squares, shares) + excess
 
 
 def _not_negative(F: Any, x: Any) -> Any:

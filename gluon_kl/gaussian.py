@@ -13,9 +13,12 @@ from gluon_kl.inputs import (
     check_same_shape,
     fit_sample_weight,
     is_number,
+    narrowed,
     normal_axis,
     weigh,
+    widened,
 )
+from gluon_kl.native import reaches
 
 import mxnet as mx
 
@@ -87,8 +90,9 @@ class GaussianKLLoss(CheckedLoss):
     -----
     No term is negative, equal Gaussians give exactly 0 and nearly equal ones keep their leading
     digits. A term is infinite only where its value exceeds the dtype, for log-variances down to
-    the most negative number that the dtype holds. Without the fused operator, in float32, the
-    digits that stay are those above 1e-16, and sums are infinite from means of 1.8e19 on.
+    the most negative number that the dtype holds. Without the fused operator, the digits that stay
+    are those above 1e-16 in float32, and in float64 where sums are part of another hybridized
+    block; sums are infinite where the square of a mean is, in float32 from means of 1.8e19 on.
 
     Kingma et al. (2016) apply the free nats to the average over a minibatch; here they apply to
     every sample, so that a result does not depend on which samples share a batch.
@@ -179,6 +183,22 @@ class GaussianKLLoss(CheckedLoss):
         return self._call_fused(F, facts, named, form="gaussian", spread=self._spread,
                                 free_nats=float(self._free_nats), **numbers)
 
+    def _compute(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
+        if facts is None and self._only_sums() and all(x is None for x in inputs[2:]) and not reaches(None):
+            return self._sums_in_a_graph(F, *inputs[:2])
+        return super()._compute(F, facts, *inputs)
+
+    def _only_sums(self) -> bool:
+        """Whether nothing is asked of the terms but their sums."""
+        return self._reduction != "none" and self._free_nats == 0 and (self._weight is None or self._weight > 0)
+
+    def _sums_in_a_graph(self, F: Any, mean: Any, log_variance: Any) -> Any:
+        """To the standard prior, where dtypes are unknown: in float64, and the sums in the dtype that is due."""
+        rows, zero = widened(F, (mean, log_variance), self._batch_axis)
+        gap, d = divergence.gaussian_differences(F, *rows, std=self._spread == "std")
+        sums = divergence.gaussian_sums(F, F.square(gap), d, None, self._reduction == "mean", True, self._weight or 1.0)
+        return F.reshape(narrowed(F, sums, zero), shape=(-1,))
+
     def _over_operators(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
         std = self._spread == "std"
         # In a prior, the standard's numbers play no part, and others count as arrays.
@@ -187,17 +207,17 @@ class GaussianKLLoss(CheckedLoss):
         # In float64, what is to be right in float32 takes a third of the passes.
         wide = facts is not None and "float64" not in facts.dtypes
         # Where nothing but the sums of samples is asked for, fewer still; the means stay in float32.
-        summed = (wide and self._reduction != "none" and self._free_nats == 0 and inputs[3] is inputs[4] is None
-                  and (self._weight is None or self._weight > 0))
-        widened = [name for name in self._names if not (summed and name in ("mean", "prior_mean"))] if wide else ()
-        mean, log_variance, *prior, weight = self._lifted(F, facts, inputs, widened)
+        summed = wide and self._only_sums() and inputs[3] is inputs[4] is None
+        in_float64 = [name for name in self._names if not (summed and name in ("mean", "prior_mean"))] if wide else ()
+        mean, log_variance, *prior, weight = self._lifted(F, facts, inputs, in_float64)
         prior = [F.ones_like(mean) * x if is_number(x) else
                  F.broadcast_like(x, mean) if facts is None and x is not None else x for x in prior]
         if facts is not None and summed:
-            out = divergence.gaussian_sums(
-                F, *divergence.gaussian_differences(F, mean, log_variance, *prior, std=std),
-                self._axis_of_samples(facts), self._reduction == "mean", facts.long, self._weight or 1.0)
-            return F.cast(out, dtype="float32") if facts.long else out
+            gap, d = divergence.gaussian_differences(F, mean, log_variance, *prior, std=std)
+            squares = F.cast(F.square(gap), dtype="float64") if facts.long else F.square(gap)
+            out = divergence.gaussian_sums(F, squares, d, self._axis_of_samples(facts), self._reduction == "mean",
+                                           facts.long, self._weight or 1.0)
+            return F.reshape(F.cast(out, dtype="float32") if facts.long else out, shape=(-1,))
         present = [x is not None for x in prior]
         least = self._free_nats * (2 if wide else 1)
 

@@ -14,7 +14,7 @@ import threading
 from typing import Any, Callable, Container, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from gluon_kl import _mxnet
-from gluon_kl.divergence import heard_rows, is_finite, sum_per_sample, unit
+from gluon_kl.divergence import as_rows, heard_rows, is_finite, sum_per_sample, unit
 from gluon_kl.native import SMALL, carry, fused, fused_in_graph, reaches
 
 import mxnet as mx
@@ -257,6 +257,29 @@ def _promoted(F: Any, x: Any, one: Any) -> Any:
     """
     zeros = F.BlockGrad((F.zeros_like(x).as_np_ndarray() * one).as_nd_ndarray())
     return (x.as_np_ndarray() + zeros.as_np_ndarray()).as_nd_ndarray()
+
+
+def widened(F: Any, inputs: Sequence[Any], batch_axis: int) -> Tuple[List[Any], Any]:
+    """In a graph of Gluon's, inputs of one shape as rows in float64, and a 0 of the dtype that `narrowed` gives."""
+    corners = [F.slice(F.Flatten(x), begin=(0, 0), end=(1, 1)).as_np_ndarray() for x in inputs]
+    zero = F.zeros_like(functools.reduce(operator.mul, corners).as_nd_ndarray())
+    first, *others = [F.cast(x, dtype="float64") for x in inputs]
+    alike = [first, *[F._internal._identity_with_attr_like_rhs(x, first) for x in others]]
+    return [as_rows(F, x, batch_axis) for x in alike], zero
+
+
+def narrowed(F: Any, column: Any, zero: Any) -> Any:
+    """`column` in the dtype of `zero`, or in float32 where that has less.
+
+    NumPy's insertion gives what it puts in the dtype of the array it puts it into. It has no gradient: that goes by a
+    sign less itself, since a sign is finite.
+    """
+    x = F.transpose(column)
+    bridge = F.cast(F.contrib.sign_ste(x), dtype="float32")
+    zeros = F.zeros_like(bridge).as_np_ndarray() + zero.as_np_ndarray()
+    both = mx.sym.np.insert(zeros, 0, x.as_np_ndarray(), axis=0).as_nd_ndarray()
+    value = F.BlockGrad(F.slice(both, begin=(0,), end=(1,))).as_np_ndarray()
+    return (value + (bridge - F.BlockGrad(bridge)).as_np_ndarray()).as_nd_ndarray()
 
 
 def weigh(

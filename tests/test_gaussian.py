@@ -9,6 +9,7 @@ import mxnet as mx
 import numpy as np
 import pytest
 from scipy.integrate import quad
+from test_family import Model
 
 import oracle
 
@@ -88,23 +89,35 @@ def test_priors_at_the_ends_of_the_range(run, mean, prior_mean, prior_log_varian
             np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-30)
 
 
+def near_zero(dtype):
+    """A column of log-variances on both sides of 0, down to 1e-15."""
+    return np.array([[s * 10.0 ** e for e in np.arange(-15, 0.5, 0.25) for s in (1, -1)]], dtype=dtype).T
+
+
+def exact_terms(d):
+    """(e^d - 1 - d) / 2 of a column, in its dtype; near 0 by the series."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        x = np.longdouble(d)
+        terms = np.where(abs(x) < 4, sum(x ** k / np.longdouble(math.factorial(k)) for k in range(40, 1, -1)),
+                         np.where(x == np.inf, x, np.exp(x) - 1 - x)) / 2
+        return terms.astype(d.dtype)[:, 0]
+
+
 @pytest.mark.parametrize("dtype, rtol", [("float32", 4e-6), ("float64", 1e-13)])
 def test_near_the_prior_digits_stay(run, path, dtype, rtol):
     """Over MXNet's operators float32 is computed in float64: what its exp is off by shows below differences of 1e-5."""
     atol = 1.2e-16 if path == "operators" and dtype == "float32" else 0
-    d = np.array([[s * 10.0 ** e for e in np.arange(-15, 0.5, 0.25) for s in (1, -1)]], dtype=dtype).T
-    exact = np.longdouble(d)
-    terms = np.array([sum(x ** k / np.longdouble(math.factorial(k)) for k in range(25, 1, -1)) / 2
-                      for x in exact.ravel()])
+    d = near_zero(dtype)
+    terms = exact_terms(d)
     value = run(GaussianKLLoss(), np.zeros_like(d), d)
-    np.testing.assert_allclose(value, terms.astype(dtype), rtol=rtol, atol=atol)
+    np.testing.assert_allclose(value, terms, rtol=rtol, atol=atol)
     for given in (GaussianKLLoss(reduction="none"), GaussianKLLoss(weight=2), GaussianKLLoss(free_nats=0)):
         assert (run(given, np.zeros_like(d), d) >= 0).all()
     weighted = run(GaussianKLLoss(), np.zeros_like(d), d, None, None, np.ones_like(d))
-    np.testing.assert_allclose(weighted, terms.astype(dtype), rtol=rtol, atol=atol)
+    np.testing.assert_allclose(weighted, terms, rtol=rtol, atol=atol)
     assert (weighted >= 0).all() and (run(GaussianKLLoss(weight=-1), np.zeros_like(d), d) <= 0).all()
     _, gradient = run.gradients(GaussianKLLoss(), np.zeros_like(d), d)
-    np.testing.assert_allclose(gradient, (np.expm1(exact) / 2).astype(dtype), rtol=rtol, atol=atol)
+    np.testing.assert_allclose(gradient, (np.expm1(np.longdouble(d)) / 2).astype(dtype), rtol=rtol, atol=atol)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -306,6 +319,58 @@ def test_sums_in_float32(run, rng, shape, batch_axis, options, given):
     for got, want in zip(run.gradients(loss, mean, log_variance, *prior), run.gradients(loss, *wide)):
         if want is not None:
             np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("first, other", list(itertools.product(("float16", "float32", "float64"), repeat=2)))
+@pytest.mark.parametrize("options", [{}, {"reduction": "mean", "weight": 0.5}, {"spread": "std"}])
+def test_sums_in_a_users_graph(run, rng, first, other, options):
+    """Where no dtype is known: samples along every axis, each result and gradient in the dtype that is due."""
+    for shape, batch_axis in (((5,), 0), ((3, 5), 0), ((5, 3), 1), ((2, 3, 4), -1), ((2, 1 << 15), 0)):
+        mean, own = rng.normal(size=shape).astype(first), rng.uniform(0.5, 2, size=shape).astype(other)
+        loss = GaussianKLLoss(batch_axis=batch_axis, **options)
+        terms = oracle.gaussian_terms(mean, own, spread_is=options.get("spread", "log_variance")).astype("float64")
+        expected = oracle.reduce(terms * options.get("weight", 1), batch_axis, options.get("reduction", "sum"))
+        value = run(Model(loss), mean, own)
+        assert value.dtype == ("float64" if "float64" in (first, other) else "float32")
+        np.testing.assert_allclose(value, expected, rtol=1e-13 if first == other == "float64" else 1e-6)
+        got = run.gradients(Model(loss), mean, own)
+        assert [x.dtype for x in got] == [first, other]
+        for x, want in zip(got, run.gradients(loss, mean.astype("float64"), own.astype("float64"))):
+            rtol = 2e-3 if x.dtype == "float16" else 1e-5 if x.dtype == "float32" else 1e-12
+            np.testing.assert_allclose(x, want, rtol=rtol, atol=rtol * np.abs(want).max())
+
+
+@pytest.mark.parametrize("dtype, largest", [("float32", 89.4), ("float64", 710.4)])
+def test_the_ends_of_the_range_in_a_users_graph(run, path, dtype, largest):
+    """Near the prior the digits of 1e-16 stay, beyond the range is infinity, and NaN stays in its sample."""
+    ends = np.array([[0, -1e30, -745, largest - 0.8, largest + 1, np.inf, -np.inf, np.nan, 1]], dtype=dtype).T
+    for d, atol in ((ends, 0), (near_zero(dtype), 1.2e-16 if path == "operators" else 0)):
+        value = run(Model(GaussianKLLoss()), np.zeros_like(d), d)
+        np.testing.assert_allclose(value, exact_terms(d), rtol=4e-6 if dtype == "float32" else 1e-12, atol=atol)
+        assert not (value < 0).any()
+        _, gradient = run.gradients(Model(GaussianKLLoss()), np.zeros_like(d), d)
+        with np.errstate(over="ignore"):
+            slopes = (np.expm1(np.longdouble(d)) / 2).astype(dtype)
+        np.testing.assert_allclose(gradient, slopes, rtol=4e-6, atol=atol)
+    if run.mode != "eager":  # which is no graph
+        far = np.array([[1.8e19], [2.5e19]], dtype=dtype)
+        np.testing.assert_allclose(run(Model(GaussianKLLoss()), far, np.zeros_like(far)), [1.62e38, 3.125e38], rtol=1e-6)
+
+
+def test_other_shapes_are_refused_in_a_users_graph(path, in_subprocess):
+    in_subprocess("""
+        import mxnet as mx
+        from gluon_kl import GaussianKLLoss
+        from test_family import Model
+        for shape in ((4, 3), (3, 1), (1, 4), (4,), (3, 2, 2), (3, 4, 1)):
+            model = Model(GaussianKLLoss())
+            model.hybridize()
+            try:
+                model(mx.nd.ones((3, 4)), mx.nd.ones(shape)).asnumpy()
+            except mx.MXNetError:
+                continue
+            raise AssertionError(shape)
+    """)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

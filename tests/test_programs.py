@@ -168,6 +168,18 @@ def test_amp_beside_float64():
         assert abs(source.grad.asnumpy()).sum() > 0, name
 
 
+@program
+def test_a_converted_net():
+    """AMP puts its casts into a graph that is there already."""
+    for what, member, block, inputs in every_way(ways=("nested",)):
+        given = arrays_of(inputs, True)
+        block.hybridize()
+        want = block(*given).asnumpy()
+        for dtype in ("float16", "bfloat16"):
+            converted = amp.convert_hybrid_block(block, target_dtype=dtype, ctx=mx.cpu())
+            np.testing.assert_allclose(converted(*given).asnumpy(), want, rtol=1e-6, err_msg=f"{what} {dtype}")
+
+
 class Net(gluon.HybridBlock):
     """A layer, and a loss of what it gives."""
 
