@@ -299,22 +299,22 @@ def gaussian_sums(
 ) -> Any:
     """The terms of squared gaps and of `d` in float64 reduced as by `sum_per_sample`, in fewer passes, to one column.
 
-    If `long`, squares and result are in float64, else in float32. A square may overflow before its half does.
+    If `long`, squares and result are in float64, else in float32. A square may overflow before its half does. What
+    takes two arrays is NumPy's: before MXNet's own, AMP puts a cast that refuses float64 on CPUs.
     """
     squares, d = (as_rows(F, x, batch_axis) for x in (squares, d))
     ones = _ones(F, d)
     shares = ones * (scale / 2)
     if mean:
-        shares = F.broadcast_div(shares, _dot(F.transpose(ones), ones))
-    total = _dot(d, shares)
-    # Where it is infinite the growth is, and inf - inf is avoided; the derivative stays. By NumPy's `where`: before
-    # MXNet's own, AMP puts a cast that refuses float64 on CPUs.
-    sides = (x.as_np_ndarray() for x in (total < _HUGE, total, F.contrib.sign_ste(total)))
-    total = _numpy(d).where(*sides).as_nd_ndarray()
-    excess = _not_negative(F, _dot(F.exp(d) - 1, shares) - total)
+        shares = (shares.as_np_ndarray() / _dot(F.transpose(ones), ones).as_np_ndarray()).as_nd_ndarray()
+    np, total = _numpy(d), _dot(d, shares)
+    # Where it is infinite the growth is, and inf - inf is avoided; the derivative stays.
+    total = np.where(*(x.as_np_ndarray() for x in (total < _HUGE, total, F.contrib.sign_ste(total))))
+    excess = _dot(F.exp(d) - 1, shares).as_np_ndarray() - total
+    excess = (excess - F.BlockGrad(np.minimum(excess, 0).as_nd_ndarray()).as_np_ndarray()).as_nd_ndarray()
     if not long:
         shares, excess = (F.cast(x, dtype="float32") for x in (shares, excess))
-    return _dot(squares, shares) + excess
+    return (_dot(squares, shares).as_np_ndarray() + excess.as_np_ndarray()).as_nd_ndarray()
 
 
 def _not_negative(F: Any, x: Any) -> Any:

@@ -171,7 +171,7 @@ def test_amp_beside_float64():
 @program
 def test_a_converted_net():
     """AMP puts its casts into a graph that is there already."""
-    for what, member, block, inputs in every_way(ways=("nested",)):
+    for what, _, block, inputs in every_way(ways=("nested",)):
         given = arrays_of(inputs, True)
         block.hybridize()
         want = block(*given).asnumpy()
