@@ -70,8 +70,9 @@ template <class T> KL_INLINE Vec<T> excess(Vec<T> p, Vec<T> q, Vec<T> u) {
 template <class T> struct Point {
   Vec<T> p, q, log_p, log_q, u;
   Vec<T> z_p, z_q, s_p, s_q;
-  bool logs;
-  KL_INLINE Point swapped() const { return {q, p, log_q, log_p, -u, z_q, z_p, s_q, s_p, logs}; }
+  bool logs, logits;  // known when compiled: whether both sides are logarithms, and both of a softmax
+  KL_INLINE Vec<T> exp_of(Vec<T> z) const { return logits ? exp_down<T>(z) : exp<T>(z); }
+  KL_INLINE Point swapped() const { return {q, p, log_q, log_p, -u, z_q, z_p, s_q, s_p, logs, logits}; }
 };
 
 // A point formula has the term, its derivatives by a probability (by_p, by_q) and by its logarithm (p_slope, q_slope).
@@ -136,9 +137,9 @@ template <class T> struct JS {
     const auto p_is_base = u >= c.limit;
     const V d = p_is_base ? -u : u;
     const V share = p_is_base ? splat(c.rest) : splat(c.beta), own = p_is_base ? splat(c.beta) : splat(c.rest);
-    const ExpPair<T> e = exp_pair<T>(d);
+    const ExpPair<T> e = exp_pair_down<T>(least<T>(ExpRange<T>::fits, d));
     // One exponential for both sides, where they are given by logarithms.
-    const V base = x.logs ? exp<T>(p_is_base ? x.z_p : x.z_q) * (p_is_base ? x.s_p : x.s_q) : p_is_base ? x.p : x.q;
+    const V base = x.logs ? x.exp_of(p_is_base ? x.z_p : x.z_q) * (p_is_base ? x.s_p : x.s_q) : p_is_base ? x.p : x.q;
     const V other = base * e.e;
     const V m = own + share * e.e, y = log1p<T>(share * e.minus_one, m);
     // Beyond a ratio of e^80 the other side adds nothing; the bound keeps its slope finite.
@@ -179,8 +180,8 @@ template <class T, template <class> class D, bool kPredLog, bool kTargetLog, boo
   const Constants<T>& c;
   const D<T> divergence;
 
-  static constexpr int kReads = 1 << kPred | 1 << kTarget, kSums = kTargetLog ? 2 : kPredLog ? 1 : 0;
-  static constexpr int kGradients = 1 << kPred | 1 << kTarget;
+  static constexpr int kBoth = 1 << kPred | 1 << kTarget, kReads = kBoth, kGradients = kBoth;
+  static constexpr int kSums = kTargetLog ? 2 : kPredLog ? 1 : 0;
   static constexpr bool kWhole = kDifference && D<T>::kWhole;
   static constexpr int kByValue = kWhole ? D<T>::kByValue : -1;
 
@@ -189,19 +190,21 @@ template <class T, template <class> class D, bool kPredLog, bool kTargetLog, boo
     const V d = a - b, back = d - a, lost = ((a - (d - back)) - (b + back)) - r.shift_low;
     return ((d - r.shift) + (lost == lost ? lost : V{})) * c.t[0] - r.gap;
   }
-  KL_INLINE Point<T> point(const R& r, const Values<T>& x) const {
+  // kSoftmax: the sides, as bits, of which it is known that they are logits.
+  template <int kSoftmax> KL_INLINE Point<T> point(const R& r, const Values<T>& x) const {
     const V b = x.x[kPred], a = x.x[kTarget];
     Point<T> p;
+    p.logs = kPredLog && kTargetLog, p.logits = kSoftmax == kBoth;
     p.z_q = (b - r.side[0].max) * c.t[0], p.s_q = r.side[0].scale;
     p.z_p = (a - r.side[1].max) * c.t[1], p.s_p = r.side[1].scale;
     p.log_q = kPredLog ? p.z_q - r.side[0].log : log<T>(b);
     p.log_p = kTargetLog ? p.z_p - r.side[1].log : log<T>(a);
-    p.q = kPredLog ? exp<T>(p.z_q) * p.s_q : b;
-    p.p = kTargetLog ? exp<T>(p.z_p) * p.s_p : a;
+    p.q = !kPredLog ? b : p.s_q * (kSoftmax >> kPred & 1 ? exp_down<T>(p.z_q) : exp<T>(p.z_q));
+    p.p = !kTargetLog ? a : p.s_p * (kSoftmax >> kTarget & 1 ? exp_down<T>(p.z_p) : exp<T>(p.z_p));
     p.u = kDifference ? log_ratio(r, b, a) : p.log_p - p.log_q;
-    p.logs = kPredLog && kTargetLog;
     return p;
   }
+  KL_INLINE Point<T> point(const R& r, const Values<T>& x) const { return point<kDifference ? kBoth : 0>(r, x); }
   KL_INLINE V term(const R& r, const Values<T>& x) const { return divergence.term(point(r, x)); }
   KL_INLINE V whole_term(const R& r, const Values<T>& x) const { return divergence.whole_term(point(r, x)); }
   KL_INLINE void sums(const R& r, const Values<T>& x, T full, V* s) const {
@@ -209,17 +212,23 @@ template <class T, template <class> class D, bool kPredLog, bool kTargetLog, boo
     if (kSums > 0) s[0] = divergence.q_slope(p, full);
     if (kSums > 1) s[1] = divergence.p_slope(p, full);
   }
-  // Through the softmax, from the slope by the logarithm.
+  template <int i> KL_INLINE V slope(const Point<T>& p, T full) const {
+    return i == kPred ? divergence.q_slope(p, full) : divergence.p_slope(p, full);
+  }
   template <int i> KL_INLINE V gradient(const R& r, const Values<T>& x, V g, T full) const {
+    constexpr bool log = i == kPred ? kPredLog : kTargetLog;
+    if (log && (kDifference || c.softmax[i])) return softmax_gradient<i>(r, x, g, full);
     const Point<T> p = point(r, x);
-    if (i == 0 ? !kPredLog : !kTargetLog) return g == T(0) ? V{} : g * (i == 0 ? divergence.by_q(p) : divergence.by_p(p));
-    V slope = i == 0 ? divergence.q_slope(p, c.softmax[i] ? full : T(1)) : divergence.p_slope(p, c.softmax[i] ? full : T(1));
-    if (!c.softmax[i]) return g == T(0) ? V{} : g * slope;
-    const V scale = (i == 0 ? p.s_q : p.s_p) * r.sum[i];  // the same along a row
-    const V pull = r.sum[i] == T(0) ? V{} : exp<T>(i == 0 ? p.z_q : p.z_p) * scale;
-    if (full == T(0)) return g == T(0) ? V{} : g * c.t[i] * (slope - pull);
-    slope = g == T(0) ? V{} : g * slope;
-    return c.t[i] * (slope - pull);
+    if (log) return g == T(0) ? V{} : g * slope<i>(p, T(1));
+    return g == T(0) ? V{} : g * (i == kPred ? divergence.by_q(p) : divergence.by_p(p));
+  }
+  // From the slope by the logarithm.
+  template <int i> KL_INLINE V softmax_gradient(const R& r, const Values<T>& x, V g, T full) const {
+    const Point<T> p = point<kDifference ? kBoth : 1 << i>(r, x);
+    const V own = slope<i>(p, full), scale = (i == kPred ? p.s_q : p.s_p) * r.sum[i];  // the same along a row
+    const V pull = r.sum[i] == T(0) ? V{} : scale * exp_down<T>(i == kPred ? p.z_q : p.z_p);
+    if (full == T(0)) return g == T(0) ? V{} : g * c.t[i] * (own - pull);
+    return c.t[i] * ((g == T(0) ? V{} : g * own) - pull);
   }
 };
 
@@ -242,7 +251,7 @@ template <class T> struct CrossEntropy {
   KL_INLINE V whole_term(const R& r, const Values<T>& x) const { return term(r, x); }
   KL_INLINE void sums(const R&, const Values<T>& x, T, V* s) const { s[0] = x.x[kHard]; }
   KL_INLINE V slope(const R& r, const Values<T>& x, V y, V mass) const {
-    const V q = exp<T>(x.x[kPred] - r.side[0].max) * r.hard_scale;
+    const V q = exp_down<T>(x.x[kPred] - r.side[0].max) * r.hard_scale;
     return (mass == T(0) ? V{} : q * mass) - y;
   }
   template <int i> KL_INLINE V gradient(const R& r, const Values<T>& x, V g, T full) const {
@@ -316,14 +325,16 @@ template <class T, bool kPrior, bool kStd> struct Gaussian {
   }
   static KL_INLINE auto is_near(V half) { return (half < T(0.5)) & (half > T(-0.5)); }
   KL_INLINE V value(const Point& p) const {
-    const V near = T(0.5) * gap<T>(p.half * T(-2)), root = exp<T>(p.half);  // e^d may overflow where its half fits
+    const V near = T(0.5) * gap<T>(p.half * T(-2)), root = root_of(p.half).e;  // e^d may overflow where its half fits
     const V off = p.half < T(1e38) ? p.half : splat(T(1e38));  // lest inf - inf
     const V far = root * (T(0.5) * root) + (T(-0.5) - off);
     return p.distance * (T(0.5) * p.distance) + (is_near(p.half) ? near : far);
   }
-  KL_INLINE V half_expm1(V half) const {
-    const V root = exp<T>(half);
-    return is_near(half) ? T(0.5) * exp_pair<T>(half + half).minus_one : root * (T(0.5) * root) - T(0.5);
+  // e^(d/2) and that less 1; where they would be infinite, their squares still are.
+  static KL_INLINE ExpPair<T> root_of(V half) { return exp_pair_down<T>(least<T>(ExpRange<T>::fits, half)); }
+  static KL_INLINE V half_expm1(V half) {
+    const ExpPair<T> root = root_of(half);
+    return root.minus_one * (T(0.5) * root.e + T(0.5));
   }
   KL_INLINE V term(const R&, const Values<T>& x) const {
     const V v = value(point(x));
@@ -380,7 +391,7 @@ template <class T, bool kPredScore, bool kTargetScore> struct Bernoulli {
     if (kPredScore && kTargetScore) {
       // log(p / q) = log1p((1 - p) expm1(a - b)), and the same of the other category with b - a.
       const V d = a == b ? V{} : a - b;
-      const ExpPair<T> e = exp_pair<T>(d);
+      const ExpPair<T> e = exp_pair_down<T>(d);  // of which nothing far from 0 is used
       const auto near = (d < T(1)) & (d > T(-1));
       r.yes = near ? log1p<T>(r.p.no * e.minus_one) : r.yes;
       r.no = near ? log1p<T>(r.p.yes * (-e.minus_one / e.e)) : r.no;

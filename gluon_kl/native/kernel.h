@@ -94,7 +94,8 @@ template <class T, class F, int i> void gradient_block(const Constants<T>& c, co
   const F form(constants);
   const bool elements = block.at[kFactor];
   if (!elements) {  // the same without anything to ask on the way: few categories gain by it
-    const auto put = [&](int64_t k, int64_t j, const RowState<T>& r, Vec<T> w, const Values<T>& x) {
+    const auto put = [&](int64_t k, int64_t j, const RowState<T>& r, Vec<T> w, const Values<T>& x)
+                         __attribute__((always_inline)) {
       const Vec<T> v = form.template gradient<i>(r, x, w, T(0));
       T* const to = out + k * step + j * kLanes<T>;
       past_cache ? stream(to, v) : store<T>(to, v);
@@ -167,13 +168,13 @@ template <class T, class L> struct Work {
         const V before = largest, best = rows.join(part.largest(side, j, before));
         const V base = best == -inf<T>() ? V{} : best;
         if (k) {
-          sum[j].scale(exp<T>((before - base) * t));
-          if (kAgain) again[j].scale(exp<T>(before - base));
+          sum[j].scale(exp_down<T>((before - base) * t));
+          if (kAgain) again[j].scale(exp_down<T>(before - base));
         }
         V added = {}, added_again = {};
         part.one(side, j, [&](V x) {
-          added += exp<T>((x - base) * t);
-          if (kAgain) added_again += exp<T>(x - base);
+          added += exp_down<T>((x - base) * t);
+          if (kAgain) added_again += exp_down<T>(x - base);
         });
         sum[j].add(added);
         if (kAgain) again[j].add(added_again);

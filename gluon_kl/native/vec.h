@@ -291,11 +291,13 @@ template <class T> struct ExpRange;
 template <> struct ExpRange<float> {
   static constexpr float low = -104.0f, high = 89.0f, shift = 12582912.0f;  // 1.5 * 2^23
   static constexpr float log2e = 1.44269504088896341f, ln2_hi = 0.693145751953125f, ln2_lo = 1.42860682030941723e-6f;
+  static constexpr float least_normal = -87.33654f, fits = 88.0f;  // between them exponentials are normal numbers
   static constexpr int mantissa = 23, bias = 127;
 };
 template <> struct ExpRange<double> {
   static constexpr double low = -746.0, high = 710.0, shift = 6755399441055744.0;  // 1.5 * 2^52
   static constexpr double log2e = 1.44269504088896341, ln2_hi = 0.693147180369123816490, ln2_lo = 1.90821492927058770002e-10;
+  static constexpr double least_normal = -708.396418532264, fits = 709.0;
   static constexpr int mantissa = 52, bias = 1023;
 };
 
@@ -317,20 +319,46 @@ template <class T> KL_INLINE Vec<T> times_power(Vec<T> v, Vec<T> k, Vec<T> shift
 #endif
 }
 
+// e^r - 1, k, and k + shift, whose low bits are k as an integer.
+template <class T> struct Reduced {
+  Vec<T> p, k, shifted;
+  explicit KL_INLINE Reduced(Vec<T> x) {
+    using R = ExpRange<T>;
+    shifted = x * R::log2e + R::shift;
+    k = shifted - R::shift;
+    const Vec<T> r = (x - k * R::ln2_hi) - k * R::ln2_lo;
+    p = exp_slope(r) * r;
+  }
+};
+
 // e^x and e^x - 1, each to its last digits.
 template <class T> struct ExpPair { Vec<T> e, minus_one; };
 template <class T> KL_INLINE ExpPair<T> exp_pair(Vec<T> x) {
-  using R = ExpRange<T>;
-  x = least<T>(R::high, most<T>(R::low, x));
-  const Vec<T> shifted = x * R::log2e + R::shift;  // the integer k sits in the low bits
-  const Vec<T> k = shifted - R::shift;
-  const Vec<T> r = (x - k * R::ln2_hi) - k * R::ln2_lo;
-  const Vec<T> p = exp_slope(r) * r;
-  const Vec<T> e = times_power<T>(p + T(1), k, shifted);
-  const Vec<T> power = times_power<T>(splat(T(1)), k, shifted);
-  return {e, x > T(1) ? e - T(1) : p * power + (power - T(1))};
+  x = least<T>(ExpRange<T>::high, most<T>(ExpRange<T>::low, x));
+  const Reduced<T> by(x);
+  const Vec<T> e = times_power<T>(by.p + T(1), by.k, by.shifted);
+  const Vec<T> power = times_power<T>(splat(T(1)), by.k, by.shifted);
+  return {e, x > T(1) ? e - T(1) : by.p * power + (power - T(1))};
 }
 template <class T> KL_INLINE Vec<T> exp(Vec<T> x) { return exp_pair<T>(x).e; }
+
+// The same of an x that is not above `fits`; 0 and -1 where e^x is below the smallest normal number. Two thirds of the
+// work where no instruction scales by a power of 2.
+template <class T> KL_INLINE ExpPair<T> exp_pair_down(Vec<T> x) {
+#if defined(__AVX512F__)
+  return exp_pair<T>(x);
+#else
+  using R = ExpRange<T>;
+  using U = typename VecOf<T>::U;
+  const Reduced<T> by(x);
+  const U k = (U)by.shifted << R::mantissa;
+  const Vec<T> e = (Vec<T>)((U)(by.p + T(1)) + k), power = (Vec<T>)((U)splat(T(1)) + k);
+  const auto none = x < R::least_normal;
+  const Vec<T> minus_one = x > T(1) ? e - T(1) : by.p * power + (power - T(1));
+  return {none ? Vec<T>{} : e, none ? splat(T(-1)) : minus_one};
+#endif
+}
+template <class T> KL_INLINE Vec<T> exp_down(Vec<T> x) { return exp_pair_down<T>(x).e; }  // in a softmax, x <= 0
 
 // ---- log ---------------------------------------------------------------------------------------------------------
 // x = 2^e m, 3/4 <= m < 3/2, f = m - 1. log(0) = -inf, log(inf) = inf, log of a negative number = NaN.
@@ -393,10 +421,10 @@ template <class T> KL_INLINE Vec<T> log(Vec<T> x) { return log_of<false, T>(Vec<
 template <class T> KL_INLINE Vec<T> log1p(Vec<T> x, Vec<T> one_more) { return log_of<true, T>(x, one_more); }
 template <class T> KL_INLINE Vec<T> log1p(Vec<T> x) { return log1p<T>(x, x + T(1)); }
 
-// g(u) = u + expm1(-u) >= 0 for |u| < 1, with its leading digits near 0, where the sum would lose them:
-// u^2 (1/2! - u/3! + u^2/4! - ...); the next term is below 1e-9 (float), 1e-17 (double) of the sum.
-template <class T> struct GapSeries {
-  static constexpr int terms = sizeof(T) == 4 ? 11 : 18;
+// g(u) = u + expm1(-u) >= 0 for |u| < 1, with its leading digits near 0, where the sum would lose them: u^2 times
+// 1/2! - u/3! + u^2/4! - ...
+template <class T> struct GapSeries {  // to the next term below 1e-17 of the sum
+  static constexpr int terms = 18;
   T c[terms] = {};
   constexpr GapSeries() {
     double factorial = 1;
@@ -405,6 +433,11 @@ template <class T> struct GapSeries {
       c[i] = static_cast<T>((i % 2 ? -1 : 1) / factorial);
     }
   }
+};
+template <> struct GapSeries<float> {  // fitted for the least relative error: 1e-8
+  static constexpr int terms = 8;
+  float c[terms] = {0.5f,                   -0.1666666716337204f,     0.04166673496365547f,   -0.00833331048488617f,
+                    0.001388545148074627f, -0.00019844024791382253f, 2.535482963139657e-05f, -2.772278776319581e-06f};
 };
 template <class T> KL_INLINE Vec<T> gap(Vec<T> u) {
   constexpr GapSeries<T> series;

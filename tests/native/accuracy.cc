@@ -72,6 +72,9 @@ template <class T> void all() {
   const double most = single ? 88.7 : 709.7, least = single ? -103.9 : -745.1, top = single ? 3e38 : 1e308, small = single ? 1e-45 : 5e-324;
   const auto expl_ = [](long double x) { return expl(x); };
   measure<T>("exp", least, most, false, 1.5, [](Vec<T> x) { return exp<T>(x); }, expl_);
+  measure<T>("exp_down", ExpRange<T>::least_normal, ExpRange<T>::fits, false, 1.5, [](Vec<T> x) { return exp_down<T>(x); }, expl_);
+  measure<T>("expm1 of exp_pair_down", 1e-12, ExpRange<T>::fits, true, 2.5, [](Vec<T> x) { return exp_pair_down<T>(x).minus_one; }, [](long double x) { return expm1l(x); });
+  measure<T>("the same below 0", -1e-12, -1e3, true, 2.0, [](Vec<T> x) { return exp_pair_down<T>(x).minus_one; }, [](long double x) { return expm1l(x); });
   measure<T>("expm1 of exp_pair", 1e-12, most, true, 2.5, [](Vec<T> x) { return exp_pair<T>(x).minus_one; }, [](long double x) { return expm1l(x); });
   measure<T>("expm1 of exp_pair, below 0", -1e-12, -80, true, 2.0, [](Vec<T> x) { return exp_pair<T>(x).minus_one; }, [](long double x) { return expm1l(x); });
   measure<T>("log below 1", small, 1, true, 1.5, [](Vec<T> x) { return log<T>(x); }, [](long double x) { return logl(x); });
@@ -86,7 +89,7 @@ template <class T> void all() {
   job.form = kJS;
   job.soft_share = 1;
   const auto point = [](Vec<T> p, Vec<T> q, long double u) {
-    return Point<T>{p, q, log<T>(p), log<T>(q), splat(static_cast<T>(u)), {}, {}, {}, {}, false};
+    return Point<T>{p, q, log<T>(p), log<T>(q), splat(static_cast<T>(u)), {}, {}, {}, {}, false, false};
   };
   const auto exact_u = [](Vec<T> p, Vec<T> q) {
     return log_ratio(p[0], q[0]);
@@ -117,6 +120,10 @@ template <class T> void all() {
   }
   const Constants<T> c(job);
   const Gaussian<T, false, false> gaussian(c);
+  const auto slope = [&](Vec<T> x) { return gaussian.half_expm1(x * T(0.5)); };
+  const auto exact_slope = [](long double x) { return expm1l(x) / 2; };
+  measure<T>("Gaussian's slope, narrower", -1e-12, -1e3, true, 4.0, slope, exact_slope);
+  measure<T>("Gaussian's slope, wider", 1e-12, most, true, 5.0, slope, exact_slope);
   const RowState<T> row{};
   for (int sign = -1; sign <= 1; sign += 2)
     measure<T>(sign < 0 ? "Gaussian, narrower" : "Gaussian, wider", sign * 1e-3, sign * 80.0, true, 10.0,
