@@ -21,7 +21,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 SUITE = ["test_loss.py", "test_modes.py", "test_distillation.py", "test_gaussian.py", "test_bernoulli.py",
          "test_gradients.py", "test_programs.py", "test_family.py"]
-COMPILED = ["test_gaussian.py", "test_native.py", "test_gradients.py", "test_distillation.py", "test_programs.py", "test_family.py"]
+COMPILED = ["test_gaussian.py", "test_native.py", "test_gradients.py", "test_distillation.py", "test_programs.py",
+            "test_family.py"]
 MUTATIONS = [  # what breaks, file, the source, what it becomes
     ("mean instead of sum", "divergence.py", "if mean:\n        sums", "if not mean:\n        sums"),
     ("mean of Gaussians instead of sum", "divergence.py", "if mean:\n        shares",
