@@ -227,7 +227,7 @@ template <class T, template <class> class D, bool kPredLog, bool kTargetLog, boo
     const Point<T> p = point<kDifference ? kBoth : 1 << i>(r, x);
     const V own = slope<i>(p, full), scale = (i == kPred ? p.s_q : p.s_p) * r.sum[i];  // the same along a row
     const V pull = r.sum[i] == T(0) ? V{} : scale * exp_down<T>(i == kPred ? p.z_q : p.z_p);
-    if (full == T(0)) return g == T(0) ? V{} : g * c.t[i] * (own - pull);
+    if (full == T(0)) return g == T(0) ? V{} : g * c.t[i] * times_plus<T>(splat(T(-1)), pull, own);
     return c.t[i] * ((g == T(0) ? V{} : g * own) - pull);
   }
 };
@@ -292,7 +292,8 @@ template <class T, class Soft> struct Distilled {
     if (i == kHard) return c.hard * hard.to_label(r, x, g);
     R h = r;
     h.sum[0] = r.sum[1];
-    return c.soft * soft.template gradient<0>(r, x, g, full) + c.hard * hard.template gradient<0>(h, x, g, full);
+    return times_plus<T>(splat(c.soft), soft.template gradient<0>(r, x, g, full),
+                         c.hard * hard.template gradient<0>(h, x, g, full));
   }
 };
 

@@ -124,6 +124,20 @@ template <class T> KL_INLINE Vec<T> smaller(Vec<T> a, Vec<T> b) {
 #endif
 }
 
+// a * b + c, where c may be a product: it is rounded. Left to itself a compiler rounds one in one loop, another in the next.
+template <class T> KL_INLINE Vec<T> times_plus(Vec<T> a, Vec<T> b, Vec<T> c) {
+  [[maybe_unused]] constexpr bool single = sizeof(T) == 4;
+#if defined(__AVX512F__)
+  if constexpr (single) return (Vec<T>)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+  else return (Vec<T>)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+#elif defined(__AVX2__)
+  if constexpr (single) return (Vec<T>)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+  else return (Vec<T>)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+#else
+  return a * b + c;
+#endif
+}
+
 // NaN in x is passed over: the sum of exponentials that follows keeps it.
 template <class T> KL_INLINE Vec<T> max_over(Vec<T> best, Vec<T> x) { return larger<T>(x, best); }
 
