@@ -20,7 +20,7 @@ from gluon_kl.native import SMALL, carry, fused, fused_in_graph, reaches
 import mxnet as mx
 import numpy as np
 from mxnet import autograd
-from mxnet.base import _LIB, SymbolHandle, check_call
+from mxnet.base import _LIB, NDArrayHandle, SymbolHandle, check_call
 from mxnet.gluon.block import _BlockScope
 from mxnet.gluon.loss import Loss
 from mxnet.ndarray import NDArray
@@ -36,6 +36,8 @@ _DTYPE_NAMES: Dict[Any, str] = {bool: "bool", np.dtype([("bfloat16", np.uint16)]
 _CARRIED = {"bool": "uint8", "bfloat16": "float32"}  # what an operator of an extension cannot take, and what stands in
 _LENT = ("cpu_shared", "cpu_pinned")  # memory of a DataLoader's, as good as any other of the CPU
 _GRAPH_OPTIONS = ("static_alloc", "static_shape", "inline_limit", "forward_bulk_size", "backward_bulk_size")
+_FLOATS = ("float16", "float32", "float64")
+_KINDS = 1024  # how many kinds of call a loss remembers: a kind is small, but a program may never stop making new ones
 _LONG = 1 << 14  # terms of a sample: beyond, MXNet's fast sum in float32 is off by more than 1e-6
 _TRACING = threading.Lock()
 
@@ -56,7 +58,7 @@ class Facts(NamedTuple):
     recorded: Tuple[bool, ...]  # whether autograd may ask for a gradient of each input, None included
     row_weight: bool  # sample_weight, if any, is one number per row along the axis
     device: Any
-    small: bool  # fewer elements than native.SMALL
+    small: bool  # for the operator, and fewer elements than native.SMALL
     long: bool  # more terms a sample than _LONG
     numbers: Tuple[Optional[float], ...]  # the inputs that are numbers
 
@@ -194,16 +196,23 @@ def fit_sample_weight(weight: Any, frame: Frame, of: str = "pred") -> Any:
     )
 
 
-def follow(x: Any) -> Tuple[bool, Any]:
+def follow(x: Any, surely: bool = True) -> Tuple[bool, Any]:
     """Whether autograd, while it records, may ask for a gradient of this array, and the array to give an operator.
 
     It may if the array is marked, or computed from such. A marked one comes behind a view: where its gradients
     add up (``grad_req="add"``), MXNet's own reshape adds; the operator of an extension would not, and MXNet's own add
     several uses wrong. One that autograd does not follow is detached: recording would mark it, until the next backward,
     like one that it follows.
+
+    Not `surely`: True also where it is not marked and nobody has asked. MXNet answers by raising an exception, which
+    takes longer than the gradient of a small array. Recording marks the copy that is returned then, if anything.
     """
     if x is None or type(x) is float:
         return False, x
+    if not surely and x.grad is None:
+        handle = NDArrayHandle()
+        check_call(_LIB.MXShallowCopyNDArray(x.handle, ctypes.byref(handle)))  # followed if x is
+        return True, NDArray(handle)
     # Only arrays that autograd follows have a gradient state to write; what is written is what was there.
     state = ctypes.c_int()
     _LIB.MXNDArrayGetGradState(x.handle, ctypes.byref(state))
@@ -315,6 +324,18 @@ def _legacy(x: Any) -> Any:
     return float(x) if is_number(x) else x
 
 
+def _kind(inputs: Sequence[Any]) -> Tuple[Any, ...]:
+    """What the checks go by, if all inputs are legacy arrays or floats or left out; else it is kept nowhere."""
+    kind: List[Any] = []
+    for x in inputs:
+        if type(x) is NDArray:
+            place = x.context
+            kind.append((x.shape, x.dtype, place.device_typeid, place.device_id))
+        else:
+            kind.append(x if x is None or type(x) is float else type(x))
+    return tuple(kind)
+
+
 class _NoRows(autograd.Function):
     """The result for inputs that hold nothing: nothing, and gradients of 0 to all of them."""
 
@@ -371,8 +392,9 @@ class CheckedLoss(Loss):
     """A Gluon loss that checks real arrays, lifts dtypes, and may be called in changing ways.
 
     A call takes two steps. `forward` sees what the user passes: it checks real arrays, fits the sample weight and
-    notes the facts. ``_compute(F, facts, *inputs)`` lifts dtypes and computes, on arrays, in a graph of our own for
-    each value of the facts (hybridized), or with facts None in a graph of the user's, where nothing is known.
+    notes the facts, or knows them from a call of the same kind. ``_compute(F, facts, *inputs)`` lifts dtypes and
+    computes, on arrays, in a graph of our own for each value of the facts (hybridized), or with facts None in a graph
+    of the user's, where nothing is known.
 
     A subclass names its array inputs in `_names` and checks them in ``_check(*arrays)``, which returns the inputs
     that count and the frame of the first.
@@ -390,6 +412,7 @@ class CheckedLoss(Loss):
             check_number("weight", weight)
         # Not super(): of a loss that stands in for one of Gluon's, that would be the other's, with other arguments.
         Loss.__init__(self, weight, check_axis("batch_axis", batch_axis), **kwargs)
+        self._kinds: Dict[Tuple[Any, ...], Facts] = {}
         self._graphs: Dict[Facts, _Graph] = {}
         self._graph_options: Dict[str, Any] = {}
         self._called_with: Optional[List[Any]] = None
@@ -399,7 +422,7 @@ class CheckedLoss(Loss):
 
     def _compute(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
         # Under a weight of 0 not even NaN counts, which the operators of MXNet's are made not to see.
-        if self._weight != 0 and reaches(facts):
+        if self._weight != 0 and reaches(None if facts is None else facts.device):
             return self._fused(F, facts, *inputs)
         return self._over_operators(F, facts, *inputs)
 
@@ -471,6 +494,12 @@ class CheckedLoss(Loss):
         return F.cast(out, dtype="float32") if long and facts is not None and "float64" not in facts.dtypes else out
 
     def forward(self, *inputs: Any) -> Any:
+        kind = _kind(inputs)
+        facts = self._kinds.get(kind)
+        return self._first_of_kind(kind, inputs) if facts is None else self._recorded(inputs, facts)
+
+    def _first_of_kind(self, kind: Tuple[Any, ...], inputs: Sequence[Any]) -> Any:
+        """The long way, which arrays need not go again: their kind is kept if they pass the checks as they are."""
         symbolic = check_kinds(self._names, inputs, self._optional, self._numeric)
         numpy_kind = isinstance(inputs[0], (mx.np.ndarray, mx.sym.np._Symbol))
         legacy = [_legacy(x) for x in inputs]
@@ -485,21 +514,32 @@ class CheckedLoss(Loss):
             if 0 in frame.shape:
                 out = self._without_rows(checked, frame, numpy_kind)
             else:
-                out = self._run(*self._observe(checked, frame))
+                here, facts = self._observe(checked, frame)
+                if all(map(operator.is_, here, inputs)):
+                    if len(self._kinds) >= _KINDS:
+                        self._kinds = {}
+                    self._kinds[kind] = facts
+                out = self._recorded(here, facts)
         return out.as_np_ndarray() if numpy_kind else out
 
+    def _recorded(self, inputs: Sequence[Any], facts: Facts) -> Any:
+        """The loss of checked arrays, and what autograd has to know of them."""
+        if autograd.is_recording():
+            surely = [not facts.small or dtype not in _FLOATS for dtype in facts.dtypes]
+            surely[-1] = True  # of a sample weight the gradient may take longer than the answer
+            recorded, inputs = zip(*map(follow, inputs, surely))
+            facts = facts._replace(recorded=recorded)
+        return self._run(inputs, facts)
+
     def _observe(self, inputs: Sequence[Any], frame: Frame) -> Tuple[Sequence[Any], Facts]:
-        """The checked inputs as an operator may be given them, and what is known of them."""
+        """The checked inputs on one device, and what is known of them but for what autograd follows."""
         inputs, device = check_same_place(self._names, inputs)
         dtypes = tuple([None if x is None or type(x) is float else _DTYPE_NAMES[x.dtype] for x in inputs])
-        recorded: Tuple[bool, ...] = (False,) * len(inputs)
-        if autograd.is_recording():
-            recorded, inputs = zip(*[follow(x) for x in inputs])
         shape, batch_axis, axis = frame
         weight, size = inputs[-1], math.prod(shape)
         row_weight = weight is None or axis is None or weight.shape[axis] == 1
-        return inputs, Facts(len(shape), dtypes, recorded, row_weight, device, size < SMALL,
-                             size > _LONG * shape[batch_axis],
+        return inputs, Facts(len(shape), dtypes, (False,) * len(inputs), row_weight, device,
+                             size < SMALL and reaches(device), size > _LONG * shape[batch_axis],
                              tuple([x if type(x) is float else None for x in inputs]) if self._numeric else ())
 
     def _run(self, inputs: Sequence[Any], facts: Facts) -> Any:
@@ -545,4 +585,4 @@ class CheckedLoss(Loss):
 
     def __getstate__(self) -> dict:
         """Everything but the graphs, which hold handles that can be neither copied nor pickled."""
-        return {**self.__dict__, "_graphs": {}, "_cached_graph": ()}
+        return {**self.__dict__, "_kinds": {}, "_graphs": {}, "_cached_graph": ()}

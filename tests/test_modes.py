@@ -4,6 +4,7 @@ import copy
 import pickle
 
 from gluon_kl import KLDivLoss
+from gluon_kl.inputs import follow
 
 import mxnet as mx
 import numpy as np
@@ -345,6 +346,40 @@ def test_label_gradient_through_a_recorded_label(run, rng):
         _, want, _ = oracle.kl_gradients(pred, label, from_logits=False, reduction="sum")
         np.testing.assert_allclose(source.grad.asnumpy(), want * label, rtol=1e-4, atol=1e-5)
         loss(mx.nd.array(pred), source.exp())  # a call without record in between
+
+
+@pytest.mark.parametrize("categories", [6, 10000], ids=["small", "large"])
+def test_recording_marks_nothing(run, rng, categories):
+    """What autograd does not follow can be written to between a recorded call and its backward, as a loader does."""
+    loss = run.prepare(KLDivLoss(False, reduction="sum"))
+    pred, label = example(rng, (4, categories))
+    for learned in (0, 1):
+        arrays = [mx.nd.array(x) for x in (pred, label)]
+        arrays[learned].attach_grad()
+        with mx.autograd.record():
+            out = loss(*arrays)
+            arrays[1 - learned] += 0
+            loss(mx.nd.array(pred), mx.nd.array(label))  # nothing to follow at all
+        assert [follow(x)[0] for x in arrays] == [learned == 0, learned == 1]
+        out.backward()
+        want = oracle.kl_gradients(pred, label, from_logits=False, reduction="sum")[learned]
+        np.testing.assert_allclose(arrays[learned].grad.asnumpy(), want, rtol=1e-4, atol=1e-5)
+
+
+def test_kinds_of_call(run, rng, monkeypatch):
+    """A call like one before skips the checks; any other is checked, however many there were."""
+    monkeypatch.setattr("gluon_kl.inputs._KINDS", 5)
+    loss = run.prepare(KLDivLoss(False, reduction="sum"))
+    for samples in (*range(1, 15), *range(1, 15)):
+        pred, label = example(rng, (samples, 6))
+        expected = oracle.kl_divergence(pred, label, from_logits=False, reduction="sum")
+        np.testing.assert_allclose(loss(mx.nd.array(pred), mx.nd.array(label)).asnumpy(), expected, rtol=1e-4)
+        assert 0 < len(loss._kinds) <= 5
+        with pytest.raises(ValueError, match="must have the same shape"):
+            loss(mx.nd.array(pred), mx.nd.array(label[:, :5]))
+        with pytest.raises(TypeError, match="label must be an MXNet array"):
+            loss(mx.nd.array(pred), label)
+    assert not pickle.loads(pickle.dumps(loss))._kinds
 
 
 def test_automatic_mixed_precision(in_subprocess):

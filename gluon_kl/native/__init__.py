@@ -126,15 +126,16 @@ def info() -> Optional[Dict[str, Any]]:
     return {"isa": library.gluon_kl_isa().decode(), "threads": library.gluon_kl_threads()}
 
 
-def reaches(facts: Any) -> bool:
-    """Whether the operator can take a call, or MXNet's operators must: `CheckedLoss._compute` asks.
+def reaches(device: Any) -> bool:
+    """Whether the operator can take a call, or MXNet's operators must.
 
-    Real arrays must be on a CPU. Where Symbols come without facts (inside a block of the user's) that is not known:
-    MXNet must be built for CPUs alone. Of Symbols put together by hand nobody asks: `CheckedLoss.forward` says why.
+    Real arrays must be on a CPU. Where Symbols come without a device (inside a block of the user's) that is not known:
+    MXNet must be built for CPUs alone. Of Symbols put together by hand nobody asks: `CheckedLoss._first_of_kind` says
+    why.
     """
-    if facts is None:
+    if device is None:
         return is_available() and not mx.runtime.Features().is_enabled("CUDA")
-    return facts.device.device_type == "cpu" and is_available()
+    return device.device_type == "cpu" and is_available()
 
 
 def carry(x: Any) -> Any:
