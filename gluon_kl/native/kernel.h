@@ -104,7 +104,7 @@ template <class T, class F, int i> void gradient_block(const Constants<T>& c, co
       const Part<T> part = block;
       const RowState<T> r = state[0];
       const Vec<T> w = g[0];
-      part.each_whole([&](int64_t k) { put(k, 0, r, w, part.template whole_values<F::kReads>(k, 0, false)); });
+      for (int64_t k = 0, n = part.whole(); k < n; ++k) put(k, 0, r, w, part.template whole_values<F::kReads>(k, 0, false));
     } else {
       block.template each_value<F::kReads>([&](int64_t k, int64_t j, const Values<T>& x) { put(k, j, state[j], g[j], x); });
     }

@@ -345,14 +345,16 @@ template <class T> struct Reduced {
   }
 };
 
-// e^x and e^x - 1, each to its last digits.
+// e^x and e^x - 1, each to its last digits: of an x that is not below `low` nor above `high`; of any.
 template <class T> struct ExpPair { Vec<T> e, minus_one; };
-template <class T> KL_INLINE ExpPair<T> exp_pair(Vec<T> x) {
-  x = least<T>(ExpRange<T>::high, most<T>(ExpRange<T>::low, x));
+template <class T> KL_INLINE ExpPair<T> exp_pair_within(Vec<T> x) {
   const Reduced<T> by(x);
   const Vec<T> e = times_power<T>(by.p + T(1), by.k, by.shifted);
   const Vec<T> power = times_power<T>(splat(T(1)), by.k, by.shifted);
   return {e, x > T(1) ? e - T(1) : by.p * power + (power - T(1))};
+}
+template <class T> KL_INLINE ExpPair<T> exp_pair(Vec<T> x) {
+  return exp_pair_within<T>(least<T>(ExpRange<T>::high, most<T>(ExpRange<T>::low, x)));
 }
 template <class T> KL_INLINE Vec<T> exp(Vec<T> x) { return exp_pair<T>(x).e; }
 
@@ -360,7 +362,7 @@ template <class T> KL_INLINE Vec<T> exp(Vec<T> x) { return exp_pair<T>(x).e; }
 // work where no instruction scales by a power of 2.
 template <class T> KL_INLINE ExpPair<T> exp_pair_down(Vec<T> x) {
 #if defined(__AVX512F__)
-  return exp_pair<T>(x);
+  return exp_pair_within<T>(most<T>(ExpRange<T>::low, x));
 #else
   using R = ExpRange<T>;
   using U = typename VecOf<T>::U;
@@ -380,9 +382,9 @@ KL_INLINE Vec<float> log1p_poly(Vec<float> f, Vec<float> e_lo) {
   // Fitted for the least relative error on -0.293 <= f <= 0.5: 1.2e-8.
   constexpr float c[] = {-0.055683985352516174f, 0.11690684407949448f, -0.13479763269424438f, 0.14389750361442566f,
                          -0.1660766303539276f,   0.1999133825302124f,  -0.2500109374523163f,  0.33333471417427063f};
-  Vec<float> p = splat(c[0]);
-  for (int i = 1; i < 8; ++i) p = p * f + c[i];
-  const Vec<float> f2 = f * f;
+  // In pairs, so that fewer steps wait for the one before; where two logarithms follow each other that shows.
+  const Vec<float> f2 = f * f, f4 = f2 * f2;
+  const Vec<float> p = ((c[0] * f + c[1]) * f2 + (c[2] * f + c[3])) * f4 + ((c[4] * f + c[5]) * f2 + (c[6] * f + c[7]));
   return f + (f2 * (p * f - 0.5f) + e_lo);
 }
 KL_INLINE Vec<double> log1p_poly(Vec<double> f, Vec<double> e_lo) {

@@ -23,13 +23,14 @@ template <class T> long double ulp(long double exact) {
 template <class T, class Got, class Exact>
 void measure(const char* name, double low, double high, bool geometric, double bound, Got got, Exact exact) {
   const int steps = 400000;
+  const double start = ::log(fabs(low)), way = ::log(fabs(high)) - start;  // not of their ratio, which may be infinite
   long double worst = 0;
   double at = 0;
   for (int i = 0; i <= steps; i += kLanes<T>) {
     Vec<T> x;
     for (int j = 0; j < kLanes<T>; ++j) {
       const double share = static_cast<double>(i + j) / (steps + kLanes<T>);
-      x[j] = static_cast<T>(geometric ? low * pow(high / low, share) : low + (high - low) * share);
+      x[j] = static_cast<T>(geometric ? copysign(::exp(start + share * way), low) : low + (high - low) * share);
     }
     const Vec<T> y = got(x);
     for (int j = 0; j < kLanes<T>; ++j) {
@@ -38,6 +39,7 @@ void measure(const char* name, double low, double high, bool geometric, double b
       if (!(off <= worst)) worst = off, at = x[j];
     }
   }
+  if (at == 0) ++failures, printf("  nothing was measured:\n");
   printf("%-7s %-28s [%11.4g, %11.4g]  %6.2Lf ULP (at most %.1f), worst at %.9g\n", sizeof(T) == 4 ? "float" : "double", name,
          low, high, worst, bound, at);
   if (!(worst <= bound)) ++failures, printf("  too far\n");
