@@ -43,9 +43,9 @@ CEILING = [*COPIES, "forward", "backward"]  # no loss: what memory and arithmeti
 IN_FAMILY = ["gluon_kl", "gluon", "torch", "torch-compile", "jax", "operators"]
 IN_SHAPES = ["gluon_kl", "gluon", "torch", "torch-compile", "jax", "operators", "eager", "two-threads", *CEILING]
 IN_MEMORY = ["gluon_kl", "gluon", "torch"]
-# glibc's allocator keeps what is freed: else each step may be charged with fresh pages for an array, or not, as the
-# heap happens to lie, which costs more than the loss.
-KEEP_MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "10000000000", "MALLOC_MMAP_THRESHOLD_": "33554432",
+# glibc's allocator keeps what is freed, however large: else each step may be charged with fresh pages for an array, or
+# not, as the heap happens to lie, which costs more than the loss.
+KEEP_MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "10000000000", "MALLOC_MMAP_MAX_": "0",
                "MALLOC_TOP_PAD_": "268435456"}
 
 

@@ -167,6 +167,7 @@ class DistillationLoss(CheckedLoss):
         self._unused = {0: "label", 1: "teacher_pred"}[int(hard_weight)] if hard_weight in (0, 1) else ""
         self._optional = ("sample_weight", self._unused)
         self._alike = ("teacher_pred",) if self._sparse_label else ("label", "teacher_pred")
+        self._fixed = ("label", "teacher_pred") if self._sparse_label else ("teacher_pred",)
         soft = {"kl": "KL(teacher_pred ‖ pred)", "reverse_kl": "KL(pred ‖ teacher_pred)",
                 "js": "JS(teacher_pred, pred)"}[divergence]
         self._direction = f"hard_weight * CE(label, pred) + (1 - hard_weight) * T² * {soft} in nats"
@@ -241,7 +242,6 @@ class DistillationLoss(CheckedLoss):
             soft = {"target": self._teacher_space, "temperature": float(self._temperature), **self._form()}
         return self._call_fused(
             F, facts, {"pred": pred, "hard": label, "target": teacher_pred, "weight": weight},
-            ("hard", "target") if self._sparse_label else ("target",),
             axis=self._axis, pred="logits", hard="index" if self._sparse_label else "dense",
             hard_weight=float(self._hard_weight), scale=self._temperature**2 if label is None else 1.0, **soft)
 

@@ -196,7 +196,7 @@ def fit_sample_weight(weight: Any, frame: Frame, of: str = "pred") -> Any:
     )
 
 
-def follow(x: Any, surely: bool = True) -> Tuple[bool, Any]:
+def follow(x: Any, else_taken: Optional[bool] = None) -> Tuple[bool, Any]:
     """Whether autograd, while it records, may ask for a gradient of this array, and the array to give an operator.
 
     It may if the array is marked, or computed from such. A marked one comes behind a view: where its gradients
@@ -204,12 +204,15 @@ def follow(x: Any, surely: bool = True) -> Tuple[bool, Any]:
     several uses wrong. One that autograd does not follow is detached: recording would mark it, until the next backward,
     like one that it follows.
 
-    Not `surely`: True also where it is not marked and nobody has asked. MXNet answers by raising an exception, which
-    takes longer than the gradient of a small array. Recording marks the copy that is returned then, if anything.
+    To ask about an array that is not marked takes longer than the gradient of a small one, since MXNet answers by
+    raising an exception. `else_taken` says what to take it for instead: True is right of any, as what recording marks
+    then is a copy; False cuts it off.
     """
     if x is None or type(x) is float:
         return False, x
-    if not surely and x.grad is None:
+    if else_taken is not None and x.grad is None:
+        if not else_taken:
+            return False, x.detach()
         handle = NDArrayHandle()
         check_call(_LIB.MXShallowCopyNDArray(x.handle, ctypes.byref(handle)))  # followed if x is
         return True, NDArray(handle)
@@ -404,6 +407,7 @@ class CheckedLoss(Loss):
     _optional: Tuple[str, ...] = ("sample_weight",)
     _alike: Tuple[str, ...] = ("label",)  # the inputs that have the shape of the first
     _numeric: Tuple[str, ...] = ()  # the inputs that may be numbers
+    _fixed: Tuple[str, ...] = ()  # the inputs that get no gradient
     _direction = ""
     _reduction = "sum"
 
@@ -456,12 +460,12 @@ class CheckedLoss(Loss):
         return lift(F, facts, inputs, alike, [name in wide for name in self._names])
 
     def _call_fused(
-        self, F: Any, facts: Optional[Facts], inputs: Dict[str, Any], fixed: Sequence[str] = (), scale: float = 1.0,
-        **options: Any,
+        self, F: Any, facts: Optional[Facts], inputs: Dict[str, Any], scale: float = 1.0, **options: Any,
     ) -> Any:
-        """The operator on `inputs` by its names, in our order; those in `fixed` get no gradient."""
+        """The operator on `inputs` by its names, in our order."""
         options.update(batch_axis=self._batch_axis, reduction=self._reduction,
                        scale=scale if self._weight is None else scale * self._weight)
+        fixed = [name for name, own in zip(inputs, self._names) if own in self._fixed]
         if facts is None:
             return fused_in_graph(inputs, fixed, **options)
         grad = [name for name, asked in zip(inputs, facts.recorded) if asked and name not in fixed]
@@ -525,9 +529,11 @@ class CheckedLoss(Loss):
     def _recorded(self, inputs: Sequence[Any], facts: Facts) -> Any:
         """The loss of checked arrays, and what autograd has to know of them."""
         if autograd.is_recording():
-            surely = [not facts.small or dtype not in _FLOATS for dtype in facts.dtypes]
-            surely[-1] = True  # of a sample weight the gradient may take longer than the answer
-            recorded, inputs = zip(*map(follow, inputs, surely))
+            # Of a sample weight, which comes last, the gradient may take longer than the answer.
+            learned = True if facts.small else None
+            taken = [False if name in self._fixed else learned if dtype in _FLOATS else None
+                     for name, dtype in zip(self._names[:-1], facts.dtypes)]
+            recorded, inputs = zip(*map(follow, inputs, [*taken, None]))
             facts = facts._replace(recorded=recorded)
         return self._run(inputs, facts)
 

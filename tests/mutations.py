@@ -62,7 +62,7 @@ MUTATIONS = [  # what breaks, file, the source, what it becomes
     ("one graph for all calls", "inputs.py", "self._graphs.get(facts)", "next(iter(self._graphs.values()), None)"),
     ("copies keep their graph", "inputs.py", '"_graphs": {}, ', ""),
     ("mx.np arrays come back as mx.nd", "inputs.py", "out.as_np_ndarray() if numpy_kind else out", "out"),
-    ("recorded labels get no gradient", "inputs.py", "recorded, inputs = zip(*map(follow, inputs, surely))",
+    ("recorded labels get no gradient", "inputs.py", "recorded, inputs = zip(*map(follow, inputs, [*taken, None]))",
      "recorded = (True,) + (False,) * (len(inputs) - 1)"),
     ("recording marks a label", "inputs.py", "return True, NDArray(handle)", "return True, x"),
     ("one dtype for all calls", "inputs.py", "kind.append((x.shape, x.dtype, place", "kind.append((x.shape, place"),

@@ -28,6 +28,21 @@ def test_published_formula(run, logits):
     np.testing.assert_allclose(run(DistillationLoss(temperature, 0.25), pred, label, teacher), expected, rtol=1e-12)
 
 
+
+@pytest.mark.parametrize("categories", [5, 20000], ids=["small", "large"])
+def test_no_backward_pass_through_the_teacher(run, rng, categories):
+    """A teacher that runs under the same record is left alone: not even zeros are written to its gradients."""
+    loss = run.prepare(DistillationLoss(2))
+    student, teacher = (mx.nd.array(rng.normal(size=(6, categories))) for _ in range(2))
+    for x in (student, teacher):
+        x.attach_grad()
+        x.grad[:] = 7
+    with mx.autograd.record():
+        out = loss(student * 1, mx.nd.zeros(6), teacher * 1)
+    out.backward()
+    assert (teacher.grad.asnumpy() == 7).all() and abs(student.grad.asnumpy()).max() < 5
+
+
 def test_scale_of_the_gradient_does_not_depend_on_the_temperature(run, logits):
     """T^2 (softmax(z/T) - softmax(v/T)) / T approaches the difference of the centred logits over C."""
     pred, teacher = logits
