@@ -108,7 +108,8 @@ MUTATIONS = [  # what breaks, file, the source, what it becomes
     ("AMP goes off", "native/__init__.py", "check_call(_LIB.MXLoadLib(c_str(path), mx_uint(0)))",
      "mx.library.load(path, verbose=False)"),
     ("the import does not register", "__init__.py", "native.is_available()  #", "None  #"),
-    ("dense labels get no gradient", "distillation.py", 'if self._sparse_label else ("target",)', ""),
+    ("dense labels get no gradient", "distillation.py",
+     '("label", "teacher_pred") if self._sparse_label else ("teacher_pred",)', '("label", "teacher_pred")'),
     # The operator.
     ("the gradient to a label of 0", "native/formulas.h", "return (x.p == T(0)) | (x.q == T(0)) ? V{} : -x.p / x.q;",
      "return x.p == T(0) ? V{} : -x.p / x.q;"),
