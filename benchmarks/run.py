@@ -274,7 +274,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", nargs="+", metavar="NAME", help="only rows whose name holds one of these")
     parser.add_argument("--list", action="store_true", help="print the names of the rows")
-    parser.add_argument("--quick", action="store_true", help="tiny arrays, one turn: that all works, not how fast")
+    parser.add_argument("--quick", action="store_true", help="tiny arrays, short turns: that all works, not how fast")
     parser.add_argument("--rounds", type=int, default=7, help="turns of each subject on each row (default 7)")
     parser.add_argument("--peers", default=sys.executable, metavar="PYTHON", help="interpreter that has torch and JAX")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where tables and plot go (default: figures, if "
@@ -297,7 +297,7 @@ def main():
             memory = [row._replace(shape=(1024, 10000)) for row in memory[:1]]
         from tqdm import tqdm
 
-        rounds, turn_seconds = (1, 1e-3) if arguments.quick else (arguments.rounds, 0.05)
+        rounds, turn_seconds = (3, 1e-3) if arguments.quick else (arguments.rounds, 0.05)
         measuring = Bench(arguments.peers, rounds, turn_seconds, tqdm.write)
         tables = measure(measuring, family, shapes, memory)
         for table in tables.values():

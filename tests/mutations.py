@@ -64,6 +64,8 @@ MUTATIONS = [  # what breaks, file, the source, what it becomes
     ("mx.np arrays come back as mx.nd", "inputs.py", "out.as_np_ndarray() if numpy_kind else out", "out"),
     ("recorded labels get no gradient", "inputs.py", "recorded, inputs = zip(*map(follow, inputs, [*taken, None]))",
      "recorded = (True,) + (False,) * (len(inputs) - 1)"),
+    ("a backward pass through the teacher", "inputs.py", "taken = [False if name in self._fixed",
+     "taken = [None if name in self._fixed"),
     ("recording marks a label", "inputs.py", "return True, NDArray(handle)", "return True, x"),
     ("one dtype for all calls", "inputs.py", "kind.append((x.shape, x.dtype, place", "kind.append((x.shape, place"),
     ("kinds without an end", "inputs.py", "if len(self._kinds) >= _KINDS:", "if False:"),

@@ -66,7 +66,7 @@ def test_every_row_is_measured(quick, here):
     measured = table(folder, "benchmark"), table(folder, "benchmark_shapes")
     assert all(hasattr(gluon_kl, row.title.split(",")[0]) for row in family)
     assert {row["loss"] for row in measured[0]} <= {row.title for row in family}
-    assert sum(map(len, measured)) + drowned == len(family) + len(shapes) > 2 * drowned
+    assert drowned < 5 and sum(map(len, measured)) + drowned == len(family) + len(shapes)
     for name in ("benchmark", "benchmark_shapes"):
         for row in table(folder, name):
             assert float(row["gluon_kl (µs)"]) > 0

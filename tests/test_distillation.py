@@ -28,7 +28,6 @@ def test_published_formula(run, logits):
     np.testing.assert_allclose(run(DistillationLoss(temperature, 0.25), pred, label, teacher), expected, rtol=1e-12)
 
 
-
 @pytest.mark.parametrize("categories", [5, 20000], ids=["small", "large"])
 def test_no_backward_pass_through_the_teacher(run, rng, categories):
     """A teacher that runs under the same record is left alone: not even zeros are written to its gradients."""
