@@ -6,11 +6,13 @@
 //   kSums                       how many sums over a row its gradients need (through a softmax; at most 2)
 //   kGradients                  its inputs that can have gradients, as bits
 //   term(row, x)                one element's term
-//   whole_term(row, x)          the same summed over a row, element by element something else; kWhole says there is one
-//   sums(row, x, full, s)       what is added up into the row's sums: for a row under one factor if full is 0, for
-//                               elements each under its own if it is 1
+//   add(row, x, whole, full, sums, term, s)  what the element adds to its row's value, if kTerms, and, if sums, to the row's
+//                               sums: for a row under one factor if full is 0, for elements each under its own if it is 1.
+//                               Of a whole row, where nothing else is asked for, terms may be others with the same sum
 //   kByValue                    where both sides add up to 1 and so the sums follow: the input whose sum is the row's value,
 //                               while the other's is -1; else -1
+//   kTaken                      the sides, as bits, whose exponentials it takes from x.e, where the softmax has left them
+//   Given                       the same form with as many of them as its terms and sums have a use for
 //   gradient<i>(row, x, g, full)  to input i, of the sum of the terms times their factors; g is that of this element
 // A divergence between two distributions is less: a point formula such as KL below, of which Pair makes a form.
 #ifndef GLUON_KL_FORMULAS_H_
@@ -31,7 +33,6 @@ template <class T> struct RowState {
   Vec<T> shift, shift_low, gap; // target minus pred: the maximum, in two parts, and the logarithm of the sum
   Vec<T> hard_log, hard_scale;  // of pred's softmax at temperature 1
   Vec<T> sum[2];
-  Vec<T> alive;                 // how many elements have a factor that is not 0
 };
 
 // What is constant in a call.
@@ -39,6 +40,7 @@ template <class T> struct Constants {
   static constexpr int kTerms = sizeof(T) == 4 ? 9 : kSeriesTerms;
   T t[2], soft, hard, log_epsilon, free_nats;
   bool softmax[2];
+  int squarings;  // that turn an exponential at the temperature into one at temperature 1; less than 0: none do
   T beta, rest, limit, series[kTerms];
 
   explicit Constants(const Job& job) {
@@ -46,12 +48,20 @@ template <class T> struct Constants {
       softmax[i] = job.form != kGaussian && job.form != kBernoulli && job.space[i] == kLogits;
       t[i] = static_cast<T>(softmax[i] ? job.inv_temperature : 1);
     }
+    squarings = t[0] == T(1) ? 0 : t[0] == T(0.5) ? 1 : t[0] == T(0.25) ? 2 : -1;
     soft = static_cast<T>(job.soft_share), hard = static_cast<T>(job.hard_share);
     log_epsilon = static_cast<T>(job.log_epsilon), free_nats = static_cast<T>(job.free_nats);
     beta = static_cast<T>(job.beta), rest = static_cast<T>(1 - job.beta);
     limit = static_cast<T>(job.form == kJS ? __builtin_log1p(-job.beta) - __builtin_log(job.beta) : 0);
     for (int i = 0; i < kTerms; ++i) series[i] = static_cast<T>(job.series[i]);
   }
+  // exp(off), e = exp(off * t[kPred]) being there.
+  KL_INLINE Vec<T> at_temperature_one(Vec<T> e, Vec<T> off) const {
+    if (squarings < 0) return exp_down<T>(off);
+    if (squarings > 0) e *= e;
+    return squarings > 1 ? e * e : e;
+  }
+  bool all_softmax(int sides) const { return sides && !(sides & 1 && !softmax[0]) && !(sides & 2 && !softmax[1]); }
 };
 
 // p u + q - p with u = log p - log q: the same sum as p u where both rows add up to 1, no term below 0, and the leading
@@ -60,7 +70,7 @@ template <class T> KL_INLINE Vec<T> excess(Vec<T> p, Vec<T> q, Vec<T> u) {
   const Vec<T> far = p * (u - T(1)) + q, near = p * gap<T>(u);
   Vec<T> term = (u < T(1)) & (u > T(-1)) ? near : far;
   term = p == T(0) ? q : term;
-  return term < T(0) ? Vec<T>{} : term;
+  return most<T>(T(0), term);
 }
 
 // ---- point formulas: p of the target, q of pred ------------------------------------------------------------------
@@ -70,14 +80,16 @@ template <class T> KL_INLINE Vec<T> excess(Vec<T> p, Vec<T> q, Vec<T> u) {
 template <class T> struct Point {
   Vec<T> p, q, log_p, log_q, u;
   Vec<T> z_p, z_q, s_p, s_q;
-  bool logs, logits;  // known when compiled: whether both sides are logarithms, and both of a softmax
+  bool logs, logits;  // known when compiled: whether probabilities cost an exponential each, and one of a softmax
   KL_INLINE Vec<T> exp_of(Vec<T> z) const { return logits ? exp_down<T>(z) : exp<T>(z); }
   KL_INLINE Point swapped() const { return {q, p, log_q, log_p, -u, z_q, z_p, s_q, s_p, logs, logits}; }
 };
 
-// A point formula has the term, its derivatives by a probability (by_p, by_q) and by its logarithm (p_slope, q_slope).
+// A point formula has `at`, what its functions need of a place; the term, and one with the same sum over a whole row (kWhole
+// says that there is such a one, whatever both sides are); its derivatives by a probability (by_p, by_q) and by its logarithm (p_slope, q_slope).
 // Through a softmax a multiple of the side's own probability has no effect, where the whole row is under one factor;
-// `full` = 0 then says to leave it out, which keeps digits.
+// `full` = 0 then says to leave it out, which keeps digits. kWeighs are the sides, as bits, whose probabilities are in its
+// term; kByValue is as of a form.
 
 template <class T> struct KL {
   using V = Vec<T>;
@@ -86,7 +98,8 @@ template <class T> struct KL {
   const T log_epsilon;
 
   static constexpr bool kWhole = true;
-  static constexpr int kByValue = kTarget;
+  static constexpr int kByValue = kTarget, kWeighs = 1 << kTarget;
+  KL_INLINE P at(const P& x) const { return x; }
   KL_INLINE V term(const P& x) const { return x.p == T(0) ? V{} : x.p * x.u; }
   KL_INLINE V whole_term(const P& x) const { return excess<T>(x.p, x.q, x.u); }
   KL_INLINE V q_slope(const P& x, T) const { return -x.p; }
@@ -102,18 +115,19 @@ template <class T> struct KL {
 
 template <class T> struct ReverseKL {
   using V = Vec<T>;
-  using P = Point<T>;
+  using P = Point<T>;  // with the sides swapped
   explicit ReverseKL(const Constants<T>& c) : kl(c) {}
   const KL<T> kl;
 
   static constexpr bool kWhole = true;
-  static constexpr int kByValue = kPred;
-  KL_INLINE V term(const P& x) const { return kl.term(x.swapped()); }
-  KL_INLINE V whole_term(const P& x) const { return kl.whole_term(x.swapped()); }
-  KL_INLINE V q_slope(const P& x, T full) const { return kl.p_slope(x.swapped(), full); }
-  KL_INLINE V p_slope(const P& x, T full) const { return kl.q_slope(x.swapped(), full); }
-  KL_INLINE V by_q(const P& x) const { return kl.by_p(x.swapped()); }
-  KL_INLINE V by_p(const P& x) const { return kl.by_q(x.swapped()); }
+  static constexpr int kByValue = kPred, kWeighs = 1 << kPred;
+  KL_INLINE P at(const P& x) const { return x.swapped(); }
+  KL_INLINE V term(const P& x) const { return kl.term(x); }
+  KL_INLINE V whole_term(const P& x) const { return kl.whole_term(x); }
+  KL_INLINE V q_slope(const P& x, T full) const { return kl.p_slope(x, full); }
+  KL_INLINE V p_slope(const P& x, T full) const { return kl.q_slope(x, full); }
+  KL_INLINE V by_q(const P& x) const { return kl.by_p(x); }
+  KL_INLINE V by_p(const P& x) const { return kl.by_q(x); }
 };
 
 // beta p log(p / m) + (1 - beta) q log(q / m), m = beta p + (1 - beta) q.
@@ -128,11 +142,11 @@ template <class T> struct JS {
   const Constants<T>& c;
 
   static constexpr bool kWhole = false;
-  static constexpr int kByValue = -1;
+  static constexpr int kByValue = -1, kWeighs = 1 << kPred | 1 << kTarget;
   static constexpr double kNear = 0.34;  // where the series holds: the next term is below 2e-8 (float), 1e-16 (double)
 
   struct Mixed { V p, q, u, by_p, by_q, f, base; };
-  KL_INLINE Mixed mixed(const P& x) const {
+  KL_INLINE Mixed at(const P& x) const {
     const V u = (x.log_p == -inf<T>()) & (x.log_q == -inf<T>()) ? V{} : x.u;
     const auto p_is_base = u >= c.limit;
     const V d = p_is_base ? -u : u;
@@ -146,34 +160,27 @@ template <class T> struct JS {
     const V bounded = most<T>(T(-80), d);
     const V by_base = -own * y, by_other = share * (bounded - y);
     return {x.logs ? p_is_base ? base : other : x.p, x.logs ? p_is_base ? other : base : x.q, u,
-            p_is_base ? by_base : by_other, p_is_base ? by_other : by_base, share * bounded * e.e - m * y, base};
+            p_is_base ? by_base : by_other, p_is_base ? by_other : by_base, times_plus<T>(share * bounded, e.e, -(m * y)), base};
   }
-  KL_INLINE V term(const P& x) const {
-    const Mixed m = mixed(x);
+  KL_INLINE V term(const Mixed& m) const {
     V f = splat(c.series[c.kTerms - 1]);
     for (int i = c.kTerms - 2; i >= 0; --i) f = f * m.u + c.series[i];
     f *= m.u * m.u;
     const auto near = (m.u < T(kNear)) & (m.u > T(-kNear));
     const V inside = near ? f : m.f;
-    return (near ? m.p : m.base) * (inside < T(0) ? V{} : inside);
+    return (near ? m.p : m.base) * most<T>(T(0), inside);
   }
-  KL_INLINE V whole_term(const P& x) const { return term(x); }
-  KL_INLINE V q_slope(const P& x, T) const {
-    const Mixed m = mixed(x);
-    return m.q * m.by_q;
-  }
-  KL_INLINE V p_slope(const P& x, T) const {
-    const Mixed m = mixed(x);
-    return m.p * m.by_p;
-  }
-  KL_INLINE V by_q(const P& x) const { return mixed(x).by_q; }
-  KL_INLINE V by_p(const P& x) const { return mixed(x).by_p; }
+  KL_INLINE V whole_term(const Mixed& m) const { return term(m); }
+  KL_INLINE V q_slope(const Mixed& m, T) const { return m.q * m.by_q; }
+  KL_INLINE V p_slope(const Mixed& m, T) const { return m.p * m.by_p; }
+  KL_INLINE V by_q(const Mixed& m) const { return m.by_q; }
+  KL_INLINE V by_p(const Mixed& m) const { return m.by_p; }
 };
 
 // ---- two distributions -------------------------------------------------------------------------------------------
 
 // kDifference: both are logits, whose difference gives log p - log q to the last digits where they are nearly equal.
-template <class T, template <class> class D, bool kPredLog, bool kTargetLog, bool kDifference> struct Pair {
+template <class T, template <class> class D, bool kPredLog, bool kTargetLog, bool kDifference, int kExps = 0> struct Pair {
   using V = Vec<T>;
   using R = RowState<T>;
   explicit Pair(const Constants<T>& constants) : c(constants), divergence(constants) {}
@@ -184,49 +191,53 @@ template <class T, template <class> class D, bool kPredLog, bool kTargetLog, boo
   static constexpr int kSums = kTargetLog ? 2 : kPredLog ? 1 : 0;
   static constexpr bool kWhole = kDifference && D<T>::kWhole;
   static constexpr int kByValue = kWhole ? D<T>::kByValue : -1;
+  static constexpr int kTaken = kExps, kUse = kDifference ? kBoth : kPredLog && !kTargetLog ? D<T>::kWeighs & 1 << kPred : 0;
+  template <int kSides> using Taking = Pair<T, D, kPredLog, kTargetLog, kDifference, kSides>;
+  using Given = Taking<kUse>;
 
   KL_INLINE V log_ratio(const R& r, V b, V a) const {
     // What the subtraction rounds off is given back; where it is inf or NaN nothing is.
     const V d = a - b, back = d - a, lost = ((a - (d - back)) - (b + back)) - r.shift_low;
     return ((d - r.shift) + (lost == lost ? lost : V{})) * c.t[0] - r.gap;
   }
+  template <int kSoftmax, int side> static KL_INLINE V exponential(const Values<T>& x, V z) {
+    return kTaken >> side & 1 ? x.e[side] : kSoftmax >> side & 1 ? exp_down<T>(z) : exp<T>(z);
+  }
   // kSoftmax: the sides, as bits, of which it is known that they are logits.
   template <int kSoftmax> KL_INLINE Point<T> point(const R& r, const Values<T>& x) const {
     const V b = x.x[kPred], a = x.x[kTarget];
     Point<T> p;
-    p.logs = kPredLog && kTargetLog, p.logits = kSoftmax == kBoth;
+    p.logs = kPredLog && kTargetLog && kTaken != kBoth, p.logits = kSoftmax == kBoth;
     p.z_q = (b - r.side[0].max) * c.t[0], p.s_q = r.side[0].scale;
     p.z_p = (a - r.side[1].max) * c.t[1], p.s_p = r.side[1].scale;
     p.log_q = kPredLog ? p.z_q - r.side[0].log : log<T>(b);
     p.log_p = kTargetLog ? p.z_p - r.side[1].log : log<T>(a);
-    p.q = !kPredLog ? b : p.s_q * (kSoftmax >> kPred & 1 ? exp_down<T>(p.z_q) : exp<T>(p.z_q));
-    p.p = !kTargetLog ? a : p.s_p * (kSoftmax >> kTarget & 1 ? exp_down<T>(p.z_p) : exp<T>(p.z_p));
+    p.q = !kPredLog ? b : p.s_q * exponential<kSoftmax, kPred>(x, p.z_q);
+    p.p = !kTargetLog ? a : p.s_p * exponential<kSoftmax, kTarget>(x, p.z_p);
     p.u = kDifference ? log_ratio(r, b, a) : p.log_p - p.log_q;
     return p;
   }
   KL_INLINE Point<T> point(const R& r, const Values<T>& x) const { return point<kDifference ? kBoth : 0>(r, x); }
-  KL_INLINE V term(const R& r, const Values<T>& x) const { return divergence.term(point(r, x)); }
-  KL_INLINE V whole_term(const R& r, const Values<T>& x) const { return divergence.whole_term(point(r, x)); }
-  KL_INLINE void sums(const R& r, const Values<T>& x, T full, V* s) const {
-    const Point<T> p = point(r, x);
-    if (kSums > 0) s[0] = divergence.q_slope(p, full);
-    if (kSums > 1) s[1] = divergence.p_slope(p, full);
-  }
-  template <int i> KL_INLINE V slope(const Point<T>& p, T full) const {
-    return i == kPred ? divergence.q_slope(p, full) : divergence.p_slope(p, full);
+  KL_INLINE V term(const R& r, const Values<T>& x) const { return divergence.term(divergence.at(point(r, x))); }
+  template <bool kTerms> KL_INLINE void add(const R& r, const Values<T>& x, bool whole, T full, bool sums, V* term, V* s) const {
+    const auto at = divergence.at(point(r, x));
+    if (kTerms) *term = kWhole && whole ? divergence.whole_term(at) : divergence.term(at);
+    if (kSums > 0 && sums) s[0] = divergence.q_slope(at, full);
+    if (kSums > 1 && sums) s[1] = divergence.p_slope(at, full);
   }
   template <int i> KL_INLINE V gradient(const R& r, const Values<T>& x, V g, T full) const {
     constexpr bool log = i == kPred ? kPredLog : kTargetLog;
     if (log && (kDifference || c.softmax[i])) return softmax_gradient<i>(r, x, g, full);
-    const Point<T> p = point(r, x);
-    if (log) return g == T(0) ? V{} : g * slope<i>(p, T(1));
-    return g == T(0) ? V{} : g * (i == kPred ? divergence.by_q(p) : divergence.by_p(p));
+    const auto at = divergence.at(point(r, x));
+    if (log) return g == T(0) ? V{} : g * (i == kPred ? divergence.q_slope(at, T(1)) : divergence.p_slope(at, T(1)));
+    return g == T(0) ? V{} : g * (i == kPred ? divergence.by_q(at) : divergence.by_p(at));
   }
   // From the slope by the logarithm.
   template <int i> KL_INLINE V softmax_gradient(const R& r, const Values<T>& x, V g, T full) const {
     const Point<T> p = point<kDifference ? kBoth : 1 << i>(r, x);
-    const V own = slope<i>(p, full), scale = (i == kPred ? p.s_q : p.s_p) * r.sum[i];  // the same along a row
-    const V pull = r.sum[i] == T(0) ? V{} : scale * exp_down<T>(i == kPred ? p.z_q : p.z_p);
+    const auto at = divergence.at(p);
+    const V own = i == kPred ? divergence.q_slope(at, full) : divergence.p_slope(at, full), scale = (i == kPred ? p.s_q : p.s_p) * r.sum[i];  // the same along a row
+    const V pull = r.sum[i] == T(0) ? V{} : scale * exponential<kBoth, i>(x, i == kPred ? p.z_q : p.z_p);
     if (full == T(0)) return g == T(0) ? V{} : g * c.t[i] * times_plus<T>(splat(T(-1)), pull, own);
     return c.t[i] * ((g == T(0) ? V{} : g * own) - pull);
   }
@@ -238,26 +249,28 @@ template <class T, template <class> class D, bool kPredLog, bool kTargetLog, boo
 template <class T> struct CrossEntropy {
   using V = Vec<T>;
   using R = RowState<T>;
+  using Given = CrossEntropy;
   explicit CrossEntropy(const Constants<T>&) {}
 
   static constexpr int kReads = 1 << kPred | 1 << kHard, kSums = 1, kGradients = 1 << kPred | 1 << kHard;
-  static constexpr bool kWhole = false;
-  static constexpr int kByValue = -1;
+  static constexpr int kByValue = -1, kTaken = 0;
 
   KL_INLINE V term(const R& r, const Values<T>& x) const {
     const V y = x.x[kHard];
     return y == T(0) ? V{} : y * (r.hard_log - (x.x[kPred] - r.side[0].max));
   }
-  KL_INLINE V whole_term(const R& r, const Values<T>& x) const { return term(r, x); }
-  KL_INLINE void sums(const R&, const Values<T>& x, T, V* s) const { s[0] = x.x[kHard]; }
-  KL_INLINE V slope(const R& r, const Values<T>& x, V y, V mass) const {
-    const V q = exp_down<T>(x.x[kPred] - r.side[0].max) * r.hard_scale;
-    return (mass == T(0) ? V{} : q * mass) - y;
+  template <bool kTerms> KL_INLINE void add(const R& r, const Values<T>& x, bool, T, bool, V* own, V* s) const {
+    if (kTerms) *own = term(r, x);
+    s[0] = x.x[kHard];
   }
   template <int i> KL_INLINE V gradient(const R& r, const Values<T>& x, V g, T full) const {
-    if (i == kHard) return to_label(r, x, g);
-    if (full == T(0)) return g == T(0) ? V{} : g * slope(r, x, x.x[kHard], r.sum[0]);
-    return slope(r, x, g == T(0) ? V{} : g * x.x[kHard], r.sum[0]);
+    return i == kHard ? to_label(r, x, g) : to_pred(x, g, full, exp_down<T>(x.x[kPred] - r.side[0].max) * r.hard_scale, r.sum[0]);
+  }
+  // By pred's probability q and the sum of the labels.
+  static KL_INLINE V to_pred(const Values<T>& x, V g, T full, V q, V mass) {
+    const V y = x.x[kHard];
+    if (full == T(0)) return g == T(0) ? V{} : g * (mass == T(0) ? -y : times_plus<T>(q, mass, -y));
+    return (mass == T(0) ? V{} : q * mass) - (g == T(0) ? V{} : g * y);
   }
   // Of a label of 0 under a masked score 0 serves, as of KL.
   KL_INLINE V to_label(const R& r, const Values<T>& x, V g) const {
@@ -270,30 +283,34 @@ template <class T> struct CrossEntropy {
 template <class T, class Soft> struct Distilled {
   using V = Vec<T>;
   using R = RowState<T>;
-  explicit Distilled(const Constants<T>& constants) : c(constants), soft(constants), hard(constants) {}
+  using Shared = typename Soft::template Taking<1 << kPred>;
+  explicit Distilled(const Constants<T>& constants) : c(constants), soft(constants), shared(constants), hard(constants) {}
   const Constants<T>& c;
   const Soft soft;
+  const Shared shared;  // the same with pred's exponential, which the gradient to pred needs for both parts
   const CrossEntropy<T> hard;
 
   static constexpr int kReads = Soft::kReads | 1 << kHard, kSums = 2, kGradients = 1 << kPred | 1 << kHard;
-  static constexpr bool kWhole = Soft::kWhole;
-  static constexpr int kByValue = -1;
+  static constexpr int kByValue = -1, kTaken = Soft::kTaken;
+  using Given = Distilled<T, typename Soft::Given>;
 
-  KL_INLINE V term(const R& r, const Values<T>& x) const { return c.soft * soft.term(r, x) + c.hard * hard.term(r, x); }
-  KL_INLINE V whole_term(const R& r, const Values<T>& x) const {
-    return c.soft * soft.whole_term(r, x) + c.hard * hard.term(r, x);
+  KL_INLINE V term(const R& r, const Values<T>& x) const {
+    return times_plus<T>(splat(c.soft), soft.term(r, x), c.hard * hard.term(r, x));
   }
-  KL_INLINE void sums(const R& r, const Values<T>& x, T full, V* s) const {
-    V both[2];
-    soft.sums(r, x, full, both);
-    s[0] = both[0], s[1] = x.x[kHard];
+  template <bool kTerms> KL_INLINE void add(const R& r, const Values<T>& x, bool whole, T full, bool sums, V* own, V* s) const {
+    V of_soft;
+    soft.template add<kTerms>(r, x, whole, full, sums, &of_soft, s);
+    if (kTerms) *own = times_plus<T>(splat(c.soft), of_soft, c.hard * hard.term(r, x));
+    s[1] = x.x[kHard];
   }
   template <int i> KL_INLINE V gradient(const R& r, const Values<T>& x, V g, T full) const {
     if (i == kHard) return c.hard * hard.to_label(r, x, g);
-    R h = r;
-    h.sum[0] = r.sum[1];
-    return times_plus<T>(splat(c.soft), soft.template gradient<0>(r, x, g, full),
-                         c.hard * hard.template gradient<0>(h, x, g, full));
+    const V off = x.x[kPred] - r.side[0].max;
+    Values<T> y = x;
+    y.e[kPred] = exp_down<T>(off * c.t[0]);
+    const V q = c.at_temperature_one(y.e[kPred], off) * r.hard_scale;
+    return times_plus<T>(splat(c.soft), shared.template gradient<0>(r, y, g, full),
+                         c.hard * hard.to_pred(x, g, full, q, r.sum[1]));
   }
 };
 
@@ -303,12 +320,12 @@ template <class T, class Soft> struct Distilled {
 template <class T, bool kPrior, bool kStd> struct Gaussian {
   using V = Vec<T>;
   using R = RowState<T>;
+  using Given = Gaussian;
   explicit Gaussian(const Constants<T>& c) : free_nats(c.free_nats) {}
   const T free_nats;
 
   static constexpr int kReads = kPrior ? 15 : 3, kSums = 0, kGradients = kReads;
-  static constexpr bool kWhole = false;
-  static constexpr int kByValue = -1;
+  static constexpr int kByValue = -1, kTaken = 0;
 
   struct Point { V distance, narrow, narrow_again, half; };  // g / s', factors of 1 / s', d / 2
   KL_INLINE Point point(const Values<T>& x) const {
@@ -341,8 +358,7 @@ template <class T, bool kPrior, bool kStd> struct Gaussian {
     const V v = value(point(x));
     return v < free_nats ? splat(free_nats) : v;
   }
-  KL_INLINE V whole_term(const R& r, const Values<T>& x) const { return term(r, x); }
-  KL_INLINE void sums(const R&, const Values<T>&, T, V*) const {}
+  template <bool kTerms> KL_INLINE void add(const R& r, const Values<T>& x, bool, T, bool, V* own, V*) const { *own = term(r, x); }
   template <int i> KL_INLINE V gradient(const R&, const Values<T>& x, V g, T) const {
     const Point p = point(x);
     V by;
@@ -365,12 +381,12 @@ template <class T, bool kPrior, bool kStd> struct Gaussian {
 template <class T, bool kPredScore, bool kTargetScore> struct Bernoulli {
   using V = Vec<T>;
   using R = RowState<T>;
+  using Given = Bernoulli;
   explicit Bernoulli(const Constants<T>& c) : log_epsilon(c.log_epsilon) {}
   const T log_epsilon;
 
   static constexpr int kReads = 3, kSums = 0, kGradients = 3;
-  static constexpr bool kWhole = false;
-  static constexpr int kByValue = -1;
+  static constexpr int kByValue = -1, kTaken = 0;
 
   struct Side { V yes, no, log_yes, log_no; };
   template <bool kScore> static KL_INLINE Side side(V x) {
@@ -406,8 +422,7 @@ template <class T, bool kPredScore, bool kTargetScore> struct Bernoulli {
     const Point r = point(x);
     return excess<T>(r.p.yes, r.q.yes, r.yes) + excess<T>(r.p.no, r.q.no, r.no);
   }
-  KL_INLINE V whole_term(const R& r, const Values<T>& x) const { return term(r, x); }
-  KL_INLINE void sums(const R&, const Values<T>&, T, V*) const {}
+  template <bool kTerms> KL_INLINE void add(const R& r, const Values<T>& x, bool, T, bool, V* own, V*) const { *own = term(r, x); }
   // As of KL: a probability of 0 has epsilon's logarithm, unless the other side is 0 too.
   KL_INLINE V at_zero(V p, V log_q, V difference) const {
     return p == T(0) ? (log_q > -inf<T>() ? log_epsilon - log_q : V{}) : difference;

@@ -15,17 +15,17 @@ using namespace gluon_kl;
 // ---- a form, as the sweep sees it --------------------------------------------------------------------------------
 
 // What is added up over a block.
-template <class T> struct Added { Vec<T> total, sum[2], alive; };
+template <class T> struct Added { Vec<T> total, sum[2]; };
 
 // One form's functions over a part: all that is compiled for each form.
 template <class T> struct Blocks {
   using V = Vec<T>;
   using State = RowState<T>;
-  int reads, sums, by_value;
+  int reads, sums, by_value, given;
   // What `added` holds, of a part without neighbours: terms and the form's sums if asked for, or the sums alone. Elements
   // may have factors of their own: one of 0 adds nothing, whatever is there.
   using Add = void (*)(const Constants<T>&, const State&, const Part<T>&, bool whole, bool sums, Added<T>* added);
-  Add add, add_sums;
+  Add add[2], add_sums[2];  // the second takes exponentials that are at hand
   // Each writes a vector for each of the part's, as Row::write says: g (times the element's own factor) times the term;
   // the gradient to input i.
   using Write = void (*)(const Constants<T>&, const State*, const Part<T>&, const V* g, T* out, int64_t step, bool past_cache);
@@ -39,24 +39,23 @@ template <class T, class F, bool kTerms> void add_block(const Constants<T>& c, c
   using V = Vec<T>;
   const Constants<T> constants = c;
   const F form(constants);
-  const RowState<T> r = state;
+  RowState<T> r = state;
   const Part<T> part = block;
+  for (int side = 0; side < 2; ++side)
+    if (F::kTaken & 1 << side) r.side[side].scale *= exp_down<T>((load(part.base(side)) - r.side[side].max) * constants.t[side]);
   const bool elements = part.at[kFactor];
   const T full = elements ? T(1) : T(0);
-  V total = {}, alive = {}, sum[2] = {};
+  V total = {}, sum[2] = {};
   for (int64_t i = 0; i < part.count; ++i) {
     const int64_t m = part.lanes(i);
-    const Values<T> x = part.template values<F::kReads>(i, m);
+    const Values<T> x = part.template values<F::kReads, F::kTaken>(i, m);
     V term = {}, s[2] = {};
-    if constexpr (kTerms && F::kWhole) term = whole ? form.whole_term(r, x) : form.term(r, x);
-    else if constexpr (kTerms) term = form.term(r, x);
-    if (F::kSums > 0 && sums) form.sums(r, x, full, s);
+    form.template add<kTerms>(r, x, whole, full, sums, &term, s);
     if (elements) {
       const V w = x.x[kFactor];
       const auto none = w == T(0);
       term = none ? V{} : w * term;
       for (int j = 0; j < F::kSums; ++j) s[j] = none ? V{} : w * s[j];
-      alive += none ? V{} : splat(T(1));
     }
     if (m < kLanes<T>) {
       term = first_lanes<T>(term, m);
@@ -65,7 +64,7 @@ template <class T, class F, bool kTerms> void add_block(const Constants<T>& c, c
     total += term;
     for (int j = 0; j < F::kSums; ++j) sum[j] += s[j];
   }
-  *out = {total, {sum[0], sum[1]}, alive};
+  *out = {total, {sum[0], sum[1]}};
 }
 template <class T> KL_INLINE void put_vector(T* out, int64_t m, Vec<T> v, bool past_cache) {
   if (m < kLanes<T>) store_part(out, m, v);
@@ -118,8 +117,7 @@ template <class T, class F, int i> void gradient_block(const Constants<T>& c, co
       const Values<T> x = part.template values<F::kReads>(k, m);
       Vec<T> w = g[j];
       if (elements) w = x.x[kFactor] == T(0) ? Vec<T>{} : x.x[kFactor] * w;
-      Vec<T> v = form.template gradient<i>(r, x, w, elements ? T(1) : T(0));
-      if (elements) v = r.alive == T(0) ? Vec<T>{} : v;
+      const Vec<T> v = form.template gradient<i>(r, x, w, elements ? T(1) : T(0));
       put_vector(out + j * kLanes<T> + k * step, m, v, past_cache);
     }
   }
@@ -129,7 +127,9 @@ template <class T, class F, int i> constexpr typename Blocks<T>::Write gradient_
   else return nullptr;
 }
 template <class T, class F> constexpr Blocks<T> blocks = {
-    F::kReads | 1 << kFactor, F::kSums, F::kByValue, add_block<T, F, true>, add_block<T, F, false>, terms_block<T, F>,
+    F::kReads | 1 << kFactor, F::kSums, F::kByValue, F::Given::kTaken,
+    {add_block<T, F, true>, add_block<T, typename F::Given, true>},
+    {add_block<T, F, false>, add_block<T, typename F::Given, false>}, terms_block<T, F>,
     {gradient_of<T, F, 0>(), gradient_of<T, F, 1>(), gradient_of<T, F, 2>(), gradient_of<T, F, 3>()}};
 
 // ---- the sweep ---------------------------------------------------------------------------------------------------
@@ -154,7 +154,7 @@ template <class T, class L> struct Work {
   // ---- softmax ----
 
   // Of every vector in hand: largest logit (0 if there is none) and sum of exp((x - largest) * t), block by block; with
-  // kAgain also the sum at temperature 1.
+  // kAgain also the sum at temperature 1. The exponentials are kept if there is room.
   template <bool kAgain> void sum_exponentials(int side, Sums<T>* sum, Sums<T>* again) {
     const V t = splat(c.t[side]);
     for (int j = 0; j < rows.vectors(); ++j) {
@@ -172,9 +172,13 @@ template <class T, class L> struct Work {
           if (kAgain) again[j].scale(exp_down<T>(before - base));
         }
         V added = {}, added_again = {};
-        part.one(side, j, [&](V x) {
-          added += exp_down<T>((x - base) * t);
-          if (kAgain) added_again += exp_down<T>(x - base);
+        T* const kept = form.given & 1 << side && part.kept[side] ? part.kept[side] + j * kLanes<T> : nullptr;
+        if (kept) store<T>(part.base(side) + j * kLanes<T>, best);
+        part.one(side, j, [&](int64_t i, V x) {
+          const V off = x - base, e = exp_down<T>(off * t);
+          added += e;
+          if (kAgain) added_again += c.at_temperature_one(e, off);
+          if (kept) store<T>(kept + i * part.kept_step, e);
         });
         sum[j].add(added);
         if (kAgain) again[j].add(added_again);
@@ -256,14 +260,13 @@ template <class T, class L> struct Work {
     for (int j = 0; j < rows.vectors(); ++j) set_sums(j, V{});
   }
   template <class Take> void add_up(bool terms, Take take) {
-    Sums<T> total[kMost], sum[2][kMost], alive[kMost];
-    const bool elements = per_element(), known = knows_sums();
+    Sums<T> total[kMost], sum[2][kMost];
+    const bool known = knows_sums();
     const int sums = known ? 0 : form.sums;
-    const auto add = terms ? form.add : form.add_sums;
+    const auto add = (terms ? form.add : form.add_sums)[rows.room != 0];
     for (int j = 0; j < rows.vectors(); ++j) {
       total[j].clear();
       for (auto& each : sum) each[j].clear();
-      alive[j].clear();
     }
     rows.sweep(form.reads, [&](int64_t, const Part<T>& part) {
       for (int j = 0; j < rows.vectors(); ++j) {
@@ -271,7 +274,6 @@ template <class T, class L> struct Work {
         add(c, state[j], part.vector(j), job.whole_rows, sums > 0, &added);
         if (terms) total[j].add(added.total);
         for (int i = 0; i < sums; ++i) sum[i][j].add(added.sum[i]);
-        if (elements) alive[j].add(added.alive);
       }
     });
     for (int j = 0; j < rows.vectors(); ++j) {
@@ -281,10 +283,6 @@ template <class T, class L> struct Work {
       for (int i = 0; i < sums; ++i) {
         rows.join(sum[i][j]);
         state[j].sum[i] = sum[i][j].narrow();
-      }
-      if (elements) {
-        rows.join(alive[j]);
-        state[j].alive = alive[j].narrow();
       }
       for (int i = 0; i < form.sums; ++i) rows.store_stat(kFirstSum + i, j, state[j].sum[i]);
       if (terms) rows.store_stat(kValue, j, value);
@@ -303,22 +301,17 @@ template <class T, class L> struct Work {
   // The sums that the wanted gradients need: kept by the forward, or found again. Those of elements that each have a
   // factor are multiplied by their row's.
   void prepare_sums(const V* g) {
-    const bool elements = per_element();
     bool needed = false;
     for (int side = 0; side < 2; ++side) needed |= c.softmax[side] && job.grad[side].data;
-    if (!form.sums || !needed) {
-      for (int j = 0; elements && j < rows.vectors(); ++j) state[j].alive = splat(T(1));
-      return;
-    }
-    if (elements || !job.kept) {
-      find_sums();
-    } else {
-      for (int i = 0; i < form.sums; ++i)
-        for (int j = 0; j < rows.vectors(); ++j)
-          state[j].sum[i] = job.stats[kFirstSum + i] ? rows.load_stat(kFirstSum + i, j) : V{};
-    }
-    for (int j = 0; elements && j < rows.vectors(); ++j)
+    if (!form.sums || !needed) return;
+    if (!job.kept || job.head.data) find_sums();
+    else load_sums();
+    for (int j = 0; per_element() && j < rows.vectors(); ++j)
       for (int i = 0; i < form.sums; ++i) state[j].sum[i] = g[j] == T(0) ? V{} : state[j].sum[i] * g[j];
+  }
+  void load_sums() {
+    for (int j = 0; j < rows.vectors(); ++j)
+      for (int i = 0; i < form.sums; ++i) state[j].sum[i] = job.stats[kFirstSum + i] ? rows.load_stat(kFirstSum + i, j) : V{};
   }
   void gradients(const V* g) {
     for (int i = 0; i < kInputs; ++i) {
@@ -353,22 +346,24 @@ template <class T> T* scratch(int64_t count) {
   return static_cast<T*>(held.memory);
 }
 
-// f(work, done) for as many rows of [begin, end) at a time as the layout takes.
-template <class T, class F> void each_rows(const Job& job, int64_t begin, int64_t end, F f) {
+// f(work, done) for as many rows of [begin, end) at a time as the layout takes; what the softmax has computed serves again
+// if asked to and there is room.
+template <class T, class F> void each_rows(const Job& job, int64_t begin, int64_t end, bool again, F f) {
   const Constants<T> constants(job);
   const Blocks<T>& form = *with_form<T>(job, [](auto type) { return &blocks<T, typename decltype(type)::Type>; });
+  const int64_t room = !again || !constants.all_softmax(form.given) ? 0 : by_rows<T>(job) ? Row<T>::keeps(job) : Lanes<T>::keeps(job);
   if (by_rows<T>(job)) {
-    alignas(64) T buffers[Row<T>::kScratch];
+    T* const memory = scratch<T>(Row<T>::scratch(job) + 2 * room);
     for (int64_t row = begin; row < end; ++row) {
-      const Row<T> rows(job, row, buffers);
+      const Row<T> rows(job, row, memory, room);
       Work<T, Row<T>> work(rows, constants, form);
       f(work, row - begin);
     }
     return;
   }
-  T* const memory = scratch<T>(Lanes<T>::scratch(job));
+  T* const memory = scratch<T>(Lanes<T>::scratch(job) + 2 * room);
   for (int64_t row = begin; row < end;) {
-    const Lanes<T> rows(job, row, end, memory);
+    const Lanes<T> rows(job, row, end, memory, room);
     Work<T, Lanes<T>> work(rows, constants, form);
     f(work, row - begin);
     row += rows.rows;
@@ -381,13 +376,13 @@ template <class T> void take(const Lanes<T>& rows, int j, const Sums<T>& sums, d
 }
 
 template <class T> void forward(const Job& job, int64_t begin, int64_t end, double* value) {
-  each_rows<T>(job, begin, end, [&](auto& work, int64_t done) {
+  each_rows<T>(job, begin, end, true, [&](auto& work, int64_t done) {
     work.compute_softmax();
     work.value([&](int j, const Sums<T>& sums) { take(work.rows, j, sums, value + done); });
   });
 }
 template <class T> void terms(const Job& job, int64_t begin, int64_t end, const double* factor) {
-  each_rows<T>(job, begin, end, [&](auto& work, int64_t done) {
+  each_rows<T>(job, begin, end, false, [&](auto& work, int64_t done) {
     Vec<T> g[work.kMost];
     work.rows.spread(factor + done, g);
     work.prepare();
@@ -396,7 +391,7 @@ template <class T> void terms(const Job& job, int64_t begin, int64_t end, const 
   if (job.stream) stream_fence();
 }
 template <class T> void backward(const Job& job, int64_t begin, int64_t end, const double* factor) {
-  each_rows<T>(job, begin, end, [&](auto& work, int64_t done) {
+  each_rows<T>(job, begin, end, !job.kept, [&](auto& work, int64_t done) {
     Vec<T> g[work.kMost];
     work.rows.spread(factor + done, g);
     work.prepare();

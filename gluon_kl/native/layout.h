@@ -19,6 +19,7 @@ template <class T> constexpr int64_t kRowBlock = kLaneBlock * kLanes<T>;  // cat
 constexpr int64_t kFarBlock = 8;          // at most, where they lie far apart and so share few lines of the cache
 constexpr int64_t kTileBytes = 32 << 10;  // of one stream's tile
 constexpr int64_t kWideBytes = 2 << 10;   // lanes in hand, of one category: half a page
+constexpr int64_t kKeptBytes = 256 << 10; // of one side's exponentials, which are to stay in the cache
 constexpr int64_t kRowAhead = 1024;       // how far to ask ahead along one row
 constexpr int64_t kAhead = 128;           // how far to ask ahead along each of several rows
 constexpr int64_t kRunRows = 64;          // this many neighbouring rows are worth reading where they lie
@@ -26,8 +27,8 @@ constexpr int64_t kRunRows = 64;          // this many neighbouring rows are wor
 // Below this many categories, contiguous rows are worth transposing, which is done in vectors for floats alone.
 template <class T> constexpr int64_t kShortRow = sizeof(T) == 4 && kBytes > 16 ? 16 * kLanes<T> : 48;
 
-// What is read at one place.
-template <class T> struct Values { Vec<T> x[kStreams]; };
+// What is read at one place: the streams and, where they are at hand, the exponentials of both sides.
+template <class T> struct Values { Vec<T> x[kStreams], e[2]; };
 
 // ---- runs of consecutive elements --------------------------------------------------------------------------------
 
@@ -126,12 +127,16 @@ template <class T> struct Part {
   int64_t step[kStreams];
   int64_t count, vectors, last, ahead;  // how far to ask ahead
   bool far;                             // vectors are pages apart
+  T* kept[2];                           // of each side: room for its exponentials, kept_step apart, or null
+  int64_t kept_step;
 
   KL_INLINE int64_t whole() const { return last == kLanes<T> ? count : count - 1; }
   KL_INLINE int64_t lanes(int64_t i) const { return i + 1 < count ? kLanes<T> : last; }
   KL_INLINE Part vector(int64_t j) const {
     Part one = *this;
     for (const T*& x : one.at)
+      if (x) x += j * kLanes<T>;
+    for (T*& x : one.kept)
       if (x) x += j * kLanes<T>;
     one.vectors = 1;
     return one;
@@ -140,8 +145,12 @@ template <class T> struct Part {
     const T* const x = at[stream] + i * step[stream];
     return m == kLanes<T> ? load(x) : load_part(x, m, fill);
   }
-  template <int kReads> KL_INLINE Values<T> values(int64_t i, int64_t m) const {
+  // The score that its exponentials are taken from, in front of them.
+  KL_INLINE T* base(int side) const { return kept[side] - kept_step; }
+  template <int kReads, int kGiven = 0> KL_INLINE Values<T> values(int64_t i, int64_t m) const {
     Values<T> v;
+    for (int side = 0; side < 2; ++side)
+      if (kGiven & 1 << side) v.e[side] = load(kept[side] + i * kept_step);
     for (int s = 0; s < kInputs; ++s)
       if (kReads & 1 << s) {
         __builtin_prefetch(at[s] + i * step[s] + ahead);
@@ -175,15 +184,15 @@ template <class T> struct Part {
       for (int64_t i = 0; i < n; ++i) f(i);
     }
   }
-  // Of neighbour j each(vector), -inf in lanes that do not count.
+  // Of neighbour j each(i, vector), -inf in lanes that do not count.
   template <class Each> KL_INLINE void one(int stream, int64_t j, Each each) const {
     const T* const x = at[stream] + j * kLanes<T>;
     const int64_t s = step[stream];
     each_whole([&](int64_t i) {
       __builtin_prefetch(x + i * s + ahead);
-      each(load(x + i * s));
+      each(i, load(x + i * s));
     });
-    if (last != kLanes<T>) each(load_part(x + (count - 1) * s, last, -inf<T>()));
+    if (last != kLanes<T>) each(count - 1, load_part(x + (count - 1) * s, last, -inf<T>()));
   }
   // The largest of each lane of neighbour j and of `best`; four at a time, since each step waits for the one before.
   V largest(int stream, int64_t j, V best) const {
@@ -202,18 +211,31 @@ template <class T> struct Part {
   }
 };
 
+// Numbers in `count` times `width` of them, a side's exponentials with what they are taken from; 0 if they are too many.
+template <class T> int64_t in_cache(int64_t count, int64_t width) {
+  const int64_t size = count * width;
+  return size * static_cast<int64_t>(sizeof(T)) <= kKeptBytes ? size : 0;
+}
+
 // ---- one row -----------------------------------------------------------------------------------------------------
 
 template <class T> struct Row {
   using V = Vec<T>;
-  static constexpr int kMost = 1;                          // vectors at once
-  static constexpr int64_t kScratch = kStreams * kRowBlock<T>;
+  static constexpr int kMost = 1;  // vectors at once
 
   const Job& job;
   const int64_t row;
   T* const buffers;  // of kRowBlock each, used where a stream cannot be read where it lies
+  T* const kept;     // room for a side's exponentials, after them, and for the other's
+  const int64_t room;
 
-  Row(const Job& j, int64_t r, T* scratch) : job(j), row(r), buffers(scratch) {}
+  static int64_t scratch(const Job&) { return kStreams * kRowBlock<T>; }
+  static int64_t keeps(const Job& job) {
+    return in_cache<T>((job.n + kLanes<T> - 1) / kLanes<T> + (job.n + kRowBlock<T> - 1) / kRowBlock<T>, kLanes<T>);
+  }
+
+  Row(const Job& j, int64_t r, T* memory, int64_t room)
+      : job(j), row(r), buffers(memory), kept(memory + scratch(j)), room(room) {}
 
   int vectors() const { return 1; }
   Part<T> part(int reads, int64_t k) const {
@@ -224,6 +246,9 @@ template <class T> struct Row {
     p.last = count - (p.count - 1) * kLanes<T>;
     p.ahead = kRowAhead;
     p.far = false;
+    p.kept_step = kLanes<T>;
+    const int64_t at = (k / kRowBlock<T> * (kLaneBlock + 1) + 1) * kLanes<T>;
+    for (int side = 0; side < 2; ++side) p.kept[side] = room ? kept + side * room + at : nullptr;
     for (int s = 0; s < kStreams; ++s) {
       p.at[s] = nullptr;
       p.step[s] = kLanes<T>;
@@ -307,7 +332,8 @@ template <class T> struct Lanes {
   int64_t rows, stride;
   bool aligned;  // no lane is left over
   const bool whole;
-  T *tiles, *grad, *staging;
+  T *tiles, *grad, *staging, *kept;
+  const int64_t room;
 
   static bool long_runs(const Job& job) { return job.inner >= kRunRows; }
   static int64_t lanes(const Job& job) {
@@ -321,11 +347,15 @@ template <class T> struct Lanes {
     return lanes(job) * (fits(job) ? job.n : long_runs(job) ? kFarBlock : kLaneBlock);
   }
   static int64_t scratch(const Job& job) { return (kStreams + 2) * size(job); }
+  static int64_t keeps(const Job& job) {  // in long runs the memory is what takes the time
+    return long_runs(job) ? 0 : in_cache<T>(job.n + (job.n + block(job) - 1) / block(job), lanes(job));
+  }
 
   // As many rows from `first` on as are taken at once, at most up to `last`.
-  Lanes(const Job& j, int64_t first, int64_t last, T* memory)
+  Lanes(const Job& j, int64_t first, int64_t last, T* memory, int64_t room)
       : job(j), begin(first), rows(last - first < lanes(j) ? last - first : lanes(j)), aligned(false), whole(fits(j)),
-        tiles(memory), grad(memory + kStreams * size(j)), staging(grad + size(j)) {
+        tiles(memory), grad(memory + kStreams * size(j)), staging(grad + size(j)),
+        kept(memory + scratch(j)), room(room) {
     if (long_runs(job)) {  // up to where the run ends; what fills no vector comes after the rest, by itself
       const int64_t left = job.inner - begin % job.inner;
       if (rows > left) rows = left;
@@ -340,7 +370,7 @@ template <class T> struct Lanes {
   int vectors() const { return static_cast<int>(stride / kLanes<T>); }
   T* tile(int stream) const { return tiles + stream * size(job); }
   // How many categories at once: equal shares of them, since the last block takes as long as a full one.
-  int64_t block() const {
+  static int64_t block(const Job& job) {
     if (!long_runs(job)) return kLaneBlock;
     const int64_t blocks = (job.n + kFarBlock - 1) / kFarBlock;
     return (job.n + blocks - 1) / blocks;
@@ -350,7 +380,7 @@ template <class T> struct Lanes {
 
   // f(first category, part)
   template <class F> void sweep(int reads, F f) const {
-    const int64_t length = block();
+    const int64_t length = block(job);
     for (int64_t k = 0; k < job.n; k += length) {
       Part<T> p;
       p.count = job.n - k < length ? job.n - k : length;
@@ -358,6 +388,9 @@ template <class T> struct Lanes {
       p.last = kLanes<T>;
       p.ahead = 0;
       p.far = false;
+      p.kept_step = stride;
+      for (int side = 0; side < 2; ++side)
+        p.kept[side] = room ? kept + side * room + (k / length * (length + 1) + 1) * stride : nullptr;
       for (int s = 0; s < kStreams; ++s) {
         p.at[s] = nullptr;
         if (!(reads & 1 << s) || !present(job, s)) continue;

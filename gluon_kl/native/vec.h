@@ -345,18 +345,17 @@ template <class T> struct Reduced {
   }
 };
 
-// e^x and e^x - 1, each to its last digits: of an x that is not below `low` nor above `high`; of any.
+// e^x and e^x - 1, each to its last digits, of an x that is not below `low` nor above `fits`; up to `high` e^x alone.
 template <class T> struct ExpPair { Vec<T> e, minus_one; };
 template <class T> KL_INLINE ExpPair<T> exp_pair_within(Vec<T> x) {
   const Reduced<T> by(x);
   const Vec<T> e = times_power<T>(by.p + T(1), by.k, by.shifted);
   const Vec<T> power = times_power<T>(splat(T(1)), by.k, by.shifted);
-  return {e, x > T(1) ? e - T(1) : by.p * power + (power - T(1))};
+  return {e, by.p * power + (power - T(1))};
 }
-template <class T> KL_INLINE ExpPair<T> exp_pair(Vec<T> x) {
-  return exp_pair_within<T>(least<T>(ExpRange<T>::high, most<T>(ExpRange<T>::low, x)));
+template <class T> KL_INLINE Vec<T> exp(Vec<T> x) {
+  return exp_pair_within<T>(least<T>(ExpRange<T>::high, most<T>(ExpRange<T>::low, x))).e;
 }
-template <class T> KL_INLINE Vec<T> exp(Vec<T> x) { return exp_pair<T>(x).e; }
 
 // The same of an x that is not above `fits`; 0 and -1 where e^x is below the smallest normal number. Two thirds of the
 // work where no instruction scales by a power of 2.
@@ -370,7 +369,7 @@ template <class T> KL_INLINE ExpPair<T> exp_pair_down(Vec<T> x) {
   const U k = (U)by.shifted << R::mantissa;
   const Vec<T> e = (Vec<T>)((U)(by.p + T(1)) + k), power = (Vec<T>)((U)splat(T(1)) + k);
   const auto none = x < R::least_normal;
-  const Vec<T> minus_one = x > T(1) ? e - T(1) : by.p * power + (power - T(1));
+  const Vec<T> minus_one = by.p * power + (power - T(1));
   return {none ? Vec<T>{} : e, none ? splat(T(-1)) : minus_one};
 #endif
 }
@@ -385,20 +384,20 @@ KL_INLINE Vec<float> log1p_poly(Vec<float> f, Vec<float> e_lo) {
   // In pairs, so that fewer steps wait for the one before; where two logarithms follow each other that shows.
   const Vec<float> f2 = f * f, f4 = f2 * f2;
   const Vec<float> p = ((c[0] * f + c[1]) * f2 + (c[2] * f + c[3])) * f4 + ((c[4] * f + c[5]) * f2 + (c[6] * f + c[7]));
-  return f + (f2 * (p * f - 0.5f) + e_lo);
+  return f + times_plus<float>(f2, p * f - 0.5f, e_lo);
 }
 KL_INLINE Vec<double> log1p_poly(Vec<double> f, Vec<double> e_lo) {
   // log1p(f) = 2 atanh(s), s = f / (2 + f), |s| <= 1/5: the series to s^25, then f - (f^2/2 - s (f^2/2 + R)).
   const Vec<double> s = f / (f + 2.0), z = s * s, half = f * f * 0.5;
   Vec<double> p = splat(2.0 / 25);
   for (int i = 23; i >= 3; i -= 2) p = p * z + 2.0 / i;
-  return f - ((half - (s * (half + z * p) + e_lo)));
+  return f - (half - times_plus<double>(s, half + z * p, e_lo));
 }
 
 // log m of m = 1 + x: from x itself where that is near 0, so that the result keeps the digits that m has lost.
 template <bool kNearOne, class T> KL_INLINE Vec<T> log_of(Vec<T> x, Vec<T> value) {
   using R = ExpRange<T>;
-  const auto near = (value >= T(0.75)) & (value < T(1.5)) & (x > T(-0.29)) & (x < T(0.5));
+  const auto near = (x > T(-0.2499)) & (x < T(0.4999));  // so that value is one whose e is 0
   Vec<T> m, e;
 #if defined(__AVX512F__)
   // getmant and getexp know denormals, 0, inf and NaN, and turn a negative number into NaN.
