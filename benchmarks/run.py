@@ -267,7 +267,7 @@ def write(tables, folder):
     folder.mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():
         with open(folder / f"{name}.csv", "w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows(table)
+            csv.writer(file, lineterminator="\n").writerows(table)
 
 
 def main():
