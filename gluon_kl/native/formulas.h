@@ -6,13 +6,14 @@
 //   kSums                       how many sums over a row its gradients need (through a softmax; at most 2)
 //   kGradients                  its inputs that can have gradients, as bits
 //   term(row, x)                one element's term
-//   add(row, x, whole, full, sums, term, s)  what the element adds to its row's value, if kTerms, and, if sums, to the row's
-//                               sums: for a row under one factor if full is 0, for elements each under its own if it is 1.
-//                               Of a whole row, where nothing else is asked for, terms may be others with the same sum
+//   add<kTerms>(row, x, whole, full, sums, &term, s)
+//                               what the element adds: if kTerms, to the row's value, which in a whole row other terms of
+//                               the same sum may make up; if sums, to the row's sums, of a row under one factor if full
+//                               is 0, of elements each under its own if it is 1
 //   kByValue                    where both sides add up to 1 and so the sums follow: the input whose sum is the row's value,
 //                               while the other's is -1; else -1
-//   kTaken                      the sides, as bits, whose exponentials it takes from x.e, where the softmax has left them
-//   Given                       the same form with as many of them as its terms and sums have a use for
+//   kTaken                      the sides, as bits, whose exponentials it takes from x.e, where their softmax left them
+//   Given                       the same form, taking all that its terms and sums have a use for
 //   gradient<i>(row, x, g, full)  to input i, of the sum of the terms times their factors; g is that of this element
 // A divergence between two distributions is less: a point formula such as KL below, of which Pair makes a form.
 #ifndef GLUON_KL_FORMULAS_H_
@@ -80,16 +81,20 @@ template <class T> KL_INLINE Vec<T> excess(Vec<T> p, Vec<T> q, Vec<T> u) {
 template <class T> struct Point {
   Vec<T> p, q, log_p, log_q, u;
   Vec<T> z_p, z_q, s_p, s_q;
-  bool logs, logits;  // known when compiled: whether probabilities cost an exponential each, and one of a softmax
+  bool logs, logits;  // known when compiled: whether each probability takes an exponential, and one of a softmax
   KL_INLINE Vec<T> exp_of(Vec<T> z) const { return logits ? exp_down<T>(z) : exp<T>(z); }
   KL_INLINE Point swapped() const { return {q, p, log_q, log_p, -u, z_q, z_p, s_q, s_p, logs, logits}; }
 };
 
-// A point formula has `at`, what its functions need of a place; the term, and one with the same sum over a whole row (kWhole
-// says that there is such a one, whatever both sides are); its derivatives by a probability (by_p, by_q) and by its logarithm (p_slope, q_slope).
-// Through a softmax a multiple of the side's own probability has no effect, where the whole row is under one factor;
-// `full` = 0 then says to leave it out, which keeps digits. kWeighs are the sides, as bits, whose probabilities are in its
-// term; kByValue is as of a form.
+// A point formula has
+//   at(point)                   what the other functions need of a place, computed once
+//   term(at), whole_term(at)    the term; another with the same sum over a whole row, if kWhole
+//   p_slope, q_slope(at, full)  its derivative by a side's logarithm. Through a softmax a multiple of the side's own
+//                               probability has no effect, where the whole row is under one factor: full = 0 leaves it
+//                               out, which keeps digits
+//   by_p, by_q(at)              its derivative by a side's probability
+//   kWeighs                     the sides, as bits, whose probabilities its term multiplies
+//   kByValue                    as of a form, between two softmaxes
 
 template <class T> struct KL {
   using V = Vec<T>;
@@ -180,7 +185,8 @@ template <class T> struct JS {
 // ---- two distributions -------------------------------------------------------------------------------------------
 
 // kDifference: both are logits, whose difference gives log p - log q to the last digits where they are nearly equal.
-template <class T, template <class> class D, bool kPredLog, bool kTargetLog, bool kDifference, int kExps = 0> struct Pair {
+// kTakes: as kTaken of a form.
+template <class T, template <class> class D, bool kPredLog, bool kTargetLog, bool kDifference, int kTakes = 0> struct Pair {
   using V = Vec<T>;
   using R = RowState<T>;
   explicit Pair(const Constants<T>& constants) : c(constants), divergence(constants) {}
@@ -191,7 +197,7 @@ template <class T, template <class> class D, bool kPredLog, bool kTargetLog, boo
   static constexpr int kSums = kTargetLog ? 2 : kPredLog ? 1 : 0;
   static constexpr bool kWhole = kDifference && D<T>::kWhole;
   static constexpr int kByValue = kWhole ? D<T>::kByValue : -1;
-  static constexpr int kTaken = kExps, kUse = kDifference ? kBoth : kPredLog && !kTargetLog ? D<T>::kWeighs & 1 << kPred : 0;
+  static constexpr int kTaken = kTakes, kUse = kDifference ? kBoth : kPredLog && !kTargetLog ? D<T>::kWeighs & 1 << kPred : 0;
   template <int kSides> using Taking = Pair<T, D, kPredLog, kTargetLog, kDifference, kSides>;
   using Given = Taking<kUse>;
 
@@ -236,7 +242,8 @@ template <class T, template <class> class D, bool kPredLog, bool kTargetLog, boo
   template <int i> KL_INLINE V softmax_gradient(const R& r, const Values<T>& x, V g, T full) const {
     const Point<T> p = point<kDifference ? kBoth : 1 << i>(r, x);
     const auto at = divergence.at(p);
-    const V own = i == kPred ? divergence.q_slope(at, full) : divergence.p_slope(at, full), scale = (i == kPred ? p.s_q : p.s_p) * r.sum[i];  // the same along a row
+    const V own = i == kPred ? divergence.q_slope(at, full) : divergence.p_slope(at, full);
+    const V scale = (i == kPred ? p.s_q : p.s_p) * r.sum[i];  // the same along a row
     const V pull = r.sum[i] == T(0) ? V{} : scale * exponential<kBoth, i>(x, i == kPred ? p.z_q : p.z_p);
     if (full == T(0)) return g == T(0) ? V{} : g * c.t[i] * times_plus<T>(splat(T(-1)), pull, own);
     return c.t[i] * ((g == T(0) ? V{} : g * own) - pull);

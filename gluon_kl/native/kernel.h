@@ -25,7 +25,7 @@ template <class T> struct Blocks {
   // What `added` holds, of a part without neighbours: terms and the form's sums if asked for, or the sums alone. Elements
   // may have factors of their own: one of 0 adds nothing, whatever is there.
   using Add = void (*)(const Constants<T>&, const State&, const Part<T>&, bool whole, bool sums, Added<T>* added);
-  Add add[2], add_sums[2];  // the second takes exponentials that are at hand
+  Add add[2], add_sums[2];  // the second of each takes exponentials that are at hand, of the sides `given`
   // Each writes a vector for each of the part's, as Row::write says: g (times the element's own factor) times the term;
   // the gradient to input i.
   using Write = void (*)(const Constants<T>&, const State*, const Part<T>&, const V* g, T* out, int64_t step, bool past_cache);
@@ -351,8 +351,9 @@ template <class T> T* scratch(int64_t count) {
 template <class T, class F> void each_rows(const Job& job, int64_t begin, int64_t end, bool again, F f) {
   const Constants<T> constants(job);
   const Blocks<T>& form = *with_form<T>(job, [](auto type) { return &blocks<T, typename decltype(type)::Type>; });
-  const int64_t room = !again || !constants.all_softmax(form.given) ? 0 : by_rows<T>(job) ? Row<T>::keeps(job) : Lanes<T>::keeps(job);
-  if (by_rows<T>(job)) {
+  const bool single = by_rows<T>(job), keeps = again && constants.all_softmax(form.given);
+  const int64_t room = !keeps ? 0 : single ? Row<T>::keeps(job) : Lanes<T>::keeps(job);
+  if (single) {
     T* const memory = scratch<T>(Row<T>::scratch(job) + 2 * room);
     for (int64_t row = begin; row < end; ++row) {
       const Row<T> rows(job, row, memory, room);
