@@ -498,11 +498,15 @@ class CheckedLoss(Loss):
         return F.cast(out, dtype="float32") if long and facts is not None and "float64" not in facts.dtypes else out
 
     def forward(self, *inputs: Any) -> Any:
-        kind = _kind(inputs)
-        facts = self._kinds.get(kind)
-        return self._first_of_kind(kind, inputs) if facts is None else self._recorded(inputs, facts)
+        numpy_kind = type(inputs[0]) is mx.np.ndarray
+        legacy = list(map(_legacy, inputs)) if numpy_kind else inputs
+        facts = self._kinds.get(_kind(legacy))
+        if facts is None:
+            return self._first_of_kind(inputs)
+        out = self._recorded(legacy, facts)
+        return out.as_np_ndarray() if numpy_kind else out
 
-    def _first_of_kind(self, kind: Tuple[Any, ...], inputs: Sequence[Any]) -> Any:
+    def _first_of_kind(self, inputs: Sequence[Any]) -> Any:
         """The long way, which arrays need not go again: their kind is kept if they pass the checks as they are."""
         symbolic = check_kinds(self._names, inputs, self._optional, self._numeric)
         numpy_kind = isinstance(inputs[0], (mx.np.ndarray, mx.sym.np._Symbol))
@@ -519,10 +523,10 @@ class CheckedLoss(Loss):
                 out = self._without_rows(checked, frame, numpy_kind)
             else:
                 here, facts = self._observe(checked, frame)
-                if all(map(operator.is_, here, inputs)):
+                if all(map(operator.is_, here, legacy)):
                     if len(self._kinds) >= _KINDS:
                         self._kinds = {}
-                    self._kinds[kind] = facts
+                    self._kinds[_kind(legacy)] = facts
                 out = self._recorded(here, facts)
         return out.as_np_ndarray() if numpy_kind else out
 

@@ -382,6 +382,24 @@ def test_kinds_of_call(run, rng, monkeypatch):
     assert not pickle.loads(pickle.dumps(loss))._kinds
 
 
+@pytest.mark.parametrize("other", [mx.nd.array, mx.np.array])
+def test_kinds_of_call_with_numpy_arrays(run, rng, monkeypatch, other):
+    """They skip the checks like those of mx.nd, and share what was learnt of them; the result is of pred's kind."""
+    loss = run.prepare(KLDivLoss(False, reduction="sum"))
+    pred, label = example(rng, (3, 6))
+    loss(mx.nd.array(pred), mx.nd.array(label))
+    checks = []
+    monkeypatch.setattr(loss, "_check", lambda *arrays: checks.append(arrays) or type(loss)._check(loss, *arrays))
+    for _ in range(2):
+        got = loss(mx.np.array(pred), other(label))
+        assert type(got) is mx.np.ndarray and not checks
+        expected = oracle.kl_divergence(pred, label, from_logits=False, reduction="sum")
+        np.testing.assert_allclose(got.asnumpy(), expected, rtol=1e-4)
+    with pytest.raises(ValueError, match="must have the same shape"):
+        loss(mx.np.array(pred), other(label[:, :5]))
+    assert checks
+
+
 def test_automatic_mixed_precision(in_subprocess):
     in_subprocess("""
 import mxnet as mx, numpy as np
