@@ -498,37 +498,30 @@ class CheckedLoss(Loss):
         return F.cast(out, dtype="float32") if long and facts is not None and "float64" not in facts.dtypes else out
 
     def forward(self, *inputs: Any) -> Any:
-        numpy_kind = type(inputs[0]) is mx.np.ndarray
-        legacy = list(map(_legacy, inputs)) if numpy_kind else inputs
-        facts = self._kinds.get(_kind(legacy))
-        if facts is None:
-            return self._first_of_kind(inputs)
-        out = self._recorded(legacy, facts)
-        return out.as_np_ndarray() if numpy_kind else out
-
-    def _first_of_kind(self, inputs: Sequence[Any]) -> Any:
-        """The long way, which arrays need not go again: their kind is kept if they pass the checks as they are."""
-        symbolic = check_kinds(self._names, inputs, self._optional, self._numeric)
         numpy_kind = isinstance(inputs[0], (mx.np.ndarray, mx.sym.np._Symbol))
         legacy = [_legacy(x) for x in inputs]
-        if symbolic:
+        kind = _kind(legacy)
+        facts = self._kinds.get(kind)
+        out = self._first_of_kind(kind, legacy, numpy_kind) if facts is None else self._recorded(legacy, facts)
+        return out.as_np_ndarray() if numpy_kind else out
+
+    def _first_of_kind(self, kind: Tuple[Any, ...], inputs: Sequence[Any], numpy_kind: bool) -> Any:
+        """The long way, which arrays need not go again: their kind is kept if they pass the checks as they are."""
+        if check_kinds(self._names, inputs, self._optional, self._numeric):
             # Where a label's shape is open, MXNet overruns the memory in which it hands shapes to an extension: it
             # counts -1 for each. Gluon's traces know all shapes; Symbols put together by hand may not.
             compute = self._over_operators if getattr(_BlockScope._current, "value", None) is None else self._compute
             with self.name_scope():
-                out = compute(mx.sym, None, *legacy)
-        else:
-            checked, frame = self._check(*legacy)
-            if 0 in frame.shape:
-                out = self._without_rows(checked, frame, numpy_kind)
-            else:
-                here, facts = self._observe(checked, frame)
-                if all(map(operator.is_, here, legacy)):
-                    if len(self._kinds) >= _KINDS:
-                        self._kinds = {}
-                    self._kinds[_kind(legacy)] = facts
-                out = self._recorded(here, facts)
-        return out.as_np_ndarray() if numpy_kind else out
+                return compute(mx.sym, None, *inputs)
+        checked, frame = self._check(*inputs)
+        if 0 in frame.shape:
+            return self._without_rows(checked, frame, numpy_kind)
+        here, facts = self._observe(checked, frame)
+        if all(map(operator.is_, here, inputs)):
+            if len(self._kinds) >= _KINDS:
+                self._kinds = {}
+            self._kinds[kind] = facts
+        return self._recorded(here, facts)
 
     def _recorded(self, inputs: Sequence[Any], facts: Facts) -> Any:
         """The loss of checked arrays, and what autograd has to know of them."""

@@ -175,7 +175,6 @@ template <class T> struct JS {
     const V inside = near ? f : m.f;
     return (near ? m.p : m.base) * most<T>(T(0), inside);
   }
-  KL_INLINE V whole_term(const Mixed& m) const { return term(m); }
   KL_INLINE V q_slope(const Mixed& m, T) const { return m.q * m.by_q; }
   KL_INLINE V p_slope(const Mixed& m, T) const { return m.p * m.by_p; }
   KL_INLINE V by_q(const Mixed& m) const { return m.by_q; }
@@ -227,7 +226,8 @@ template <class T, template <class> class D, bool kPredLog, bool kTargetLog, boo
   KL_INLINE V term(const R& r, const Values<T>& x) const { return divergence.term(divergence.at(point(r, x))); }
   template <bool kTerms> KL_INLINE void add(const R& r, const Values<T>& x, bool whole, T full, bool sums, V* term, V* s) const {
     const auto at = divergence.at(point(r, x));
-    if (kTerms) *term = kWhole && whole ? divergence.whole_term(at) : divergence.term(at);
+    if constexpr (kTerms && kWhole) *term = whole ? divergence.whole_term(at) : divergence.term(at);
+    else if constexpr (kTerms) *term = divergence.term(at);
     if (kSums > 0 && sums) s[0] = divergence.q_slope(at, full);
     if (kSums > 1 && sums) s[1] = divergence.p_slope(at, full);
   }

@@ -147,6 +147,11 @@ template <class T> struct Part {
   }
   // The score that its exponentials are taken from, in front of them.
   KL_INLINE T* base(int side) const { return kept[side] - kept_step; }
+  // Room for those of the `block`-th part, of `length` vectors `step` apart, in `size` numbers a side, or none.
+  void keep_in(T* memory, int64_t size, int64_t block, int64_t length, int64_t step) {
+    kept_step = step;
+    for (int side = 0; side < 2; ++side) kept[side] = size ? memory + side * size + (block * (length + 1) + 1) * step : nullptr;
+  }
   template <int kReads, int kGiven = 0> KL_INLINE Values<T> values(int64_t i, int64_t m) const {
     Values<T> v;
     for (int side = 0; side < 2; ++side)
@@ -246,9 +251,7 @@ template <class T> struct Row {
     p.last = count - (p.count - 1) * kLanes<T>;
     p.ahead = kRowAhead;
     p.far = false;
-    p.kept_step = kLanes<T>;
-    const int64_t at = (k / kRowBlock<T> * (kLaneBlock + 1) + 1) * kLanes<T>;
-    for (int side = 0; side < 2; ++side) p.kept[side] = room ? kept + side * room + at : nullptr;
+    p.keep_in(kept, room, k / kRowBlock<T>, kLaneBlock, kLanes<T>);
     for (int s = 0; s < kStreams; ++s) {
       p.at[s] = nullptr;
       p.step[s] = kLanes<T>;
@@ -388,9 +391,7 @@ template <class T> struct Lanes {
       p.last = kLanes<T>;
       p.ahead = 0;
       p.far = false;
-      p.kept_step = stride;
-      for (int side = 0; side < 2; ++side)
-        p.kept[side] = room ? kept + side * room + (k / length * (length + 1) + 1) * stride : nullptr;
+      p.keep_in(kept, room, k / length, length, stride);
       for (int s = 0; s < kStreams; ++s) {
         p.at[s] = nullptr;
         if (!(reads & 1 << s) || !present(job, s)) continue;
