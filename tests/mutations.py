@@ -21,8 +21,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 SUITE = ["test_loss.py", "test_modes.py", "test_distillation.py", "test_gaussian.py", "test_bernoulli.py",
          "test_gradients.py", "test_programs.py", "test_family.py"]
-COMPILED = ["test_gaussian.py", "test_native.py", "test_gradients.py", "test_distillation.py", "test_programs.py",
-            "test_family.py"]
+COMPILED = ["test_reports.py", "test_gaussian.py", "test_native.py", "test_gradients.py", "test_distillation.py",
+            "test_programs.py", "test_family.py"]
 MUTATIONS = [  # what breaks, file, the source, what it becomes
     ("mean instead of sum", "divergence.py", "if mean:\n        sums", "if not mean:\n        sums"),
     ("mean of Gaussians instead of sum", "divergence.py", "if mean:\n        shares",
@@ -140,6 +140,8 @@ MUTATIONS = [  # what breaks, file, the source, what it becomes
     ("shapes are not inferred", "native/divergence.h", "if (pass) fill(&(*shapes)[i], shape);", ""),
     # Faults that users reported.
     # 1: a float16 array gets the gradient of a tiny negative double
+    ("a tiny negative double as a half", "native/convert.h", "__builtin_fabs(f) > __builtin_fabs(x)",
+     "(f < 0 ? f < x : f > x)"),
     # 2: Jensen-Shannon where a probability is subnormal
     # 3: an element of weight 0 in a row that counts
     # 4: the gradient to a weight of 0 beside an infinite term

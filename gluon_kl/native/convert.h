@@ -67,7 +67,7 @@ KL_INLINE float to_odd(double x) {
   if (f == x || f != f) return f;
   uint32_t bits;
   memcpy(&bits, &f, 4);
-  const bool above = f < 0 ? f < x : f > x;  // in magnitude
+  const bool above = __builtin_fabs(f) > __builtin_fabs(x);  // of magnitudes: a tiny negative x gives -0, which is not below 0
   if (!(bits & 1)) bits += above ? -1 : 1;
   memcpy(&f, &bits, 4);
   return f;
