@@ -14,6 +14,7 @@ from gluon_kl.inputs import (
     fit_sample_weight,
     is_number,
     normal_axis,
+    own,
     weigh,
 )
 
@@ -145,10 +146,12 @@ class BernoulliKLLoss(CheckedLoss):
         return (f"from_sigmoid={self._from_sigmoid}, weight={self._weight}, batch_axis={self._batch_axis}, "
                 f"reduction={self._reduction!r}, label_space={self._label_space!r}")
 
-    def __call__(self, pred: Any, label: Any, sample_weight: Any = None) -> Any:
+    @own
+    def hybrid_forward(self, F: Any, pred: Any, label: Any, sample_weight: Any = None) -> Any:
+        """The loss of arrays or Symbols, for subclasses that override this method."""
         if self._label_space == "probs" and is_number(label) and not 0 <= label <= 1:
             raise ValueError(f"label must lie between 0 and 1, a probability since label_space='probs', not {label!r}")
-        return super().__call__(pred, label, sample_weight)
+        return self._loss(pred, label, sample_weight)
 
     def _check(self, *arrays: Any) -> Tuple[Tuple[Any, ...], Frame]:
         pred, label, weight = arrays

@@ -15,6 +15,7 @@ from gluon_kl.inputs import (
     check_same_shape,
     fit_sample_weight,
     normal_axis,
+    own,
     weigh,
 )
 
@@ -182,8 +183,10 @@ class DistillationLoss(CheckedLoss):
                 f"axis={self._axis}, divergence={self._divergence!r}, beta={self._beta}, "
                 f"teacher_space={self._teacher_space!r}")
 
-    def __call__(self, pred: Any, label: Any, teacher_pred: Any, sample_weight: Any = None) -> Any:
-        return super().__call__(pred, label, teacher_pred, sample_weight)
+    @own
+    def hybrid_forward(self, F: Any, pred: Any, label: Any, teacher_pred: Any, sample_weight: Any = None) -> Any:
+        """The loss of arrays or Symbols, for subclasses that override this method."""
+        return self._loss(pred, label, teacher_pred, sample_weight)
 
     def _used(self, pred: Any, label: Any, teacher_pred: Any, weight: Any) -> Tuple[Any, ...]:
         """The inputs, without the one whose part has no weight."""

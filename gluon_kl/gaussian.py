@@ -15,6 +15,7 @@ from gluon_kl.inputs import (
     is_number,
     narrowed,
     normal_axis,
+    own,
     weigh,
     widened,
 )
@@ -154,14 +155,16 @@ class GaussianKLLoss(CheckedLoss):
         return (f"weight={self._weight}, batch_axis={self._batch_axis}, reduction={self._reduction!r}, "
                 f"free_nats={self._free_nats}, spread={self._spread!r}")
 
-    def __call__(
-        self, mean: Any, log_variance: Any, prior_mean: Any = None, prior_log_variance: Any = None,
+    @own
+    def hybrid_forward(
+        self, F: Any, mean: Any, log_variance: Any, prior_mean: Any = None, prior_log_variance: Any = None,
         sample_weight: Any = None,
     ) -> Any:
+        """The loss of arrays or Symbols, for subclasses that override this method."""
         if self._spread == "std" and is_number(prior_log_variance) and not prior_log_variance > 0:
             raise ValueError(f"prior_log_variance must be positive, a standard deviation since spread='std', "
                              f"not {prior_log_variance!r}")
-        return super().__call__(mean, log_variance, prior_mean, prior_log_variance, sample_weight)
+        return self._loss(mean, log_variance, prior_mean, prior_log_variance, sample_weight)
 
     def _check(self, *arrays: Any) -> Tuple[Tuple[Any, ...], Frame]:
         mean, log_variance, *prior, weight = arrays

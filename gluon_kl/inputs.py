@@ -4,8 +4,10 @@ What may come in (array kinds, shapes, dtypes, sample weights), how it is lifted
 floating dtype, and how one block keeps one graph for each way of being called.
 """
 
+import contextlib
 import ctypes
 import functools
+import inspect
 import math
 import numbers
 import operator
@@ -391,10 +393,19 @@ class _Graph:
         self._op = op
 
 
+def own(hybrid_forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Mark a `hybrid_forward` of this package, which needs nothing of Gluon's way to call one."""
+    hybrid_forward.is_own = True  # type: ignore[attr-defined]
+    return hybrid_forward
+
+
 class CheckedLoss(Loss):
     """A Gluon loss that checks real arrays, lifts dtypes, and may be called in changing ways.
 
-    A call takes two steps. `forward` sees what the user passes: it checks real arrays, fits the sample weight and
+    A member's ``hybrid_forward(self, F, ...)`` names the inputs and hands them to `_loss`. Gluon calls it with Symbols
+    where it looks at the graph (infer_shape, optimize_for, export). A user's subclass may override it.
+
+    A call takes two steps. `_loss` sees what the user passes: it checks real arrays, fits the sample weight and
     notes the facts, or knows them from a call of the same kind. ``_compute(F, facts, *inputs)`` lifts dtypes and
     computes, on arrays, in a graph of our own for each value of the facts (hybridized), or with facts None in a graph
     of the user's, where nothing is known.
@@ -497,7 +508,31 @@ class CheckedLoss(Loss):
         out = sum_per_sample(F, terms, self._axis_of_samples(facts), reduction == "mean", long, scale, rows)
         return F.cast(out, dtype="float32") if long and facts is not None and "float64" not in facts.dtypes else out
 
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
+        """The loss of the inputs, by position or by name."""
+        return Loss.__call__(self, *(self._by_position(inputs, named) if named else inputs))
+
+    def _by_position(self, inputs: Sequence[Any], named: Dict[str, Any]) -> Sequence[Any]:
+        """All inputs in the order of the subclass's `forward` or else of `hybrid_forward`, as Gluon passes them on."""
+        if type(self).forward is CheckedLoss.forward:
+            function, inputs, extra = self.hybrid_forward, (mx.nd, *inputs), 1
+        else:
+            function, extra = self.forward, 0
+        bound = inspect.signature(function).bind_partial(*inputs, **named)
+        bound.apply_defaults()
+        if bound.kwargs:
+            raise TypeError(f"{type(self).__name__} cannot take {next(iter(bound.kwargs))} by name: an input before it "
+                            f"is missing, or it is keyword-only, and Gluon passes inputs by position")
+        return bound.args[extra:]
+
     def forward(self, *inputs: Any) -> Any:
+        """The loss, by Gluon's own way if a subclass overrides `hybrid_forward`."""
+        if not getattr(self.hybrid_forward, "is_own", False):
+            return Loss.forward(self, *inputs)
+        return self.hybrid_forward(mx.nd, *inputs)
+
+    def _loss(self, *inputs: Any) -> Any:
+        """The loss of arrays or Symbols, of which all are given or None."""
         numpy_kind = isinstance(inputs[0], (mx.np.ndarray, mx.sym.np._Symbol))
         legacy = [_legacy(x) for x in inputs]
         kind = _kind(legacy)
@@ -510,8 +545,10 @@ class CheckedLoss(Loss):
         if check_kinds(self._names, inputs, self._optional, self._numeric):
             # Where a label's shape is open, MXNet overruns the memory in which it hands shapes to an extension: it
             # counts -1 for each. Gluon's traces know all shapes; Symbols put together by hand may not.
-            compute = self._over_operators if getattr(_BlockScope._current, "value", None) is None else self._compute
-            with self.name_scope():
+            scope = getattr(_BlockScope._current, "value", None)
+            compute = self._over_operators if scope is None else self._compute
+            # A scope of Gluon's that is entered twice is never left.
+            with contextlib.nullcontext() if scope is self._scope else self.name_scope():
                 return compute(mx.sym, None, *inputs)
         checked, frame = self._check(*inputs)
         if 0 in frame.shape:
@@ -568,10 +605,6 @@ class CheckedLoss(Loss):
         with mx.util.np_shape(True):
             return _NoRows(shape if self._reduction == "none" else (shape[batch_axis],), dtype)(*present)
 
-    def hybrid_forward(self, F: Any, x: Any, *inputs: Any) -> Any:
-        """What Gluon traces where it looks at the graph itself: infer_shape, optimize_for, export."""
-        return self._compute(F, None, x, *inputs, *[None] * (len(self._names) - 1 - len(inputs)))
-
     def hybridize(self, active: bool = True, *args: Any, **kwargs: Any) -> None:
         """Run as graphs, one for each kind of call, or no longer; arguments as for every Gluon block."""
         super().hybridize(active, *args, **kwargs)
@@ -588,4 +621,5 @@ class CheckedLoss(Loss):
 
     def __getstate__(self) -> dict:
         """Everything but the graphs, which hold handles that can be neither copied nor pickled."""
-        return {**self.__dict__, "_kinds": {}, "_graphs": {}, "_cached_graph": ()}
+        return {**self.__dict__, "_kinds": {}, "_graphs": {}, "_cached_graph": (), "_cached_op": None,
+                "_cached_op_args": []}

@@ -16,6 +16,7 @@ from gluon_kl.inputs import (
     check_same_shape,
     fit_sample_weight,
     normal_axis,
+    own,
     weigh,
 )
 
@@ -53,8 +54,10 @@ class PairLoss(CheckedLoss):
                 f"batch_axis={self._batch_axis}, reduction={self._reduction!r}, label_space={self._label_space!r}, "
                 f"pred_space={self._given_pred_space!r}")
 
-    def __call__(self, pred: Any, label: Any, sample_weight: Any = None) -> Any:
-        return super().__call__(pred, label, sample_weight)
+    @own
+    def hybrid_forward(self, F: Any, pred: Any, label: Any, sample_weight: Any = None) -> Any:
+        """The loss of arrays or Symbols, for subclasses that override this method."""
+        return self._loss(pred, label, sample_weight)
 
     def _check(self, *arrays: Any) -> Tuple[Tuple[Any, ...], Frame]:
         pred, label, weight = arrays

@@ -146,7 +146,13 @@ MUTATIONS = [  # what breaks, file, the source, what it becomes
     # 3: an element of weight 0 in a row that counts
     # 4: the gradient to a weight of 0 beside an infinite term
     # 5: a subclass overrides hybrid_forward
+    ("an override is ignored", "inputs.py", 'if not getattr(self.hybrid_forward, "is_own", False):', "if False:"),
+    ("a scope of Gluon's is entered twice", "inputs.py",
+     "with contextlib.nullcontext() if scope is self._scope else self.name_scope():", "with self.name_scope():"),
+    ("copies keep Gluon's graph", "inputs.py", '"_cached_op": None,', ""),
     # 6: a subclass overrides forward
+    ("inputs by name in the order of the call", "inputs.py", "return bound.args[extra:]",
+     "return (*inputs[extra:], *named.values())"),
     # 7: memory stays flat whatever number changes
     # 8: class indices of any dtype
     # 9: one category gives exactly 0

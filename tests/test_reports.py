@@ -1,11 +1,21 @@
 """Faults that users' programs met, a section each, on both paths; these tests always run whole."""
 
+import inspect
+import pickle
+
 import gluon_kl
-from gluon_kl import native
+from gluon_kl import BernoulliKLLoss, DistillationLoss, GaussianKLLoss, JSDivLoss, KLDivLoss, ReverseKLDivLoss, native
 
 import mxnet as mx
 import numpy as np
 import pytest
+from test_family import FEW as FEW_OF_FAMILY
+from test_family import MEMBERS as FAMILY
+from test_family import Model
+
+import oracle
+
+CLASSES = [KLDivLoss, ReverseKLDivLoss, JSDivLoss, DistillationLoss, BernoulliKLLoss, GaussianKLLoss]
 
 # 1: a float16 array gets the gradient of a tiny negative double
 
@@ -93,8 +103,209 @@ def test_tiny_negative_gradients(run):
 
 # 5: a subclass overrides hybrid_forward
 
+def doubled(cls, method):
+    """A subclass whose own `hybrid_forward` or `forward` doubles what the loss gives, as gluon-nlp's losses do."""
+    def hybrid_forward(self, F, *inputs):
+        return 2 * super(made, self).hybrid_forward(F, *inputs)
+
+    def forward(self, *inputs):
+        return 2 * super(made, self).forward(*inputs)
+
+    made = type("Doubled", (cls,), {method: locals()[method]})
+    return made
+
+
+class MaskedLoss(KLDivLoss):
+    """As gluon-nlp's masked losses: the third input is the length of each sequence, and no weight."""
+
+    def hybrid_forward(self, F, pred, label, valid_length):
+        ones = F.expand_dims(F.ones_like(F.slice_axis(pred, axis=2, begin=0, end=1)).squeeze(axis=2), axis=2)
+        mask = F.SequenceMask(ones, sequence_length=valid_length, use_sequence_length=True, axis=1)
+        return super().hybrid_forward(F, pred, label, mask)
+
+
+class WithOwnInput(DistillationLoss):
+    """One input more than the loss has, and one of its own name."""
+
+    def hybrid_forward(self, F, pred, label, teacher_pred, sample_weight=None, scale=None):
+        out = super().hybrid_forward(F, pred, label, teacher_pred, sample_weight)
+        return out if scale is None else out * scale
+
+
+class WithParameter(KLDivLoss):
+    """A parameter that is learned, which Gluon hands to `hybrid_forward` by name."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        with self.name_scope():
+            self.factor = self.params.get("factor", shape=(1,), init="ones")
+
+    def hybrid_forward(self, F, pred, label, sample_weight=None, factor=None):
+        return F.broadcast_mul(super().hybrid_forward(F, pred, label, sample_weight), factor)
+
+
+def subclass_of(member, method):
+    """Makes losses of a member of the family whose class is doubled."""
+    def make(**options):
+        loss = member.make(**options)
+        loss.__class__ = doubled(type(loss), method)
+        return loss
+
+    return make
+
+
+@pytest.mark.parametrize("method", ["hybrid_forward", "forward"])
+@pytest.mark.parametrize("name", FEW_OF_FAMILY)
+def test_an_override_counts(run, rng, name, method):
+    """Eager, hybridized, static and nested, values and gradients, with a weight and without."""
+    member = FAMILY[name]
+    inputs, weight = member.inputs(rng, (3, 4)), rng.uniform(0.5, 2, size=(3, 1))
+    for given in (inputs, [*inputs, weight]):
+        once, make = member.make(), subclass_of(member, method)
+        np.testing.assert_allclose(run(make(), *given), 2 * run(once, *given), rtol=1e-9)
+        for got, want in zip(run.gradients(make(), *given), run.gradients(once, *given)):
+            np.testing.assert_allclose(got, 2 * want, rtol=1e-9, atol=1e-12)
+        for got, want in zip(run.gradients(Model(make()), *given), run.gradients(once, *given)):
+            np.testing.assert_allclose(got, 2 * want, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", FEW_OF_FAMILY)
+def test_an_override_takes_symbols(rng, name):
+    member = FAMILY[name]
+    inputs, loss = member.inputs(rng, (3, 4)), subclass_of(member, "hybrid_forward")()
+    out = loss(*[mx.sym.var(f"data{i}") for i in range(len(inputs))])
+    values = {f"data{i}": mx.nd.array(x, dtype="float64") for i, x in enumerate(inputs)}
+    np.testing.assert_allclose(out.eval(**values)[0].asnumpy(), 2 * member.expect(inputs), rtol=1e-9)
+    assert mx.gluon.block._BlockScope._current.value is None, "a scope of Gluon's was left open"
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_an_override_is_exported(path, rng, tmp_path, nested):
+    pred, label = (mx.nd.array(x) for x in FAMILY["js logits probs"].inputs(rng, (3, 4)))
+    loss = doubled(JSDivLoss, "hybrid_forward")(False)
+    block = Model(loss) if nested else loss
+    block.hybridize()
+    value = block(pred, label).asnumpy()
+    np.testing.assert_allclose(value, 2 * JSDivLoss(False)(pred, label).asnumpy(), rtol=1e-6)
+    block.export(str(tmp_path / "loss"))
+    back = mx.gluon.SymbolBlock.imports(str(tmp_path / "loss-symbol.json"), ["data0", "data1"])
+    np.testing.assert_allclose(back(pred, label).asnumpy(), value, rtol=1e-6)
+
+
+def test_an_override_with_an_input_of_its_own(run, rng):
+    """A length is no weight: what pads does not count, and the average is over all positions."""
+    pred, label = rng.normal(size=(2, 3, 4)), rng.dirichlet(np.ones(4), size=(2, 3))
+    mask = np.array([[1, 0, 0], [1, 1, 0]])[:, :, None]
+    want = oracle.kl_divergence(pred, label, from_logits=False, sample_weight=mask)
+    for loss in (MaskedLoss(False), Model(MaskedLoss(False))):
+        np.testing.assert_allclose(run(loss, pred, label, np.array([1.0, 2.0])), want, rtol=1e-6)
+    loss = run.prepare(MaskedLoss(False))
+    named = loss(*map(mx.nd.array, (pred, label)), valid_length=mx.nd.array([1, 2]))
+    np.testing.assert_allclose(named.asnumpy(), want, rtol=1e-5)
+
+
+def test_an_override_with_one_input_more(run, rng):
+    pred, label, teacher = FAMILY["both"].inputs(rng, (3, 4))
+    arrays = [mx.nd.array(x, dtype="float64") for x in (pred, label, teacher)]
+    weight, scale = mx.nd.array([[1.0], [2], [0]], dtype="float64"), mx.nd.array([3.0, 1, 2], dtype="float64")
+    plain = DistillationLoss()
+    make = lambda: run.prepare(WithOwnInput())  # noqa: E731 (a graph of Gluon's has one structure of arguments)
+    np.testing.assert_array_equal(make()(*arrays).asnumpy(), plain(*arrays).asnumpy())
+    for got in (make()(*arrays, weight, scale), make()(*arrays, sample_weight=weight, scale=scale)):
+        np.testing.assert_allclose(got.asnumpy(), (plain(*arrays, weight) * scale).asnumpy(), rtol=1e-9)
+    np.testing.assert_allclose(make()(*arrays, scale=scale).asnumpy(), (plain(*arrays) * scale).asnumpy(), rtol=1e-9)
+    with pytest.raises(TypeError, match="sample_weight by name: an input before it is missing"):
+        make()(*arrays[:2], sample_weight=weight)
+    with pytest.raises(TypeError, match="'wieght'"):
+        make()(*arrays, wieght=weight)
+
+
+def test_an_override_with_a_parameter(run, rng):
+    pred, label = (mx.nd.array(x) for x in FAMILY["js logits probs"].inputs(rng, (3, 4)))
+    loss = run.prepare(WithParameter(from_logits=False))
+    loss.initialize()
+    with mx.autograd.record():
+        out = loss(pred, label)
+    out.backward()
+    want = KLDivLoss(False)(pred, label).asnumpy()
+    np.testing.assert_allclose(out.asnumpy(), want, rtol=1e-6)
+    np.testing.assert_allclose(loss.factor.grad().asnumpy(), [want.sum()], rtol=1e-5)
+
+
+def test_an_override_is_pickled_and_hybridized_again(path, rng):
+    inputs = [mx.nd.array(x) for x in FAMILY["kl probs probs"].inputs(rng, (2, 3, 4))]
+    lengths = mx.nd.array([1, 2])
+    loss = MaskedLoss(pred_space="probs")
+    loss.hybridize()
+    value = loss(*inputs, lengths).asnumpy()
+    clone = pickle.loads(pickle.dumps(loss))
+    np.testing.assert_array_equal(clone(*inputs, lengths).asnumpy(), value)
+    loss.hybridize(static_alloc=True)
+    np.testing.assert_array_equal(loss(*inputs, lengths).asnumpy(), value)
+    loss.hybridize(False)
+    np.testing.assert_allclose(loss(*inputs, lengths).asnumpy(), value, rtol=1e-6)
+
+
+def test_an_override_takes_numpy_arrays(run, rng):
+    with mx.util.np_shape(True), mx.util.np_array(True):
+        pred, label = (mx.np.array(x, dtype="float64") for x in FAMILY["kl probs probs"].inputs(rng, (3, 4)))
+        loss = run.prepare(doubled(KLDivLoss, "hybrid_forward")(pred_space="probs"))
+        out = loss(pred, label)
+        assert isinstance(out, mx.np.ndarray)
+        np.testing.assert_allclose(out.asnumpy(), 2 * KLDivLoss(pred_space="probs")(pred, label).asnumpy(), rtol=1e-9)
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_inputs_are_named(cls):
+    """gluonts reads the names of a loss's inputs from `hybrid_forward`, and passes arrays by them."""
+    names = list(inspect.signature(cls.hybrid_forward).parameters)
+    assert names == ["self", "F", *cls()._names]
+    kinds = {x.kind for x in inspect.signature(cls.hybrid_forward).parameters.values()}
+    assert kinds == {inspect.Parameter.POSITIONAL_OR_KEYWORD}
+
+
+
 
 # 6: a subclass overrides forward
+
+class TwoInputs(KLDivLoss):
+    """As users write it over MXNet's own loss."""
+
+    def forward(self, pred, label):
+        return 2 * super().forward(pred, label)
+
+
+class OfAName(KLDivLoss):
+    def forward(self, pred, label, mask=None):
+        return super().forward(pred, label, mask)
+
+
+def test_forward_of_two_inputs(run, rng):
+    pred, label = FAMILY["kl probs probs"].inputs(rng, (3, 4))
+    want = 2 * oracle.kl_divergence(pred, label, pred_space="probs")
+    np.testing.assert_allclose(run(TwoInputs(pred_space="probs"), pred, label), want, rtol=1e-9)
+    np.testing.assert_allclose(run(Model(TwoInputs(pred_space="probs")), pred, label), want, rtol=1e-9)
+    with pytest.raises(TypeError, match="positional argument"):
+        run(TwoInputs(pred_space="probs"), pred, label, np.ones((3, 1)))
+
+
+def test_forward_of_named_inputs(run, rng):
+    inputs = [mx.nd.array(x) for x in FAMILY["kl probs probs"].inputs(rng, (3, 4))]
+    weight = mx.nd.array([1, 0, 2])
+    want = KLDivLoss(pred_space="probs")(*inputs, weight).asnumpy()
+    loss = run.prepare(OfAName(pred_space="probs"))
+    np.testing.assert_allclose(loss(*inputs, mask=weight).asnumpy(), want, rtol=1e-6)
+    assert loss(*inputs).asnumpy()[1] > 0
+    with pytest.raises(TypeError, match="'sample_weight'"):
+        loss(*inputs, sample_weight=weight)
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_missing_inputs_are_named(cls):
+    with pytest.raises(TypeError, match=f"missing . required positional arguments?: '{cls()._names[1]}'"):
+        cls()(mx.nd.ones((2, 2)))
+
+
 
 
 # 7: memory stays flat whatever number changes
