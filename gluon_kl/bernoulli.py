@@ -2,7 +2,7 @@
 
 from typing import Any, Dict, Optional, Tuple
 
-from gluon_kl import divergence
+from gluon_kl import diagnostics, divergence
 from gluon_kl.inputs import (
     REDUCTIONS,
     CheckedLoss,
@@ -149,9 +149,12 @@ class BernoulliKLLoss(CheckedLoss):
     @own
     def hybrid_forward(self, F: Any, pred: Any, label: Any, sample_weight: Any = None) -> Any:
         """The loss of arrays or Symbols, for subclasses that override this method."""
+        self._check_number(label)
+        return self._loss(pred, label, sample_weight)
+
+    def _check_number(self, label: Any) -> None:
         if self._label_space == "probs" and is_number(label) and not 0 <= label <= 1:
             raise ValueError(f"label must lie between 0 and 1, a probability since label_space='probs', not {label!r}")
-        return self._loss(pred, label, sample_weight)
 
     def _check(self, *arrays: Any) -> Tuple[Tuple[Any, ...], Frame]:
         pred, label, weight = arrays
@@ -160,6 +163,47 @@ class BernoulliKLLoss(CheckedLoss):
             check_same_shape("pred", "label", shape, label.shape)
         frame = Frame(shape, normal_axis("batch_axis", self._batch_axis, shape, "pred"), None)
         return (pred, label, None if weight is None else fit_sample_weight(weight, frame)), frame
+
+    def check_inputs(self, pred: Any, label: Any, sample_weight: Any = None) -> None:
+        """Look at the values once, on a first batch or while debugging, and name a likely mistake.
+
+        Caught are labels or predictions beyond 0 and 1 where probabilities belong (pixels from 0
+        to 255, labels of -1 and 1, logits), probabilities that would go through the sigmoid
+        twice, and lengths as `sample_weight`. What `sample_weight` silences is left out. The
+        method never runs by itself: it waits for the values, and an error on one worker of a
+        distributed job would hang the others.
+
+        Parameters
+        ----------
+        pred, label
+            As the loss takes them: arrays, and for the label also a number.
+        sample_weight
+            Optional, as the loss takes it.
+
+        Raises
+        ------
+        ValueError
+            If the values speak for a mistake; the message names it and the remedy.
+        TypeError
+            If an input is not an MXNet array.
+
+        Examples
+        --------
+        >>> from gluon_kl import BernoulliKLLoss
+        >>> from mxnet import nd
+        >>> scores = nd.array([[2, -1, 0.5]])
+        >>> pixels = nd.array([[0, 128, 255]])
+        >>> loss = BernoulliKLLoss()
+        >>> try:
+        ...     loss.check_inputs(scores, pixels)
+        ... except ValueError as error:
+        ...     print(str(error).split(" where")[0])
+        label holds values from 0 to 255
+        >>> loss.check_inputs(scores, pixels / 255)
+        """
+        self._check_number(label)
+        (pred, label, weight), frame = self._check(*self._real(pred, label, sample_weight))
+        diagnostics.check_bernoulli(pred, label, weight, frame.batch_axis, self._pred_space, self._label_space)
 
     def _fused(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
         pred, label, weight = inputs

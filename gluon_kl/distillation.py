@@ -214,18 +214,21 @@ class DistillationLoss(CheckedLoss):
         weight = None if weight is None else fit_sample_weight(weight, frame)
         return (pred, label, teacher_pred, weight), frame
 
-    def check_inputs(self, pred: Any, label: Any, teacher_pred: Any) -> None:
+    def check_inputs(self, pred: Any, label: Any, teacher_pred: Any, sample_weight: Any = None) -> None:
         """Look at the values once, on a first batch or while debugging, and name a likely mistake.
 
         Caught are probabilities that would go through softmax twice, a teacher in another space
-        than `teacher_space` says, class indices that `pred` has no category for, and rows of
-        labels that do not sum to 1. It never runs by itself: it waits for the values, and an
-        error on one worker would hang the others.
+        than `teacher_space` says, class indices that `pred` has no category for, rows of dense
+        labels that do not sum to 1, padding without a weight, and lengths as `sample_weight`. What
+        `sample_weight` silences is left out. The method never runs by itself: it waits for the
+        values, and an error on one worker would hang the others.
 
         Parameters
         ----------
         pred, label, teacher_pred
             Arrays, as the loss takes them.
+        sample_weight
+            Optional, as the loss takes it.
 
         Raises
         ------
@@ -233,10 +236,32 @@ class DistillationLoss(CheckedLoss):
             If the values speak for a mistake; the message names it and the remedy.
         TypeError
             If an input is not an MXNet array.
+
+        Examples
+        --------
+        >>> from gluon_kl import DistillationLoss
+        >>> from mxnet import nd
+        >>> student = nd.array([[2, 0.5, -1],
+        ...                     [0.2, 0.1, 0.4]])
+        >>> teacher = nd.array([[3, 1, -2],
+        ...                     [0, 0, 4]])
+        >>> from_one = nd.array([1, 3])
+        >>> loss = DistillationLoss(temperature=2)
+        >>> try:
+        ...     loss.check_inputs(student, from_one, teacher)
+        ... except ValueError as error:
+        ...     print(str(error).split(";")[0])
+        label must hold class indices from 0 to 2, not 3
+        >>> loss.check_inputs(student, from_one - 1, teacher)
         """
-        (pred, label, teacher_pred, _), _ = self._check(*self._real(pred, label, teacher_pred), None)
-        axis = normal_axis("axis", self._axis, pred.shape, "pred")
-        diagnostics.check_distillation(pred, label, teacher_pred, self._sparse_label, self._teacher_space, axis)
+        inputs = self._real(pred, label, teacher_pred, sample_weight)
+        axis = normal_axis("axis", self._axis, inputs[0].shape, "pred")
+        if not self._sparse_label and inputs[1] is not None:
+            diagnostics.check_not_indices(inputs[1], inputs[0].shape, axis, "looks like class indices: set "
+                                          "sparse_label=True for a label")
+        (pred, label, teacher_pred, weight), frame = self._check(*inputs)
+        diagnostics.check_distillation(pred, label, teacher_pred, weight, frame.batch_axis, axis, self._sparse_label,
+                                       self._teacher_space)
 
     def _fused(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
         pred, label, teacher_pred, weight = self._used(*inputs)

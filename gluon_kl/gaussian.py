@@ -2,7 +2,7 @@
 
 from typing import Any, Dict, Optional, Tuple
 
-from gluon_kl import divergence
+from gluon_kl import diagnostics, divergence
 from gluon_kl.inputs import (
     REDUCTIONS,
     CheckedLoss,
@@ -161,10 +161,13 @@ class GaussianKLLoss(CheckedLoss):
         sample_weight: Any = None,
     ) -> Any:
         """The loss of arrays or Symbols, for subclasses that override this method."""
+        self._check_number(prior_log_variance)
+        return self._loss(mean, log_variance, prior_mean, prior_log_variance, sample_weight)
+
+    def _check_number(self, prior_log_variance: Any) -> None:
         if self._spread == "std" and is_number(prior_log_variance) and not prior_log_variance > 0:
             raise ValueError(f"prior_log_variance must be positive, a standard deviation since spread='std', "
                              f"not {prior_log_variance!r}")
-        return self._loss(mean, log_variance, prior_mean, prior_log_variance, sample_weight)
 
     def _check(self, *arrays: Any) -> Tuple[Tuple[Any, ...], Frame]:
         mean, log_variance, *prior, weight = arrays
@@ -174,6 +177,51 @@ class GaussianKLLoss(CheckedLoss):
         frame = Frame(shape, normal_axis("batch_axis", self._batch_axis, shape, "mean"), None)
         weight = None if weight is None else fit_sample_weight(weight, frame, "mean")
         return (mean, log_variance, *prior, weight), frame
+
+    def check_inputs(
+        self, mean: Any, log_variance: Any, prior_mean: Any = None, prior_log_variance: Any = None,
+        sample_weight: Any = None,
+    ) -> None:
+        """Look at the values once, on a first batch or while debugging, and name a likely mistake.
+
+        Caught are variances or standard deviations where logarithms of variances belong, the
+        reverse under ``spread="std"``, swapped arguments, a prior whose log-variance is 1 where a
+        variance of 1 is meant, values that are not finite, and lengths as `sample_weight`. What
+        `sample_weight` silences is left out. The method never runs by itself: it waits for the
+        values, and an error on one worker of a distributed job would hang the others.
+
+        Parameters
+        ----------
+        mean, log_variance
+            Arrays, as the loss takes them.
+        prior_mean, prior_log_variance, sample_weight
+            Optional, as the loss takes them; the priors may be numbers.
+
+        Raises
+        ------
+        ValueError
+            If the values speak for a mistake; the message names it and the remedy.
+        TypeError
+            If an input is not an MXNet array.
+
+        Examples
+        --------
+        >>> from gluon_kl import GaussianKLLoss
+        >>> from mxnet import nd
+        >>> mean = nd.arange(12).reshape((3, 4))
+        >>> variance = (mean - 6).exp()
+        >>> loss = GaussianKLLoss()
+        >>> try:
+        ...     loss.check_inputs(mean, variance)
+        ... except ValueError as error:
+        ...     print(str(error).split(", none")[0])
+        log_variance holds values from 0.00247875 to 148.413
+        >>> loss.check_inputs(mean, variance.log())
+        """
+        self._check_number(prior_log_variance)
+        (mean, log_variance, *prior, weight), frame = self._check(
+            *self._real(mean, log_variance, prior_mean, prior_log_variance, sample_weight))
+        diagnostics.check_gaussian(mean, log_variance, prior[0], prior[1], weight, frame.batch_axis, self._spread)
 
     def _fused(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
         named = dict(zip(("mean", "log_variance", "prior_mean", "prior_log_variance", "weight"), inputs))

@@ -68,19 +68,22 @@ class PairLoss(CheckedLoss):
             check_same_shape("pred", "label", shape, label.shape, diagnostics.index_hint(label.shape, shape, axis))
         return (pred, label, None if weight is None else fit_sample_weight(weight, frame)), frame
 
-    def check_inputs(self, pred: Any, label: Any) -> None:
+    def check_inputs(self, pred: Any, label: Any, sample_weight: Any = None) -> None:
         """Look at the values once, on a first batch or while debugging, and name a likely mistake.
 
-        Caught are probabilities or raw scores where log-probabilities belong, probabilities
-        that would go through softmax twice, class indices as label, rows that do not sum
-        to 1, or do along another axis, and swapped arguments. It never runs by itself: it waits for the values, and an
-        error on one worker of a distributed job would hang the others. Leave rows out that
-        `sample_weight` silences.
+        Caught are probabilities or logits where log-probabilities belong, sigmoid outputs or
+        logarithms to another base, probabilities that would go through softmax twice, class
+        indices and counts as label, rows that do not sum to 1, or do along another axis, negative
+        probabilities, padding without a weight, lengths as `sample_weight`, and swapped arguments.
+        What `sample_weight` silences is left out. The method never runs by itself: it waits for
+        the values, and an error on one worker of a distributed job would hang the others.
 
         Parameters
         ----------
         pred, label
             Arrays, as the loss takes them.
+        sample_weight
+            Optional, as the loss takes it.
 
         Raises
         ------
@@ -88,12 +91,27 @@ class PairLoss(CheckedLoss):
             If the values speak for a mistake; the message names it and the remedy.
         TypeError
             If an input is not an MXNet array.
+
+        Examples
+        --------
+        >>> from gluon_kl import KLDivLoss
+        >>> from mxnet import nd
+        >>> pred = nd.array([[0.2, 1.3, -0.4]])
+        >>> counts = nd.array([[2, 7, 1]])
+        >>> loss = KLDivLoss(from_logits=False)
+        >>> try:
+        ...     loss.check_inputs(pred, counts)
+        ... except ValueError as error:
+        ...     print(str(error).split(",")[0])
+        label holds counts
+        >>> loss.check_inputs(pred, counts / 10)
         """
-        pred, label = self._real(pred, label)
+        pred, label, weight = self._real(pred, label, sample_weight)
         axis = normal_axis("axis", self._axis, pred.shape, "pred")
         diagnostics.check_not_indices(label, pred.shape, axis)
-        self._check(pred, label, None)
-        diagnostics.check_pair(pred, label, self._pred_space, self._label_space, axis)
+        (pred, label, weight), frame = self._check(pred, label, weight)
+        diagnostics.check_pair(pred, label, weight, frame.batch_axis, axis, self._from_logits, self._given_pred_space,
+                               self._label_space)
 
     def _whole_rows(self, F: Any, facts: Optional[Facts], pred: Any, weight: Any) -> Any:
         """Whether the whole of `axis` is summed into one result under one weight, as `kl_terms` takes it."""

@@ -19,8 +19,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-SUITE = ["test_loss.py", "test_modes.py", "test_distillation.py", "test_gaussian.py", "test_bernoulli.py",
-         "test_gradients.py", "test_programs.py", "test_family.py"]
+SUITE = ["test_reports.py", "test_loss.py", "test_modes.py", "test_distillation.py", "test_gaussian.py",
+         "test_bernoulli.py", "test_gradients.py", "test_programs.py", "test_family.py"]
 COMPILED = ["test_reports.py", "test_gaussian.py", "test_native.py", "test_gradients.py", "test_distillation.py",
             "test_programs.py", "test_family.py"]
 MUTATIONS = [  # what breaks, file, the source, what it becomes
@@ -164,6 +164,18 @@ MUTATIONS = [  # what breaks, file, the source, what it becomes
     # 15: the extra beside other pins of MXNet
     # 16: programs that import MXNet first
     # 17: check_inputs names the right remedy
+    ("check_inputs takes sigmoid outputs for scores", "diagnostics.py", "if rows.low >= 0:\n        raise",
+     "if False:\n        raise"),
+    ("check_inputs takes small negatives for scores", "diagnostics.py", "if rows.nearly_probabilities():", "if False:"),
+    ("check_inputs takes counts for amounts", "diagnostics.py", "if rows.whole_numbers and rows.high > 1:",
+     "if False:"),
+    ("check_inputs divides padding by 0", "diagnostics.py", "and filled.fit(side.space):", "and False:"),
+    ("check_inputs looks at silenced values", "diagnostics.py", "np.ones(values.shape, bool) if weight is None",
+     "np.ones(values.shape, bool) if True"),
+    ("check_inputs takes lengths", "diagnostics.py", "1 < weight.high <= longest", "False"),
+    ("check_inputs takes pixels", "diagnostics.py", "if values.low >= 0 and values.high <= 1:\n        return",
+     "if values.low >= 0:\n        return"),
+    ("check_inputs takes variances", "diagnostics.py", "if many or values.high > 50:", "if values.high > 50:"),
     # 18: second-order gradients
 ]
 

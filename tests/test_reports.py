@@ -340,5 +340,72 @@ def test_missing_inputs_are_named(cls):
 
 # 17: check_inputs names the right remedy
 
+SCORES = np.array([[1.0, -2, 0.5, 3], [0.2, 1, -1, 0], [2, 2, -3, 0.1]])
+SHARES = np.array([[0.7, 0.1, 0.1, 0.1], [0, 0.5, 0.5, 0], [0.25, 0.25, 0.25, 0.25]])
+YES = 1 / (1 + np.exp(-SCORES))
+NEGATIVE = SHARES + np.array([[0, 0, 0, 0], [-0.001, 0, 0.001, 0], [0, 0, 0, 0]])
+COUNTS = np.array([[7, 1, 1, 1], [0, 4, 4, 0], [3, 3, 3, 3]])
+PADDED = SHARES * [[1], [0], [1]]
+PIXELS = np.array([[0, 255, 51, 102], [255, 0, 0, 51], [51, 51, 255, 0]])
+KL = {"reduction": "sum"}
+FROM_SCORES = {"from_logits": False, "reduction": "sum"}
+VALID = [1, 0, 1]
+NOT_KL = {"reduction": "sum", "from_sigmoid": True}
+
+REMEDIES = [  # the mistake: loss and inputs; what must be said and what not; the mended inputs, the reference's terms
+    ("sigmoid outputs", gluon_kl.KLDivLoss(pred_space="probs", **KL), (YES, SHARES),
+     ["sigmoid", "gluon_kl.BernoulliKLLoss(from_sigmoid=True)"], ["pred_space='logits'"],
+     gluon_kl.BernoulliKLLoss(**NOT_KL), (YES, SHARES), oracle.bernoulli_terms(YES, SHARES, True)),
+    ("a label of -0.001", gluon_kl.KLDivLoss(**FROM_SCORES), (SCORES, NEGATIVE),
+     ["negative probability, -0.001;", "label.clip(0, 1)"], ["logits"], None, (SCORES, NEGATIVE.clip(0, 1)),
+     oracle.kl_terms(SCORES, NEGATIVE.clip(0, 1), "logits")),
+    ("counts", gluon_kl.KLDivLoss(**FROM_SCORES), (SCORES, COUNTS), ["counts", "label / label.sum("],
+     ["class indices", "one_hot"], None, (SCORES, COUNTS / COUNTS.sum(axis=1, keepdims=True)),
+     oracle.kl_terms(SCORES, COUNTS / COUNTS.sum(axis=1, keepdims=True), "logits")),
+    ("rows of zeros", gluon_kl.KLDivLoss(**FROM_SCORES), (SCORES, PADDED), ["1 of 3 rows of label is 0", "padding"],
+     ["divide"], None, (SCORES, PADDED, VALID), oracle.kl_terms(SCORES, SHARES, "logits") * [[1], [0], [1]]),
+    ("labels of 0 to 255", gluon_kl.BernoulliKLLoss(**KL), (SCORES, PIXELS), ["from 0 to 255", "255 for pixels"], [],
+     None, (SCORES, PIXELS / 255), oracle.bernoulli_terms(SCORES, PIXELS / 255)),
+    ("a variance for its logarithm", gluon_kl.GaussianKLLoss(), (SCORES, YES), ["log_variance.log()", "spread='std'"],
+     [], None, (SCORES, np.log(YES)), oracle.gaussian_terms(SCORES, np.log(YES))),
+    ("class indices from 1", gluon_kl.DistillationLoss(hard_weight=1), (SCORES, np.array([1, 4, 2]), None),
+     ["not 4", "label - 1"], [], None, (SCORES, np.array([0, 3, 1]), None),
+     -oracle.log_softmax(SCORES) * np.eye(4)[[0, 3, 1]]),
+]
+
+
+@pytest.mark.parametrize("loss, inputs, said, unsaid, mended_loss, mended, terms", [row[1:] for row in REMEDIES],
+                         ids=[row[0] for row in REMEDIES])
+def test_the_remedy_gives_the_right_value(run, loss, inputs, said, unsaid, mended_loss, mended, terms):
+    inputs, mended = ([None if x is None else run.array(np.array(x, "float64"), mx.nd.array) for x in given]
+                      for given in (inputs, mended))
+    with pytest.raises(ValueError) as caught:
+        loss.check_inputs(*inputs)
+    message = str(caught.value)
+    assert all(word in message for word in said) and not any(word in message for word in unsaid), message
+    loss = loss if mended_loss is None else mended_loss
+    loss.check_inputs(*mended)
+    np.testing.assert_allclose(run(loss, *mended), terms.sum(axis=1), rtol=1e-6)
+
+
+def test_weights_are_looked_at_and_left_out():
+    scores, label = np.zeros((2, 5, 4)), np.full((2, 5, 4), 0.25)
+    label[1, 3:] = 9
+    loss, arrays = gluon_kl.KLDivLoss(**FROM_SCORES), [mx.nd.array(x) for x in (scores, label)]
+    with pytest.raises(ValueError, match="whole numbers from 3 to 5, as the lengths of sequences do"):
+        loss.check_inputs(*arrays, mx.nd.array([5, 3]))
+    with pytest.raises(ValueError, match="sum to 1"):
+        loss.check_inputs(*arrays)
+    valid = mx.nd.SequenceMask(mx.nd.ones((2, 5)), mx.nd.array([5, 3]), True, axis=1)
+    loss.check_inputs(*arrays, valid)
+    loss.check_inputs(*arrays, sample_weight=valid)
+
+
+@pytest.mark.parametrize("name", [name for name in gluon_kl.__all__ if name.endswith("Loss")])
+def test_every_loss_has_check_inputs(name):
+    loss = getattr(gluon_kl, name)
+    named, look = (list(inspect.signature(method).parameters) for method in (loss.hybrid_forward, loss.check_inputs))
+    assert look == [name for name in named if name != "F"] and "Examples" in loss.check_inputs.__doc__
+
 
 # 18: second-order gradients
