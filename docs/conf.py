@@ -72,12 +72,13 @@ html_static_path = ["static", str(mathjax_files / mathjax_path)]
 html_favicon = "static/icon.svg"
 html_context = {"default_mode": "auto"}
 html_css_files = ["site.css", "tutorial.css"]
-html_js_files = [("sliders.js", {"defer": "defer"})]
+html_js_files = [("sliders.js", {"defer": "defer"}), ("tables.js", {"defer": "defer"})]
 html_copy_source = False
 html_show_sourcelink = False
 html_show_sphinx = False
 html_use_index = False  # nothing leads there: the search and the page "API" do its work
-WITHOUT_SIDEBAR = ("index", "contract", "moving", "changelog", "benchmarks", "troubleshooting", "versions")
+WITHOUT_SIDEBAR = ("index", "quickstart", "contract", "moving", "changelog", "benchmarks", "troubleshooting",
+                   "versions")
 html_sidebars = {page: [] for page in WITHOUT_SIDEBAR}
 html_theme_options = {
     "logo": {"text": "gluon_kl"},
@@ -85,6 +86,7 @@ html_theme_options = {
     "navbar_align": "left",
     "footer_start": ["copyright"],
     "footer_end": [],
+    "back_to_top_button": False,  # it floats above buttons and sliders
     "show_toc_level": 1,
     "pygments_dark_style": "github-dark-high-contrast",  # the default one shouts its comments in yellow
 }

@@ -10,6 +10,7 @@ IMPORTED = ("plots.py", "matplotlibrc")  # by every tutorial
 MARKDOWN = (
     (r"^\.\. raw:: html\n\n *<details.*?><summary>(.*?)</summary>\n", r"**\1**\n"),
     (r"^\.\. raw:: html\n\n(?: +.*\n)+", ""),
+    (r"^<img src=\"file://\.\./.*\n(?: +.*\n)*", ""),  # the first figure, which the notebook draws later
     (r"^\.\. (?:rubric|admonition):: (.*)$", r"**\1**"),
     (r"^\.\. \[(\d+)\] ", r"\n[\1] "),
     (r" ?\[(\d+)\]_", r" [\1]"),
@@ -41,11 +42,14 @@ def complete_archives(app):
 
 
 def offer_archive(app, page, source):
-    """Offer the archive alone at the end of a tutorial: neither script nor notebook runs without the rest."""
-    if page.startswith("gallery/"):
+    """Offer the archive alone, below the title and at the end: neither script nor notebook runs without the rest."""
+    if page.startswith("gallery/") and page != "gallery/index":
         single = r"^ +\.\. container:: sphx-glr-download sphx-glr-download-(python|jupyter)\n\n.*\n"
         text = re.sub(single, "", source[0], flags=re.MULTILINE)
-        source[0] = text.replace("Download zipped: ", "Script, notebook and what they import: ")
+        text = text.replace("Download zipped: ", "Download script, notebook and what they import: ")
+        archive = f"{Path(page).name}.zip"
+        source[0] = re.sub(r"^(\S.*\n={3,}\n)", rf"\1\n.. rst-class:: download\n\n:download:`Download as script and "
+                           rf"notebook <{archive}>`\n", text, count=1, flags=re.MULTILINE)
 
 
 def setup(app):

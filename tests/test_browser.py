@@ -5,6 +5,7 @@ import http.server
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -268,6 +269,11 @@ def agrees(page, name, shares):
     for divergence, loss in LOSSES.items():
         value = loss(reduction="sum")(*arrays).asscalar()
         assert number(now["results"][divergence]) == pytest.approx(value, abs=5.01e-5), divergence
+    forward, words = KLDivLoss(reduction="sum")(*arrays).asscalar(), page.locator(".sliders-words").text_content()
+    if np.isinf(forward):
+        assert words.endswith("the divergence is infinite.")
+    else:  # the geometric mean of pred / label under label
+        assert float(re.search(r"gives ([\d.]+) times", words).group(1)) == pytest.approx(np.exp(-forward), abs=0.00501)
     mean = KLDivLoss(reduction="mean")(*arrays).asscalar()
     assert number(now["results"]["mean"]) == pytest.approx(mean, abs=5.01e-5)
     for divergence in SLIDERS[name]:
@@ -382,7 +388,7 @@ def test_folds_open_by_keyboard_and_on_paper(browser, address):
     page.goto(address + "gallery/kl_divergence.html")
     folds = page.locator("details.fold")
     inside = [fold.locator("p").first for fold in folds.all()]
-    assert len(inside) == 3
+    assert len(inside) == 6
     assert not any(paragraph.is_visible() for paragraph in inside)
     for paragraph in inside:
         tab_to(page, "details.fold > summary", most=200)

@@ -166,11 +166,11 @@ def test_draw_phrases_shades_letters_and_hatches_padding(inside):
     plt.close("all")
 
 
-def test_draw_told_dashes_what_differs(inside):
+def test_draw_true_and_own_dashes_what_differs(inside):
     _, ax = plt.subplots()
     same = np.array([[[2.0, 2.0], [1.0, 1.0]]])
     other = np.array([[[2.0, 1.0], [1.5, 0.5]], [[4.0, 1.0], [2.5, 0.5]]])
-    inside["plots"].draw_told(ax, [0, 20], {"one": same, "other": other})
+    inside["plots"].draw_true_and_own(ax, [0, 20], {"one": same, "other": other})
     assert [(line.get_ydata().tolist(), line.get_linestyle()) for line in ax.lines] == [
         ([2, 1], "-"), ([3, 2], "-"), ([1, 0.5], "--")]
     assert ax.lines[1].get_color() == ax.lines[2].get_color() != ax.lines[0].get_color()

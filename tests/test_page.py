@@ -30,8 +30,8 @@ def printed(soups, page):
 
 
 def test_the_pages_are_there(soups):
-    wanted = {"index.html", "api.html", "contract.html", "moving.html", "troubleshooting.html", "changelog.html",
-              "versions.html", "search.html"}
+    wanted = {"index.html", "quickstart.html", "api.html", "contract.html", "moving.html", "troubleshooting.html",
+              "changelog.html", "versions.html", "search.html"}
     wanted |= {f"gallery/{script.stem}.html" for script in (tasks.ROOT / "tutorials").glob("*.py")
                if script.stem != "plots"}
     assert wanted <= set(soups)

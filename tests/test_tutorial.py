@@ -36,7 +36,7 @@ import numpy as np
 sys.path.insert(0, os.path.dirname(sys.argv[1]))
 names = runpy.run_path(sys.argv[1], run_name="__main__")
 weights = {f"weight_{i}": value.data().asnumpy() for i, value in enumerate(names["net"].collect_params().values())}
-np.savez(sys.argv[2], **weights, **{name: names[name] for name in ("scans", "digits", "votes")})
+np.savez(sys.argv[2], **weights, **{name: names[name] for name in ("images", "digits", "votes")})
 """
 
 
@@ -115,7 +115,7 @@ def clipped(pred, label, small):
 
 
 def repairs():
-    """What step 5 prints of the two repairs: their numbers, then loss and slope for ever lower scores for sun."""
+    """What step 5 prints of the two repairs: their numbers, then loss and gradient for ever lower logits of sun."""
     for name, pred, label in (("4 against 1", D4, D1), ("1 against 2", D1, D2)):
         yield f"distribution {name}", []
         for small in (1e-12, 1e-7, 1e-3):
@@ -187,29 +187,29 @@ def test_printed_numbers_of_steps_1_to_6(output):
     for line, (start, values) in zip(lines, expected):
         assert line.startswith(start)
         np.testing.assert_allclose(numbers(line), values, rtol=0, atol=6e-5, err_msg=line)
-    assert lines[len(expected)].startswith("to learn from")
+    assert lines[len(expected)].startswith("training images")
 
 
 def test_training_against_numpy(inside):
     """The votes, and the trained network run by hand from its weights, give the numbers that were printed."""
     printed, arrays = inside
-    scans, digits, votes = arrays["scans"], arrays["digits"], arrays["votes"]
+    images, digits, votes = arrays["images"], arrays["digits"], arrays["votes"]
     np.testing.assert_allclose(votes.sum(axis=1), 1)
     assert (votes.max(axis=1) < 1).mean() > 0.5, "labels should be soft"
-    rows = scans / 16
+    rows = images / 16
     hidden = np.maximum(rows @ arrays["weight_0"].T + arrays["weight_1"], 0)
     beliefs = softmax(hidden @ arrays["weight_2"].T + arrays["weight_3"])
     values = kl(votes, beliefs)
     train, held_out = slice(600, 1400), slice(1400, None)
 
-    tail = printed[printed.index("to learn from"):].splitlines()
-    assert tail[:2] == ["to learn from: 800 scans", "held out: 397 scans"]
+    tail = printed[printed.index("training images"):].splitlines()
+    assert tail[:2] == ["training images: 800", "held out: 397 images"]
     assert numbers(tail[2])[0] == round(100 * np.mean(votes[held_out].max(axis=1) == 1), 1)
     np.testing.assert_allclose(numbers(tail[7]), [values[train].mean(), values[held_out].mean()], atol=6e-5)
     per_digit = np.array([numbers(line) for line in tail[9:19]])
     by_hand = [values[held_out][digits[held_out] == digit].mean() for digit in range(10)]
     np.testing.assert_allclose(per_digit[:, 1], by_hand, atol=6e-5)
-    for line, shares in zip(tail[20:], (votes[held_out], beliefs[held_out])):
+    for line, shares in zip(tail[20:22], (votes[held_out], beliefs[held_out])):
         right = np.mean(shares.argmax(axis=1) == digits[held_out])
         np.testing.assert_allclose(numbers(line), [shares.max(axis=1).mean(), 100 * right], atol=0.051)
 
@@ -222,7 +222,7 @@ def test_the_divergence_falls_for_every_digit(output):
     assert (trained < untrained / 5).all()
     epochs = np.array([numbers(line) for line in lines[start - 5:start - 1]])
     assert (np.diff(epochs, axis=0) < 0).all()
-    assert epochs[-1, 1] < 0.15, "nats per held-out scan"
+    assert epochs[-1, 1] < 0.15, "nats per held-out image"
 
 
 def test_the_run_repeats_itself(output, inside):
@@ -276,7 +276,7 @@ def test_gluon_kl_is_imported_before_mxnet(script):
 def test_the_walkthrough_is_short_unfolded(site):  # noqa: F811
     article = BeautifulSoup((site / "gallery" / "kl_divergence.html").read_text("utf-8"), "html.parser").article
     folds = article.select("details")
-    assert len(folds) == 3
+    assert len(folds) == 6
     for left_out in (*folds, *article.select("div.highlight, .sphx-glr-footer, .sphx-glr-download-link-note")):
         left_out.extract()
     assert len(article.get_text(" ").split()) < 2300
@@ -339,8 +339,8 @@ def test_draw_descent(ax, plots):
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["before", "after"]
 
 
-def test_draw_scan_is_upright(ax, plots):
-    plots.draw_scan(ax, np.arange(6).reshape(2, 3))
+def test_draw_image_is_upright(ax, plots):
+    plots.draw_image(ax, np.arange(6).reshape(2, 3))
     bottom, top = ax.get_ylim()
     assert bottom > top, "the first row of pixels belongs at the top"
     assert not ax.axison

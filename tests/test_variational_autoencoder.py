@@ -123,7 +123,7 @@ def test_draw_dimensions_marks_the_sleepers(inside):
     assert [line.get_ydata().tolist() for line in ax.lines] == [[1, 0.8], [1, 0.01]]
     assert [line.get_linestyle() for line in ax.lines] == ["-", "--"], "told apart without colour"
     inside["plots"].list_names(ax)
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["awake in the end", "asleep in the end"]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["active at the end", "collapsed at the end"]
     plt.close("all")
 
 

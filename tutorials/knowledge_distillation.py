@@ -202,7 +202,7 @@ fig, grid = plt.subplots(
     3, 2, figsize=(5, 6.2), gridspec_kw={"width_ratios": [1, 3]})
 fig.suptitle("The teacher's opinion, at two temperatures")
 for (scan, bars), row in zip(grid, unsure):
-    plots.draw_scan(scan, scans[row].reshape(8, 8))
+    plots.draw_image(scan, scans[row].reshape(8, 8))
     scan.set_title(f"label: {digits[row]}")
     names = ("T = 1", f"T = {T:g}") if row == unsure[0] else None
     plots.draw_distributions(bars, range(10), cold[row], warm[row], names)

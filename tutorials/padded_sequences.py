@@ -270,7 +270,7 @@ for name, curves in results.items():
 
 fig, ax = plt.subplots()
 ax.set_title("How far students are from the teacher")
-plots.draw_told(ax, 20 * np.arange(options.steps // 20 + 1), results)
+plots.draw_true_and_own(ax, 20 * np.arange(options.steps // 20 + 1), results)
 ax.set_xlabel("training steps")
 ax.set_ylabel("divergence (nats per letter)")
 fig.savefig(options.figures / "sequences_students.png", **plots.PNG)

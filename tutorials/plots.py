@@ -1,5 +1,6 @@
-"""Drawing for the tutorials: each function puts arrays on an axes and does nothing else."""
+"""What the tutorials share: their options, and drawing functions that put arrays on an axes and do nothing else."""
 
+import argparse
 import sys
 from importlib.util import find_spec
 from itertools import cycle
@@ -9,7 +10,7 @@ HERE = Path(__file__).resolve().parent
 CHECKOUT = HERE.name == "tutorials"  # and not a folder that somebody downloaded
 
 try:
-    import gluon_kl  # noqa: F401, first: it readies MXNet for this Python
+    import gluon_kl  # noqa: F401, first: with new versions of Python and NumPy, MXNet cannot be imported before it
     import mxnet  # noqa: F401
     import numpy as np
     from matplotlib.colors import LinearSegmentedColormap
@@ -26,16 +27,35 @@ except ModuleNotFoundError as reason:
 
 STYLE = ["default", HERE / "matplotlibrc"]
 FIGURES = HERE.parent / "figures" if CHECKOUT else HERE
-# With the version of the software left out, the same picture is the same file everywhere.
+# Without the version of the software, the same picture gives the same file everywhere.
 PNG = {"dpi": 150, "metadata": {"Software": None}}
 
-# Blue, orange, a dull purple and a dark olive, told apart by every kind of colour vision, each 3:1 and more against a
-# white page, and against a dark one, where the site turns light into dark. Thin as letters are, they need a darker
-# orange. The sliders of the site have the same four.
+
+def options(description, **sizes):
+    """Give the sizes of a tutorial: their defaults, or what the command line of a script says.
+
+    Each entry of `sizes` is a name with its default and what it means. A default that is a list takes several values.
+    The site and a notebook run no script: they take the defaults.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    for name, (default, meaning) in sizes.items():
+        several = isinstance(default, list)
+        parser.add_argument("--" + name.replace("_", "-"), type=type(default[0] if several else default),
+                            nargs="+" if several else None, default=default, help=f"{meaning} (default: %(default)s)")
+    parser.add_argument("--figures", type=Path, default=FIGURES, help="folder for the figures (default: %(default)s)")
+    is_script = hasattr(sys.modules["__main__"], "__file__")
+    chosen = parser.parse_args(None if is_script else [])
+    chosen.figures.mkdir(parents=True, exist_ok=True)
+    return chosen
+
+
+# Blue, orange, a dull purple and a dark olive: every kind of colour vision can tell them apart. Each has a contrast of
+# at least 3:1 on a white page, and on a dark page too, where the site turns light into dark. Letters are thin and need
+# a darker orange. The sliders of the site have the same four colours.
 FIRST, SECOND, THIRD, FOURTH = "#0072B2", "#D17200", "#A55A78", "#404C00"
 LETTERS = {FIRST: FIRST, SECOND: "#A85B00", THIRD: THIRD, FOURTH: FOURTH}
 GREY = "#767676"
-SHADE = "#DF9C4D"  # the second colour, as strong as letters on it allow by night
+SHADE = "#DF9C4D"  # the second colour, as strong as letters on it allow in the dark theme
 
 
 def draw_distributions(ax, categories, first, second, names=None):
@@ -57,7 +77,7 @@ def draw_distributions(ax, categories, first, second, names=None):
 def draw_terms(ax, categories, divergences):
     """Draw the terms of divergences, a dict from names to one term per category, as bars beside each other.
 
-    The bars of a single one bear their numbers, which leaves the axis nothing to say.
+    The bars of a single divergence carry their numbers, so that its axis needs none.
     """
     places = np.arange(len(categories))
     width = 0.8 / len(divergences)
@@ -85,12 +105,12 @@ def draw_loss_curves(ax, curves):
 
 
 def draw_descent(ax, categories, stages):
-    """Draw each category's way down through `stages`, a dict from names to one value per category."""
+    """Draw how each category falls from stage to stage; `stages` is a dict from names to one value per category."""
     values = np.array(list(stages.values()))
     places = np.arange(len(categories))
     ax.vlines(places, values.min(axis=0), values.max(axis=0), color="#C8C8C8", linewidth=2, zorder=1)
     for name, row, marker, color, size in zip(stages, values, "oDs^", (GREY, SECOND, THIRD, FIRST), (11, 6, 10, 7)):
-        hollow = {"markerfacecolor": "none", "markeredgewidth": 1.8} if size > 9 else {}  # a later one shows inside
+        hollow = {"markerfacecolor": "none", "markeredgewidth": 1.8} if size > 9 else {}  # shows a later mark inside
         ax.plot(places, row, marker, color=color, markersize=size, label=name, **hollow)
     ax.set_xticks(places)
     ax.set_xticklabels(categories)
@@ -115,9 +135,9 @@ def name_line(ax, x, y, name, color, **placing):
                 annotation_clip=False, **placing)
 
 
-def draw_scan(ax, pixels):
-    """Show a scanned digit, dark ink on white."""
-    ax.pcolormesh(pixels, cmap="Greys")  # imshow resamples, by a shade differently in each matplotlib
+def draw_image(ax, pixels):
+    """Show the image of a digit, dark ink on white."""
+    ax.pcolormesh(pixels, cmap="Greys")  # imshow resamples, and each version of matplotlib does so differently
     ax.set_aspect("equal")
     ax.invert_yaxis()
     ax.set_axis_off()
@@ -183,16 +203,16 @@ def draw_bounded(axes, curves, bound):
 
 
 def draw_roles(ax, workers):
-    """Show which process of a distributed training sends what to which."""
+    """Show what the processes of a distributed training send to each other."""
     box = {"boxstyle": "round,pad=0.5", "facecolor": "white", "edgecolor": GREY}
     middle = (workers - 1) / 2
     ax.set_xlim(-0.5, workers - 0.5)
     ax.set_ylim(-0.4, 2.4)
     ax.set_axis_off()
-    ax.text(middle, 2, "server\nadds gradients, steps", ha="center", va="center", bbox=box)
+    ax.text(middle, 2, "server\nadds the gradients,\nupdates parameters", ha="center", va="center", bbox=box)
     for i in range(workers):
-        rows = ", ".join(str(i + k * workers) for k in range(3))
-        ax.text(i, 0, f"worker {i}\nrows {rows}, …", ha="center", va="center", bbox=box)
+        share = ", ".join(str(i + k * workers) for k in range(3))
+        ax.text(i, 0, f"worker {i}\nimages {share}, …", ha="center", va="center", bbox=box)
         bottom, top = np.array([i, 0.45]), np.array([middle + (i - middle) * 0.6, 1.55])
         for shift, tail, head, color in ((-0.06, bottom, top, FIRST), (0.06, top, bottom, SECOND)):
             ax.annotate("", head + (shift, 0), tail + (shift, 0),
@@ -202,7 +222,7 @@ def draw_roles(ax, workers):
 
 
 def draw_agreement(ax, alone, together):
-    """Draw one run as a line and, marked upon it, those that should agree with it: a dict from names to values."""
+    """Draw one run as a line, and as marks the runs that should agree with it: a dict from names to values."""
     epochs = np.arange(1, len(alone) + 1)
     ax.plot(epochs, np.round(alone, 3), color="black", linewidth=1.2, label="one process")
     for (name, curve), marker in zip(together.items(), cycle("o+xsd")):
@@ -213,7 +233,7 @@ def draw_agreement(ax, alone, together):
 
 
 def list_names(ax):
-    """Add a legend with every name once, however many lines bear it."""
+    """Add a legend with every name once, also where several lines have the same name."""
     handles, names = ax.get_legend_handles_labels()
     once = dict(zip(names, handles))
     ax.legend(once.values(), once)
@@ -226,7 +246,7 @@ def count_along(ax, name):
 
 
 def draw_level(ax, value, name, dashes, side="above"):
-    """Draw a thin black line at one height, to compare the others with; its name is above, below or right of it."""
+    """Draw a thin black line at one height as a reference; its name stands above, below or to the right of it."""
     ax.axhline(value, color="black", linewidth=1.2, linestyle=dashes)
     sides = {"above": (0, (2, 3), "bottom"), "below": (0, (2, -3), "top"), "right": (1, (3, 0), "center")}
     x, shift, place = sides[side]
@@ -234,25 +254,26 @@ def draw_level(ax, value, name, dashes, side="above"):
                 fontsize=11)
 
 
-def draw_dimensions(ax, history, awake):
-    """Draw one line per latent dimension of `history` (epochs, dimensions), grey and dashed if it ends below `awake`.
+def draw_dimensions(ax, history, threshold):
+    """Draw one line per latent dimension of `history` (epochs, dimensions), grey and dashed if it ends collapsed.
 
-    The vertical axis is logarithmic and yet reaches 0: what falls asleep and what starts far above 1 are both seen.
+    A dimension is collapsed below `threshold`. The vertical axis is nearly logarithmic, but it includes 0: small values
+    and values far above 1 can both be seen.
     """
     for path in history.T:
-        alive = path[-1] > awake
-        ax.plot(np.arange(len(path)), path, color=FIRST if alive else GREY, linewidth=1.8 if alive else 1.4,
-                linestyle="-" if alive else "--", label="awake in the end" if alive else "asleep in the end")
+        active = path[-1] > threshold
+        ax.plot(np.arange(len(path)), path, color=FIRST if active else GREY, linewidth=1.8 if active else 1.4,
+                linestyle="-" if active else "--", label="active at the end" if active else "collapsed at the end")
     ax.set_yscale("function", functions=(lambda nats: np.log1p(10 * nats), lambda place: np.expm1(place) / 10))
     ax.set_yticks([0, 0.1, 0.3, 1, 3, 10])
     ax.yaxis.set_major_formatter("{x:g}")
-    ax.set_ylabel("nats per scan")
+    ax.set_ylabel("nats per image")
 
 
 def draw_sheet(ax, images, edge=None):
-    """Show a table of small pictures (rows, columns, height, width), dark ink on white.
+    """Show a table of small images (rows, columns, height, width), dark ink on white.
 
-    With `edge` it keeps its axes, and the outer pictures' centres lie `edge` away from 0.
+    With `edge`, the axes are shown, and the centres of the outer images lie `edge` away from 0.
     """
     rows, columns, height, width = images.shape
     sheet = np.full((rows, columns, height + 2, width + 2), np.nan)
@@ -272,7 +293,7 @@ def draw_sheet(ax, images, edge=None):
 
 
 def draw_plane(ax, points, digits, edge):
-    """Put each point (x, y) on the plane as the digit that it stands for."""
+    """Write the digit of each point (x, y) at its place on the plane."""
     colors = ["0072B2", "B37400", "00805D", "B8558C", "D55E00", "3389B8", "000000", "806318", "7A52A5", "707070"]
     for (x, y), digit in zip(points, digits):  # markers of letters differ with matplotlib's version, text does not
         ax.text(x, y, str(digit), color=f"#{colors[digit]}", fontsize=11, ha="center", va="center", clip_on=True,
@@ -313,7 +334,7 @@ def draw_temperatures(axes, categories, softened):
         ax.set_title(title)
         bars = ax.barh(places, probabilities, color=FIRST)
         ax.bar_label(bars, [share_of(p) for p in probabilities], padding=3, fontsize=11)
-        ax.set_xlim(0, 1.35)  # room for what stands beside a bar
+        ax.set_xlim(0, 1.35)  # room for the number beside a bar
         ax.set_xticks([])
         ax.spines["bottom"].set_visible(False)
         ax.grid(False)
@@ -323,25 +344,28 @@ def draw_temperatures(axes, categories, softened):
 
 
 def share_of(probability):
-    """Write a probability in per cent, with two digits, or that it is next to nothing."""
+    """Write a probability in per cent with two digits; below 0.1 % only that it is less."""
     if probability < 0.001:
         return "< 0.1%"
     return f"{probability:.0%}" if probability >= 0.1 else f"{probability:.1%}"
 
 
-def draw_told(ax, steps, results):
-    """Draw what each entry of `results` is, names to arrays (runs, steps, 2), and dashed what it says of itself."""
+def draw_true_and_own(ax, steps, results):
+    """Draw the true divergence of each entry of `results`, and dashed the value of its own loss where that differs.
+
+    `results` is a dict from names to arrays (runs, steps, 2).
+    """
     for (name, values), color in zip(results.items(), (FIRST, SECOND)):
-        true, told = np.round(values.mean(axis=0), 4).T
+        true, own = np.round(values.mean(axis=0), 4).T
         ax.plot(steps, true, color=color, label=name)
-        if not np.array_equal(true, told):
-            ax.plot(steps, told, "--", color=color, label=f"{name},\nas its own loss tells")
+        if not np.array_equal(true, own):
+            ax.plot(steps, own, "--", color=color, label=f"{name}:\nits own loss")
     label_nats(ax)
     ax.legend()
 
 
 def draw_phrases(ax, phrases, values):
-    """Write one phrase per row, each letter on a shade of its value, and hatch what is left of a row: padding.
+    """Write one phrase per line, each letter on a shade of its value, and hatch the rest of the line: padding.
 
     Returns the shades, for a colour bar.
     """

@@ -1,4 +1,4 @@
-/* Two distributions to move: each `div.sliders` shows its figure where scripts are off, and this where they run. */
+/* Two distributions with sliders. Without scripts, each `div.sliders` shows its figure instead. */
 "use strict";
 
 const term = (p, q) => (p === 0 ? 0 : p * Math.log(p / q));
@@ -15,7 +15,22 @@ const words = (text) => text.split(" ");
 const nats = (value) => (value === Infinity ? "∞" : value.toFixed(4).replace("-", "\u2212"));
 const share = (value) => (value > 0 && value < 0.005 ? "<0.01" : value.toFixed(2));
 
-/** Put one share of a distribution where it is wanted: the others keep their proportions, and the total is 1. */
+/** Say in words what a divergence of `label` from `pred` means, and which category adds most to it. */
+function meaning(divergence, names, categories, shares) {
+  const [label, pred] = names;
+  const terms = categories.map((_, i) => TERMS.kl(shares[0][i], shares[1][i]));
+  const most = categories[terms.indexOf(Math.max(...terms))];
+  if (divergence === Infinity) {
+    return `${pred} gives ${most} the probability 0, but ${label} does not: the divergence is infinite.`;
+  }
+  if (divergence < 0.00005) {
+    return `${label} and ${pred} are equal: the divergence is 0.`;
+  }
+  return `On average, ${pred} gives ${Math.exp(-divergence).toFixed(2)} times as much probability as ${label} `
+    + `to what happens under ${label}. ${most} adds most to the divergence.`;
+}
+
+/** Set one share of a distribution: the others keep their proportions, and the total is 1. */
 function moved(shares, place, value) {
   const others = sum(shares) - shares[place];
   const spread = (old) => (1 - value) * (others > 0 ? old / others : 1 / (shares.length - 1));
@@ -43,7 +58,7 @@ class Sliders {
   title(divergence) {
     const [p, q] = this.names;
     return { kl: `KL(${p} ‖ ${q})`, reverse_kl: `KL(${q} ‖ ${p})`, js: "Jensen-Shannon",
-             mean: `mean: KL(${p} ‖ ${q}) / ${this.categories.length}` }[divergence];
+             mean: `KL(${p} ‖ ${q}) / ${this.categories.length}` }[divergence];
   }
 
   markup() {
@@ -64,13 +79,15 @@ class Sliders {
       <div><dt>${this.title(divergence)}</dt><dd data-result="${divergence}"></dd></div>`).join("");
     return `
       <div class="sliders-tool" role="group" aria-label="Two distributions to move">
-        <div class="sliders-results" role="status"><dl>${results}</dl></div>
+        <div class="sliders-results"><dl>${results}</dl><p class="sliders-words" role="status"></p></div>
         <div class="sliders-row sliders-head">
           <span></span>
-          <div>${this.names.map((name, side) => `<span class="sliders-key sliders-side-${side}">${name}</span>`).join("")}
+          <div>Probability, from 0 to 1:
+            ${this.names.map((name, side) => `<span class="sliders-key sliders-side-${side}">${name}</span>`).join("")}
           </div>
-          <div>${this.terms.map((divergence) =>
-            `<span class="sliders-key" data-term="${divergence}">term of ${this.title(divergence)}, nats</span>`).join("")}
+          <div>Nats that the category adds to
+            ${this.terms.map((divergence) =>
+              `<span class="sliders-key" data-term="${divergence}">${this.title(divergence)}</span>`).join("")}
           </div>
         </div>
         ${rows}
@@ -81,7 +98,7 @@ class Sliders {
       </div>`;
   }
 
-  /** Follow a slider. The proportions are those from before its first move, or a visit to 1 would lose them. */
+  /** Follow a slider. The others keep the proportions that they had before its first move, also after a visit to 1. */
   move(side, place, value) {
     const same = this.held && this.held.side === side && this.held.place === place;
     const held = same ? this.held : { side, place, shares: this.shares[side] };
@@ -111,9 +128,11 @@ class Sliders {
     for (const [divergence, value] of Object.entries(results)) {
       this.holder.querySelector(`[data-result=${divergence}]`).textContent = nats(value);
     }
+    this.holder.querySelector(".sliders-words").textContent =
+      meaning(results.kl, this.names, this.categories, shares);
   }
 
-  /** Draw a term as a bar from zero, which lies a third along a lane of 1.2 nats; no term is below -1/e. */
+  /** Draw a term as a bar from 0. A lane is 1.2 nats long, and 0 lies at a third of it: no term is below -1/e. */
   draw(lane, value) {
     const zero = 1 / 3;
     const end = Math.min(zero + value / 1.2, 1);
