@@ -27,7 +27,7 @@ function meaning(divergence, names, categories, shares) {
     return `${label} and ${pred} are equal: the divergence is 0.`;
   }
   return `On average, ${pred} gives ${Math.exp(-divergence).toFixed(2)} times as much probability as ${label} `
-    + `to what happens under ${label}. ${most} adds most to the divergence.`;
+    + `to what happens under ${label}. Most of the divergence comes from ${most}.`;
 }
 
 /** Set one share of a distribution: the others keep their proportions, and the total is 1. */
