@@ -2,13 +2,27 @@
 
 import inspect
 import pickle
+import shutil
+import warnings
+from pathlib import Path
 
 import gluon_kl
-from gluon_kl import BernoulliKLLoss, DistillationLoss, GaussianKLLoss, JSDivLoss, KLDivLoss, ReverseKLDivLoss, native
+from gluon_kl import (
+    BernoulliKLLoss,
+    DistillationLoss,
+    GaussianKLLoss,
+    JSDivLoss,
+    KLDivLoss,
+    ReverseKLDivLoss,
+    _lend,
+    _mxnet,
+    native,
+)
 
 import mxnet as mx
 import numpy as np
 import pytest
+from mxnet import nd
 from test_family import FEW as FEW_OF_FAMILY
 from test_family import MEMBERS as FAMILY
 from test_family import Model
@@ -16,6 +30,8 @@ from test_family import Model
 import oracle
 
 CLASSES = [KLDivLoss, ReverseKLDivLoss, JSDivLoss, DistillationLoss, BernoulliKLLoss, GaussianKLLoss]
+needs_operator = pytest.mark.skipif(not native.is_available(), reason="without the native operator")
+
 
 # 1: a float16 array gets the gradient of a tiny negative double
 
@@ -328,8 +344,172 @@ def test_missing_inputs_are_named(cls):
 
 # 13: the package imported again
 
+AGAIN = {  # in this order in one process, each twice
+    "reload": "importlib.reload(gluon_kl)",
+    "reload the operator's loader": "importlib.reload(gluon_kl.native)",
+    "reload every module": "for name in of('gluon_kl'): importlib.reload(sys.modules[name])",
+    "purge": "for name in of('gluon_kl'): del sys.modules[name]",
+    "purge MXNet too": "for name in of('gluon_kl', 'mxnet'): del sys.modules[name]",
+}
+
+
+def test_the_package_imported_again(path, in_subprocess):
+    """Every loss, made before or after, computes as before, and the operator is there if it was."""
+    in_subprocess(f"""
+        import importlib, sys, warnings
+        import gluon_kl, mxnet as mx, numpy as np
+        warnings.simplefilter("ignore")
+
+        def of(*packages):
+            return [name for name in list(sys.modules) if name.partition(".")[0] in packages]
+
+        def made():
+            losses = [gluon_kl.KLDivLoss(from_logits=False, reduction="sum") for _ in range(2)]
+            losses[1].hybridize()
+            return mx, losses
+
+        def check(mx, losses):
+            for loss in losses:
+                pred, label = mx.nd.array([[1, 2, 3]]), mx.nd.array([[0.2, 0.3, 0.5]])
+                pred.attach_grad()
+                with mx.autograd.record():
+                    out = loss(pred, label)
+                out.backward()
+                np.testing.assert_allclose(out.asnumpy(), [0.077953], rtol=1e-4)
+                softmax = np.exp([1, 2, 3]) / np.exp([1, 2, 3]).sum()
+                np.testing.assert_allclose(pred.grad.asnumpy(), [softmax - [0.2, 0.3, 0.5]], rtol=1e-4)
+
+        had, lent = gluon_kl.native.is_available(), len(sys.meta_path)
+        eras = [made()]
+        for way, code in 2 * list({AGAIN}.items()):
+            exec(code)
+            import gluon_kl, mxnet as mx
+            assert gluon_kl.native.is_available() == had, (way, gluon_kl.native.why_not())
+            if eras[0][0] is not mx:
+                eras.clear()  # an MXNet taken out of sys.modules imports from the next one as it goes
+            eras.append(made())
+            for era in eras:
+                check(*era)
+        assert len(sys.meta_path) == lent
+        """)
+
+
+@needs_operator
+def test_the_operator_of_another_copy_is_not_taken(in_subprocess, tmp_path):
+    """A second copy may be of other source: it says so, and computes over MXNet's operators."""
+    shutil.copytree(str(Path(gluon_kl.__file__).parent), str(tmp_path / "gluon_kl"))
+    said = in_subprocess(f"""
+        import sys
+        import gluon_kl, mxnet as mx
+        first = gluon_kl.KLDivLoss(reduction="sum")
+        for name in [name for name in sys.modules if name.partition(".")[0] == "gluon_kl"]:
+            del sys.modules[name]
+        sys.path.insert(0, {str(tmp_path)!r})
+        import gluon_kl
+        assert gluon_kl.__file__.startswith({str(tmp_path)!r})
+        print(gluon_kl.native.why_not())
+        p, q = mx.nd.array([[0.2, 0.8]]), mx.nd.array([[0.5, 0.5]])
+        assert abs(gluon_kl.KLDivLoss(reduction="sum")(p.log(), q) - first(p.log(), q)).asscalar() < 1e-6
+        """)
+    assert "another copy of gluon_kl registered its operator in this process: start Python anew" in said
+
+
+@needs_operator
+def test_an_upgrade_in_a_running_process(in_subprocess):
+    """The library in memory stays that of the release before."""
+    said = in_subprocess("""
+        import importlib, gluon_kl
+        gluon_kl.__version__ = "99.0"
+        print(importlib.reload(gluon_kl.native).why_not())
+        """)
+    assert f"it is that of gluon_kl {gluon_kl.__version__}, and this is 99.0: start Python anew" in said
+
+
+@pytest.mark.skipif(not _mxnet.NEEDED, reason="MXNet runs here by itself")
+def test_an_import_of_mxnet_that_failed_is_mended(script):
+    """As in a notebook whose first cell is `import mxnet`."""
+    said = script("""
+try:
+    import mxnet
+except Exception:
+    pass
+else:
+    raise SystemExit("it runs")
+import gluon_kl
+import mxnet as mx
+p = mx.nd.array([[0.2, 0.5, 0.2, 0.1]])
+print(gluon_kl.KLDivLoss(reduction="sum")(p.log(), mx.nd.array([[0.3, 0.4, 0.1, 0.2]])).asnumpy().round(4))
+""")
+    assert said.strip() == "[0.1017]"
+
 
 # 14: an array as dtype
+
+WITH_DTYPE = {
+    "astype": lambda x, y: x.astype(y), "astype, no copy": lambda x, y: x.astype(y, copy=False),
+    "cast": lambda x, y: nd.cast(x, dtype=y), "zeros": lambda x, y: nd.zeros((2,), dtype=y),
+    "ones": lambda x, y: nd.ones((2,), dtype=y), "full": lambda x, y: nd.full((2,), 3, dtype=y),
+    "empty": lambda x, y: nd.empty((2,), dtype=y), "arange": lambda x, y: nd.arange(3, dtype=y),
+    "eye": lambda x, y: nd.eye(3, dtype=y), "one_hot": lambda x, y: nd.one_hot(x, 4, dtype=y),
+    "array of a list": lambda x, y: nd.array([1, 2], dtype=y),
+    "array of NumPy's": lambda x, y: nd.array(np.ones(2), dtype=y),
+    "array of MXNet's": lambda x, y: nd.array(x, dtype=y),
+    "softmax": lambda x, y: nd.log_softmax(x, dtype=y), "topk": lambda x, y: nd.topk(x, dtype=y),
+    "random": lambda x, y: nd.random.normal(shape=(2,), dtype=y),
+    "sample": lambda x, y: nd.random.multinomial(nd.array([0.5, 0.5]), dtype=y),
+    "sparse": lambda x, y: nd.sparse.csr_matrix(np.eye(2), dtype=y),
+    "sparse zeros": lambda x, y: nd.sparse.zeros("row_sparse", (2, 2), dtype=y),
+    "sparse astype": lambda x, y: nd.sparse.csr_matrix(np.eye(2)).astype(y),
+    "a Symbol's cast": lambda x, y: mx.sym.cast(mx.sym.var("x"), dtype=y).eval(x=x)[0],
+    "a Symbol's astype": lambda x, y: mx.sym.var("x").astype(y).eval(x=x)[0],
+    "sym.zeros": lambda x, y: mx.sym.zeros((3,), dtype=y).eval()[0],
+    "a variable": lambda x, y: mx.sym.var("x", dtype=y).simple_bind(mx.cpu(), x=(2,)).arg_arrays[0],
+    "bound": lambda x, y: mx.sym.var("x").simple_bind(mx.cpu(), x=(2,), type_dict={"x": y}).arg_arrays[0],
+    "a parameter": lambda x, y: initialized(mx.gluon.Parameter("p", shape=(2,), dtype=y)).data(),
+    "a layer": lambda x, y: initialized(mx.gluon.nn.Dense(2, in_units=2, dtype=y)).weight.data(),
+    "a layer, cast": lambda x, y: cast(initialized(mx.gluon.nn.Dense(2, in_units=2)), y).weight.data(),
+    "a transform": lambda x, y: mx.gluon.data.vision.transforms.Cast(y)(x),
+    "np.zeros": lambda x, y: mx.np.zeros((2,), dtype=y), "np.array": lambda x, y: mx.np.array([1, 2], dtype=y),
+    "np.full": lambda x, y: mx.np.full((2,), 1, dtype=y), "np.arange": lambda x, y: mx.np.arange(3, dtype=y),
+    "np.linspace": lambda x, y: mx.np.linspace(0, 1, 3, dtype=y), "np.astype": lambda x, y: mx.np.ones(2).astype(y),
+    "np.sum": lambda x, y: mx.np.ones(2).sum(dtype=y), "np.random": lambda x, y: mx.np.random.normal(size=2, dtype=y),
+    "npx.one_hot": lambda x, y: mx.npx.one_hot(mx.np.ones(2), 3, dtype=y),
+}
+
+
+def initialized(block):
+    block.initialize()
+    return block
+
+
+def cast(block, dtype):
+    block.cast(dtype)
+    return block
+
+
+@pytest.mark.parametrize("name", WITH_DTYPE)
+def test_an_array_as_dtype(name):
+    """From NumPy 2.4 on its own `dtype` refuses it; what MXNet is lent does not. Types and texts go through."""
+    x = nd.array([1, 2])
+    for y in (nd.zeros((2,), dtype="float64"), mx.np.zeros((2,), dtype="float64"), np.float64, "float64",
+              np.dtype("float64")):
+        assert np.dtype(WITH_DTYPE[name](x, y).dtype) == np.float64
+
+
+def test_what_is_lent_for_it_by_itself():
+    """NumPy 1.20 to 2.3 warned of what 2.4 refuses."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert _lend._dtype(nd.ones(2, dtype="int8")) == np.int8
+        assert _lend._wrapping_array([300.5], dtype=nd.ones(2, dtype="float64")).dtype == np.float64
+    assert _lend._dtype([("bfloat16", np.uint16)]).names == ("bfloat16",)
+
+
+def test_no_dtype_stays_no_dtype():
+    with pytest.raises(TypeError):
+        nd.zeros((2,), dtype=np.zeros(2))  # as with every NumPy before
+    assert nd.array([1, 2], dtype=None).dtype == mx.np.array([1, 2], dtype=None).dtype == np.float32
+    assert nd.array(np.ones(2), dtype=None).dtype == np.float32
 
 
 # 15: the extra beside other pins of MXNet

@@ -44,6 +44,29 @@ def _library_path():
     raise _Unavailable("it was not built: `apt-get install g++` where no C++ compiler is, then install gluon_kl again")
 
 
+def _handle():
+    """The operator in MXNet's registry, or None."""
+    handle = OpHandle()
+    return None if _LIB.NNGetOpHandle(c_str(_NAME), ctypes.byref(handle)) else handle
+
+
+def _open(path):
+    """The library, whose operator may be registered already: by a copy of this module that was imported before."""
+    if _handle() is not None:
+        try:
+            ctypes.CDLL(path, mode=os.RTLD_NOLOAD)
+        except OSError:
+            raise _Unavailable("another copy of gluon_kl registered its operator in this process: start Python anew"
+                               ) from None
+    library = ctypes.CDLL(path)
+    library.gluon_kl_version.restype = ctypes.c_char_p
+    release = library.gluon_kl_version().decode()
+    if release != __version__:
+        remedy = "install gluon_kl again" if _handle() is None else "start Python anew"
+        raise _Unavailable(f"it is that of gluon_kl {release}, and this is {__version__}: {remedy}")
+    return library
+
+
 @functools.lru_cache(maxsize=None)
 def _load():
     """(library, None) or (None, reason), found once."""
@@ -53,13 +76,10 @@ def _load():
         return None, f"MXNet {mx.__version__} has another interface for operators than 1.9 and 2.0"
     try:
         path = _library_path()
-        library = ctypes.CDLL(path)
-        library.gluon_kl_version.restype = ctypes.c_char_p
-        release = library.gluon_kl_version().decode()
-        if release != __version__:
-            raise _Unavailable(f"it is that of gluon_kl {release}, and this is {__version__}: install gluon_kl again")
-        # Not mx.library.load: that makes every function of MXNet's anew, and AMP's wrappers around them are gone.
-        check_call(_LIB.MXLoadLib(c_str(path), mx_uint(0)))
+        library = _open(path)
+        if _handle() is None:  # a second load fails, and breaks what the first registered
+            # Not mx.library.load: that makes every function of MXNet's anew, and AMP's wrappers around them are gone.
+            check_call(_LIB.MXLoadLib(c_str(path), mx_uint(0)))
         return library, None
     except (_Unavailable, AttributeError, OSError, mx.MXNetError) as error:
         return None, str(error)
@@ -76,8 +96,7 @@ def _operators():
     library, reason = _loaded()
     if library is None:
         raise RuntimeError("the fused operator is not available: " + reason)
-    handle = OpHandle()
-    check_call(_LIB.NNGetOpHandle(c_str(_NAME), ctypes.byref(handle)))
+    handle = _handle()
     return _make_ndarray_function(handle, _NAME, _NAME), _make_symbol_function(handle, _NAME, _NAME)
 
 
