@@ -157,6 +157,13 @@ MUTATIONS = [  # what breaks, file, the source, what it becomes
     # 8: class indices of any dtype
     # 9: one category gives exactly 0
     # 10: tiny divergences and extreme temperatures
+    ("a gap of two rounded logarithms", "native/kernel.h", "near ? -log1p<T>(sum[j].narrow()) :", ""),
+    ("a gap from the first categories alone", "native/kernel.h", "open[j] = !rows.for_every_row(far[j], j);", ""),
+    ("the gradient of near rows as of others", "native/formulas.h", ": divergence.q_less_p(at)", ": both"),
+    ("near rows in other lanes decide", "native/formulas.h", "r.near == T(0) ? both :", ""),
+    ("unlikely categories hide near rows", "native/kernel.h", "| ((z_q < kNoMass<T>) & (z_p < kNoMass<T>))", ""),
+    ("a weight's gradient from plain terms", "native/divergence.h", "} else if (job_.whole_rows) {",
+     "} else if (job_.whole_rows && job_.stats[kValue]) {"),
     # 11: numbers that no loss can use are refused where it is made
     # 12: shapes left open
     # 13: the package imported again

@@ -22,6 +22,7 @@ from gluon_kl import (
 import mxnet as mx
 import numpy as np
 import pytest
+from conftest import MODES, Run
 from mxnet import nd
 from test_family import FEW as FEW_OF_FAMILY
 from test_family import MEMBERS as FAMILY
@@ -32,14 +33,13 @@ import oracle
 CLASSES = [KLDivLoss, ReverseKLDivLoss, JSDivLoss, DistillationLoss, BernoulliKLLoss, GaussianKLLoss]
 needs_operator = pytest.mark.skipif(not native.is_available(), reason="without the native operator")
 
-
 # 1: a float16 array gets the gradient of a tiny negative double
 
 # Of both signs: below the smallest half, and the smallest float; subnormal halves; ties, and numbers beside them that a
 # step over float would round to one; the largest half and what rounds beyond; whole numbers.
 MAGNITUDES = [0.0, 5e-324, 1e-310, 7e-46, 1e-45, 7.1e-46, 1e-40, 1e-30, 2.0**-25, 2.0**-25 * (1 + 1e-12), 3 * 2.0**-25,
-              2.0**-24, 2.0**-14 - 2.0**-25, 1 + 2.0**-11, 1 + 2.0**-11 + 2.0**-40, 1 + 3 * 2.0**-11 - 2.0**-40, 1.9, 100.5,
-              65504.0, 65519.99, 65520.0, 1e30, 3e38, 1e39, 1e300]
+              2.0**-24, 2.0**-14 - 2.0**-25, 1 + 2.0**-11, 1 + 2.0**-11 + 2.0**-40, 1 + 3 * 2.0**-11 - 2.0**-40,
+              1.9, 100.5, 65504.0, 65519.99, 65520.0, 1e30, 3e38, 1e39, 1e300]
 
 
 def gradients_of(inputs, options):
@@ -59,15 +59,16 @@ def narrowed(x, dtype):
         with np.errstate(over="ignore"):
             return x.astype(dtype)
     info = np.iinfo(dtype)
-    return np.array([min(max(int(each), info.min), info.max) if np.isfinite(each) else info.max if each > 0 else info.min
-                     for each in x.ravel()], dtype).reshape(x.shape)
+    return np.array([int(min(max(int(each), info.min), info.max)) for each in np.clip(x.ravel(), -1e30, 1e30)],
+                    dtype).reshape(x.shape)
 
 
 def check_narrow_gradients():
     """A gradient in any dtype is the one in float64, rounded once, to the sign of a zero; in whole and part vectors."""
     for length in (1, 3, 8, 20, 5 * len(MAGNITUDES)):
         for shift in range(0, 2 * len(MAGNITUDES), max(1, length)):
-            values = np.resize(np.roll(np.array([sign * x for x in MAGNITUDES for sign in (1, -1)]), -shift), (2, length))
+            signed = np.array([sign * x for x in MAGNITUDES for sign in (1, -1)])
+            values = np.resize(np.roll(signed, -shift), (2, length))
             ones, some = np.ones((2, length)), np.resize([0.25, 1.0, 2.0, 1e-30], (2, length))
             cases = [  # whose gradient is looked at, the inputs: by them it is -values, about -values, and values
                 (0, [ones, values]), (1, [values, some]), (2, [-values[:, :1], ones[:, :1], ones[:, :1]])]
@@ -334,6 +335,168 @@ def test_missing_inputs_are_named(cls):
 
 
 # 10: tiny divergences and extreme temperatures
+
+
+def long_softmax(x, axis):
+    """Softmax and its logarithm in long double, whose 64 bits leave a divergence of 1e-14 its leading digits."""
+    x = np.asarray(x, np.longdouble)
+    with np.errstate(invalid="ignore"):
+        shifted = x - x.max(axis=axis, keepdims=True)
+        log = shifted - np.log(np.exp(shifted).sum(axis=axis, keepdims=True))
+    return np.exp(log), log
+
+
+def tiny(form, pred, label, beta=0.5, temperature=1.0, axis=-1):
+    """Divergence of each row of logits, and its gradients to both sides, in long double."""
+    (q, log_q), (p, log_p) = (long_softmax(np.asarray(x, np.longdouble) / temperature, axis) for x in (pred, label))
+    dead = (p == 0) & (q == 0)
+    with np.errstate(invalid="ignore"):
+        u = np.where(dead, 0, log_p - log_q)
+
+    def along(x):
+        return x.sum(axis=axis, keepdims=True)
+
+    if form == "kl":
+        value, to_q, to_p = p * (u + np.expm1(-u)), q - p, p * u
+        to_p = to_p - p * along(p * u)
+    elif form == "reverse_kl":
+        value, to_q, to_p = q * (-u + np.expm1(u)), -q * u, p - q
+        to_q = to_q + q * along(q * u)
+    else:
+        mixed = np.where(dead, 0, np.log1p((1 - beta) * np.expm1(-u)))  # log(m / p)
+        by_p, by_q = -beta * mixed, -(1 - beta) * (mixed + u)
+        with np.errstate(invalid="ignore"):
+            value = p * by_p + q * by_q
+        to_q, to_p = q * by_q - q * along(q * by_q), p * by_p - p * along(p * by_p)
+    return along(value).squeeze(axis), to_q / temperature, to_p / temperature
+
+
+def check_tiny(got, expected, tolerance, what):
+    for name, a, e in zip(("value", "to pred", "to label"), got, expected):
+        if a is not None:
+            scale = abs(e) if name == "value" else abs(e).max(axis=-1, keepdims=True)
+            assert (abs(a - e) <= tolerance * scale).all(), (what, name, float((abs(a - e) / scale).max()))
+
+
+TINY_LOSSES = {
+    "kl": lambda **options: gluon_kl.KLDivLoss(False, label_space="logits", reduction="sum", **options),
+    "reverse_kl": lambda **options: gluon_kl.ReverseKLDivLoss(False, label_space="logits", reduction="sum", **options),
+    "js": lambda **options: gluon_kl.JSDivLoss(False, label_space="logits", reduction="sum", **options),
+}
+
+
+def tiny_logits(rng, shape, scale, dtype, kind):
+    """Two of nearly the same logits: hardly any, of ordinary ones, with masks or what is hardly possible among them."""
+    pred, label = rng.randn(*shape) * scale, rng.randn(*shape) * scale
+    if kind in ("ordinary", "masked", "unlikely"):
+        common = np.float16(rng.randn(*shape) * 3)  # the sums with it lose few digits of the small ones
+        pred, label = pred + common, label + common
+    pred, label = pred.astype(dtype), label.astype(dtype)
+    if kind == "masked":
+        pred[..., ::3] = label[..., ::3] = -np.inf
+    if kind == "unlikely":
+        pred[..., ::3], label[..., ::3] = -1e4, -1.1e4
+    if kind == "shifted":
+        pred, label = pred + np.asarray(8, dtype), label - np.asarray(3, dtype)
+    return pred, label
+
+
+@needs_operator
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("form", list(TINY_LOSSES))
+def test_tiny_divergences(form, dtype):
+    """Value and gradients keep their leading digits, whatever the layout in memory, beside rows that differ a lot."""
+    rng, run = np.random.RandomState(3), Run("eager")
+    for shape in ((5, 2), (100, 10), (5, 100), (4, 1000), (2, 50257), (3, 400, 70)):
+        for kind in ("bare", "ordinary", "masked", "unlikely", "shifted"):
+            for scale in (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6):
+                if kind in ("ordinary", "shifted") and scale < 1e-4 and dtype == "float32":
+                    continue  # their own rounding is all that would be left
+                if kind in ("ordinary", "masked", "unlikely") and scale > (1e-3 if dtype == "float32" else 1e-4):
+                    continue  # neither near nor, where a category has nearly all of a row, far enough
+                if shape[-1] == 2 and kind in ("masked", "unlikely"):
+                    continue  # one category
+                pred, label = tiny_logits(rng, shape, scale, dtype, kind)
+                label[1] += rng.randn(*shape[1:])  # a row that is not looked at
+                near = np.arange(len(pred)) != 1
+                if len(shape) == 3:  # the categories in the middle
+                    loss = TINY_LOSSES[form](axis=1)
+                    moved = [np.ascontiguousarray(np.moveaxis(x, -1, 1)) for x in (pred, label)]
+                    got = [np.moveaxis(x, 1, -1) for x in run.gradients(loss, *moved)]
+                    value, *expected = tiny(form, pred, label)
+                    got, expected = [run(loss, *moved), *got], [value.sum(axis=-1), *expected]
+                    check_tiny([x[near] for x in got], [x[near] for x in expected], 1e-4, (shape, kind, scale))
+                    continue
+                loss = TINY_LOSSES[form]()
+                got = [run(loss, pred, label), *run.gradients(loss, pred, label)]
+                check_tiny([x[near] for x in got], [x[near] for x in tiny(form, pred, label)],
+                           1e-4 if dtype == "float32" else 1e-8, (shape, kind, scale))
+
+
+@needs_operator
+def test_rows_do_not_depend_on_their_neighbours():
+    """The same bits beside rows that hardly differ, in one vector with them or not."""
+    rng, run = np.random.RandomState(6), Run("eager")
+    for shape in ((40, 10), (40, 300)):
+        pred, label = (rng.randn(*shape).astype("float32") for _ in range(2))
+        loss = TINY_LOSSES["kl"]()
+        alone = run.gradients(loss, pred, label)
+        near = label.copy()
+        near[::3] = pred[::3] + 1e-3
+        beside = run.gradients(loss, pred, near)
+        for a, b in zip(alone, beside):
+            np.testing.assert_array_equal(np.delete(a, np.s_[::3], 0), np.delete(b, np.s_[::3], 0))
+
+
+class Nested(mx.gluon.HybridBlock):
+    def __init__(self, loss):
+        super().__init__()
+        self.loss = loss
+
+    def hybrid_forward(self, F, *inputs):
+        return self.loss(*[x * 1 for x in inputs])
+
+
+@needs_operator
+@pytest.mark.parametrize("mode", list(MODES))
+@pytest.mark.parametrize("form", list(TINY_LOSSES))
+def test_tiny_divergences_in_every_way(form, mode):
+    """Hybridized, nested, under a weight for each row, and as means."""
+    rng, run = np.random.RandomState(4), Run(mode)
+    for shape in ((7, 10), (7, 300)):
+        pred, label = tiny_logits(rng, shape, 1e-6, "float32", "bare")
+        value, *gradients = tiny(form, pred, label)
+        for loss in (TINY_LOSSES[form](), Nested(TINY_LOSSES[form]())):
+            got = [run(loss, pred, label), *run.gradients(loss, pred, label)]
+            check_tiny(got, [value, *gradients], 1e-4, (shape, mode))
+        weight = rng.rand(7, 1).astype("float32")
+        got = [run(loss, pred, label, weight), *run.gradients(loss, pred, label, weight)]
+        weighted = [weight[:, 0] * value, *[weight * x for x in gradients]]
+        check_tiny(got, weighted, 1e-4, (shape, mode, "weighted"))
+        np.testing.assert_allclose(got[3][:, 0], value.astype("float64"), rtol=1e-4)
+
+
+@needs_operator
+@pytest.mark.parametrize("temperature", [1.0, 1e3, 1e6])
+@pytest.mark.parametrize("form", list(TINY_LOSSES))
+def test_tiny_distillation(form, temperature):
+    """Alone, and beside class indices, whose part is known exactly; T squared makes the divergence count."""
+    rng, run = np.random.RandomState(5), Run("eager")
+    for shape in ((6, 10), (6, 1000)):
+        for scale in (1.0, 1e-3) if temperature > 1 else (1e-3, 1e-6):
+            student, teacher = (rng.randn(*shape).astype("float32") * np.float32(scale) for _ in range(2))
+            label = rng.randint(0, shape[1], shape[0]).astype("float32")
+            value, to_student, _ = tiny(form, student, teacher, temperature=temperature)
+            value, to_student = value * temperature ** 2, to_student * temperature ** 2
+            loss = gluon_kl.DistillationLoss(temperature, hard_weight=0, divergence=form)
+            got = [run(loss, student, None, teacher), run.gradients(loss, student, None, teacher)[0]]
+            check_tiny(got, [value, to_student], 1e-4, (shape, scale))
+            loss = gluon_kl.DistillationLoss(temperature, hard_weight=0.25, divergence=form)
+            q, log_q = long_softmax(student, -1)
+            y = np.eye(shape[1])[label.astype(int)]
+            got = [run(loss, student, label, teacher), run.gradients(loss, student, label, teacher)[0]]
+            both = [0.75 * value - 0.25 * (y * log_q).sum(-1), 0.75 * to_student + 0.25 * (q - y)]
+            check_tiny(got, both, 1e-5, (shape, scale, "with labels"))
 
 
 # 11: numbers that no loss can use are refused where it is made

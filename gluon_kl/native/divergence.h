@@ -214,7 +214,7 @@ inline Shape infer_shapes(const Call& call, std::vector<Shape>* shapes) {
                                     " or with 1 there, not " + text(own) + " for pred " + text(shape));
     } else if (slot == kAnchor) {
       fill(&own, {shape[batch_axis], 1});
-    } else if (!own.empty()) {
+    } else if (slot == kWeight && !own.empty()) {
       bool fits = static_cast<int>(own.size()) == rank;
       for (int d = 0; fits && d < rank; ++d) fits = own[d] == 1 || own[d] == shape[d];
       if (!fits)
@@ -591,10 +591,11 @@ class Divergence {
     std::vector<double> total;
     if (g_.empty()) {
       total.resize(size, 0.0);
-    } else if (job_.stats[kValue] && job_.whole_rows) {
+    } else if (job_.whole_rows) {
       total.resize(size, 0.0);
+      const std::vector<double> values = job_.stats[kValue] ? std::vector<double>{} : row_values();
       samples(0, g_.rows, [&](int64_t r, int64_t b) {
-        const double value = number(job_.stats[kValue], type(), r);
+        const double value = values.empty() ? number(job_.stats[kValue], type(), r) : values[r];
         const int64_t at = weight_place(g_.first_element(r));
         if (std::isfinite(value) || number(weight.data, weight.type, at) != 0) total[at] += out_grad(b) * share(b) * value;
       });
@@ -605,6 +606,17 @@ class Divergence {
       leave_out(total.empty() ? out : Output{total.data(), kFloat64}, weight);
     }
     for (size_t i = 0; i < total.size(); ++i) convert_out(out.data, out.type, static_cast<int64_t>(i), &total[i], 1);
+  }
+  std::vector<double> row_values() const {
+    const Pieces pieces = split();
+    const Kernels& k = kernel();
+    std::vector<double> values(g_.rows);
+    share_out(pieces.count(), [&](int64_t i) {
+      int64_t begin, end;
+      pieces.bounds(i, &begin, &end);
+      k.forward(job_, begin, end, &values[begin]);
+    });
+    return values;
   }
   // What is not finite under a weight of 0 becomes 0.
   static void leave_out(const Output& x, const Array& weight) {

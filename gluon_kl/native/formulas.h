@@ -15,6 +15,8 @@
 //   kTaken                      the sides, as bits, whose exponentials it takes from x.e, where their softmax left them
 //   Given                       the same form, taking all that its terms and sums have a use for
 //   gradient<i>(row, x, g, full)  to input i, of the sum of the terms times their factors; g is that of this element
+//   kNear                       the inputs, as bits, that have a gradient<i, true> too, slower, which keeps its digits in
+//                               rows whose `near` is 1, of a row under one factor
 // A divergence between two distributions is less: a point formula such as KL below, of which Pair makes a form.
 #ifndef GLUON_KL_FORMULAS_H_
 #define GLUON_KL_FORMULAS_H_
@@ -32,9 +34,17 @@ using namespace gluon_kl;
 template <class T> struct RowState {
   struct { Vec<T> max, log, scale; } side[2];
   Vec<T> shift, shift_low, gap; // target minus pred: the maximum, in two parts, and the logarithm of the sum
+  Vec<T> near;                  // 1 where both sides are logits that hardly differ, else 0
   Vec<T> hard_log, hard_scale;  // of pred's softmax at temperature 1
   Vec<T> sum[2];
 };
+
+// Target minus pred of two logits b and a at a place, less that of the maxima. What the subtraction rounds off is given
+// back; where it is inf or NaN nothing is.
+template <class T> KL_INLINE Vec<T> difference(const RowState<T>& r, Vec<T> b, Vec<T> a) {
+  const Vec<T> d = a - b, back = d - a, lost = ((a - (d - back)) - (b + back)) - r.shift_low;
+  return (d - r.shift) + (lost == lost ? lost : Vec<T>{});
+}
 
 // What is constant in a call.
 template <class T> struct Constants {
@@ -93,6 +103,8 @@ template <class T> struct Point {
 //                               probability has no effect, where the whole row is under one factor: full = 0 leaves it
 //                               out, which keeps digits
 //   by_p, by_q(at)              its derivative by a side's probability
+//   q_less_p(at)                if kWhole: q - p (where the sides are swapped: p - q), with the digits that two numbers
+//                               that hardly differ would lose
 //   kWeighs                     the sides, as bits, whose probabilities its term multiplies
 //   kByValue                    as of a form, between two softmaxes
 
@@ -107,6 +119,9 @@ template <class T> struct KL {
   KL_INLINE P at(const P& x) const { return x; }
   KL_INLINE V term(const P& x) const { return x.p == T(0) ? V{} : x.p * x.u; }
   KL_INLINE V whole_term(const P& x) const { return excess<T>(x.p, x.q, x.u); }
+  KL_INLINE V q_less_p(const P& x) const {
+    return (x.u < T(1)) & (x.u > T(-1)) ? x.p * (gap<T>(x.u) - x.u) : x.q - x.p;
+  }
   KL_INLINE V q_slope(const P& x, T) const { return -x.p; }
   KL_INLINE V p_slope(const P& x, T full) const { return x.p == T(0) ? V{} : x.p * (x.u + full); }
   // At a probability of 0 that the other side does not share the slope is infinite, and 0 serves: nothing could move it
@@ -129,6 +144,7 @@ template <class T> struct ReverseKL {
   KL_INLINE P at(const P& x) const { return x.swapped(); }
   KL_INLINE V term(const P& x) const { return kl.term(x); }
   KL_INLINE V whole_term(const P& x) const { return kl.whole_term(x); }
+  KL_INLINE V q_less_p(const P& x) const { return kl.q_less_p(x); }
   KL_INLINE V q_slope(const P& x, T full) const { return kl.p_slope(x, full); }
   KL_INLINE V p_slope(const P& x, T full) const { return kl.q_slope(x, full); }
   KL_INLINE V by_q(const P& x) const { return kl.by_p(x); }
@@ -196,15 +212,12 @@ template <class T, template <class> class D, bool kPredLog, bool kTargetLog, boo
   static constexpr int kSums = kTargetLog ? 2 : kPredLog ? 1 : 0;
   static constexpr bool kWhole = kDifference && D<T>::kWhole;
   static constexpr int kByValue = kWhole ? D<T>::kByValue : -1;
+  static constexpr int kNear = kWhole ? kBoth & ~(1 << kByValue) : 0;  // which is q - p, or p - q
   static constexpr int kTaken = kTakes, kUse = kDifference ? kBoth : kPredLog && !kTargetLog ? D<T>::kWeighs & 1 << kPred : 0;
   template <int kSides> using Taking = Pair<T, D, kPredLog, kTargetLog, kDifference, kSides>;
   using Given = Taking<kUse>;
 
-  KL_INLINE V log_ratio(const R& r, V b, V a) const {
-    // What the subtraction rounds off is given back; where it is inf or NaN nothing is.
-    const V d = a - b, back = d - a, lost = ((a - (d - back)) - (b + back)) - r.shift_low;
-    return ((d - r.shift) + (lost == lost ? lost : V{})) * c.t[0] - r.gap;
-  }
+  KL_INLINE V log_ratio(const R& r, V b, V a) const { return difference<T>(r, b, a) * c.t[0] - r.gap; }
   template <int kSoftmax, int side> static KL_INLINE V exponential(const Values<T>& x, V z) {
     return kTaken >> side & 1 ? x.e[side] : kSoftmax >> side & 1 ? exp_down<T>(z) : exp<T>(z);
   }
@@ -231,21 +244,25 @@ template <class T, template <class> class D, bool kPredLog, bool kTargetLog, boo
     if (kSums > 0 && sums) s[0] = divergence.q_slope(at, full);
     if (kSums > 1 && sums) s[1] = divergence.p_slope(at, full);
   }
-  template <int i> KL_INLINE V gradient(const R& r, const Values<T>& x, V g, T full) const {
+  template <int i, bool kNearRows = false> KL_INLINE V gradient(const R& r, const Values<T>& x, V g, T full) const {
     constexpr bool log = i == kPred ? kPredLog : kTargetLog;
-    if (log && (kDifference || c.softmax[i])) return softmax_gradient<i>(r, x, g, full);
+    if (log && (kDifference || c.softmax[i])) return softmax_gradient<i, kNearRows>(r, x, g, full);
     const auto at = divergence.at(point(r, x));
     if (log) return g == T(0) ? V{} : g * (i == kPred ? divergence.q_slope(at, T(1)) : divergence.p_slope(at, T(1)));
     return g == T(0) ? V{} : g * (i == kPred ? divergence.by_q(at) : divergence.by_p(at));
   }
   // From the slope by the logarithm.
-  template <int i> KL_INLINE V softmax_gradient(const R& r, const Values<T>& x, V g, T full) const {
+  template <int i, bool kNearRows> KL_INLINE V softmax_gradient(const R& r, const Values<T>& x, V g, T full) const {
     const Point<T> p = point<kDifference ? kBoth : 1 << i>(r, x);
     const auto at = divergence.at(p);
     const V own = i == kPred ? divergence.q_slope(at, full) : divergence.p_slope(at, full);
     const V scale = (i == kPred ? p.s_q : p.s_p) * r.sum[i];  // the same along a row
     const V pull = r.sum[i] == T(0) ? V{} : scale * exponential<kBoth, i>(x, i == kPred ? p.z_q : p.z_p);
-    if (full == T(0)) return g == T(0) ? V{} : g * c.t[i] * times_plus<T>(splat(T(-1)), pull, own);
+    if (full == T(0)) {
+      V both = times_plus<T>(splat(T(-1)), pull, own);
+      if constexpr (kNearRows) both = r.near == T(0) ? both : divergence.q_less_p(at);
+      return g == T(0) ? V{} : g * c.t[i] * both;
+    }
     return c.t[i] * ((g == T(0) ? V{} : g * own) - pull);
   }
 };
@@ -260,7 +277,7 @@ template <class T> struct CrossEntropy {
   explicit CrossEntropy(const Constants<T>&) {}
 
   static constexpr int kReads = 1 << kPred | 1 << kHard, kSums = 1, kGradients = 1 << kPred | 1 << kHard;
-  static constexpr int kByValue = -1, kTaken = 0;
+  static constexpr int kByValue = -1, kTaken = 0, kNear = 0;
 
   KL_INLINE V term(const R& r, const Values<T>& x) const {
     const V y = x.x[kHard];
@@ -298,7 +315,7 @@ template <class T, class Soft> struct Distilled {
   const CrossEntropy<T> hard;
 
   static constexpr int kReads = Soft::kReads | 1 << kHard, kSums = 2, kGradients = 1 << kPred | 1 << kHard;
-  static constexpr int kByValue = -1, kTaken = Soft::kTaken;
+  static constexpr int kByValue = -1, kTaken = Soft::kTaken, kNear = Soft::kNear & 1 << kPred;
   using Given = Distilled<T, typename Soft::Given>;
 
   KL_INLINE V term(const R& r, const Values<T>& x) const {
@@ -310,13 +327,13 @@ template <class T, class Soft> struct Distilled {
     if (kTerms) *own = times_plus<T>(splat(c.soft), of_soft, c.hard * hard.term(r, x));
     s[1] = x.x[kHard];
   }
-  template <int i> KL_INLINE V gradient(const R& r, const Values<T>& x, V g, T full) const {
+  template <int i, bool kNearRows = false> KL_INLINE V gradient(const R& r, const Values<T>& x, V g, T full) const {
     if (i == kHard) return c.hard * hard.to_label(r, x, g);
     const V off = x.x[kPred] - r.side[0].max;
     Values<T> y = x;
     y.e[kPred] = exp_down<T>(off * c.t[0]);
     const V q = c.at_temperature_one(y.e[kPred], off) * r.hard_scale;
-    return times_plus<T>(splat(c.soft), shared.template gradient<0>(r, y, g, full),
+    return times_plus<T>(splat(c.soft), shared.template gradient<0, kNearRows>(r, y, g, full),
                          c.hard * hard.to_pred(x, g, full, q, r.sum[1]));
   }
 };
@@ -332,7 +349,7 @@ template <class T, bool kPrior, bool kStd> struct Gaussian {
   const T free_nats;
 
   static constexpr int kReads = kPrior ? 15 : 3, kSums = 0, kGradients = kReads;
-  static constexpr int kByValue = -1, kTaken = 0;
+  static constexpr int kByValue = -1, kTaken = 0, kNear = 0;
 
   struct Point { V distance, narrow, narrow_again, half; };  // g / s', factors of 1 / s', d / 2
   KL_INLINE Point point(const Values<T>& x) const {
@@ -393,7 +410,7 @@ template <class T, bool kPredScore, bool kTargetScore> struct Bernoulli {
   const T log_epsilon;
 
   static constexpr int kReads = 3, kSums = 0, kGradients = 3;
-  static constexpr int kByValue = -1, kTaken = 0;
+  static constexpr int kByValue = -1, kTaken = 0, kNear = 0;
 
   struct Side { V yes, no, log_yes, log_no; };
   template <bool kScore> static KL_INLINE Side side(V x) {

@@ -31,6 +31,7 @@ template <class T> struct Blocks {
   using Write = void (*)(const Constants<T>&, const State*, const Part<T>&, const V* g, T* out, int64_t step, bool past_cache);
   Write terms;
   Write gradient[kInputs];
+  Write near_gradient[kInputs];  // the same where rows in hand are near, if that takes another
 };
 
 // Blocks work on copies of what is constant: a vector may be stored anywhere, so that the rest would be loaded anew each time.
@@ -87,15 +88,21 @@ template <class T, class F> void terms_block(const Constants<T>& c, const RowSta
     }
   }
 }
-template <class T, class F, int i> void gradient_block(const Constants<T>& c, const RowState<T>* state, const Part<T>& block,
-                                                       const Vec<T>* g, T* out, int64_t step, bool past_cache) {
+template <int i, bool kNearRows, class T, class F>
+KL_INLINE Vec<T> one_gradient(const F& form, const RowState<T>& r, const Values<T>& x, Vec<T> g, T full) {
+  if constexpr (kNearRows) return form.template gradient<i, true>(r, x, g, full);
+  else return form.template gradient<i>(r, x, g, full);
+}
+template <class T, class F, int i, bool kNearRows>
+void gradient_block(const Constants<T>& c, const RowState<T>* state, const Part<T>& block, const Vec<T>* g, T* out, int64_t step,
+                    bool past_cache) {
   const Constants<T> constants = c;
   const F form(constants);
   const bool elements = block.at[kFactor];
   if (!elements) {  // the same without anything to ask on the way: few categories gain by it
     const auto put = [&](int64_t k, int64_t j, const RowState<T>& r, Vec<T> w, const Values<T>& x)
                          __attribute__((always_inline)) {
-      const Vec<T> v = form.template gradient<i>(r, x, w, T(0));
+      const Vec<T> v = one_gradient<i, kNearRows>(form, r, x, w, T(0));
       T* const to = out + k * step + j * kLanes<T>;
       past_cache ? stream(to, v) : store<T>(to, v);
     };
@@ -117,22 +124,28 @@ template <class T, class F, int i> void gradient_block(const Constants<T>& c, co
       const Values<T> x = part.template values<F::kReads>(k, m);
       Vec<T> w = g[j];
       if (elements) w = x.x[kFactor] == T(0) ? Vec<T>{} : x.x[kFactor] * w;
-      const Vec<T> v = form.template gradient<i>(r, x, w, elements ? T(1) : T(0));
+      const Vec<T> v = one_gradient<i, kNearRows>(form, r, x, w, elements ? T(1) : T(0));
       put_vector(out + j * kLanes<T> + k * step, m, v, past_cache);
     }
   }
 }
-template <class T, class F, int i> constexpr typename Blocks<T>::Write gradient_of() {
-  if constexpr (F::kGradients >> i & 1) return gradient_block<T, F, i>;
+template <class T, class F, int i, bool kNearRows = false> constexpr typename Blocks<T>::Write gradient_of() {
+  if constexpr ((kNearRows ? F::kNear : F::kGradients) >> i & 1) return gradient_block<T, F, i, kNearRows>;
   else return nullptr;
 }
 template <class T, class F> constexpr Blocks<T> blocks = {
     F::kReads | 1 << kFactor, F::kSums, F::kByValue, F::Given::kTaken,
     {add_block<T, F, true>, add_block<T, typename F::Given, true>},
     {add_block<T, F, false>, add_block<T, typename F::Given, false>}, terms_block<T, F>,
-    {gradient_of<T, F, 0>(), gradient_of<T, F, 1>(), gradient_of<T, F, 2>(), gradient_of<T, F, 3>()}};
+    {gradient_of<T, F, 0>(), gradient_of<T, F, 1>(), gradient_of<T, F, 2>(), gradient_of<T, F, 3>()},
+    {gradient_of<T, F, 0, true>(), gradient_of<T, F, 1, true>()}};
 
 // ---- the sweep ---------------------------------------------------------------------------------------------------
+
+// How far log p - log q may be from its gap in a row that is near: beyond, two rounded logarithms leave digits enough.
+template <class T> constexpr T kNear = sizeof(T) == 4 ? T(0x1p-5) : T(0x1p-10);
+// Below this logarithm a category of both sides adds nothing to a row that is near.
+template <class T> constexpr T kNoMass = sizeof(T) == 4 ? T(-50) : T(-100);
 
 // Everything about the rows in hand that their values or gradients need: found, kept, loaded.
 template <class T, class L> struct Work {
@@ -143,6 +156,7 @@ template <class T, class L> struct Work {
   const Constants<T>& c;
   const Blocks<T>& form;
   RowState<T> state[kMost];
+  bool near_rows = false;  // there are some
 
   Work(const L& l, const Constants<T>& constants, const Blocks<T>& blocks) : rows(l), job(l.job), c(constants), form(blocks) {
     for (int side = 0; side < 2; ++side)
@@ -209,8 +223,63 @@ template <class T, class L> struct Work {
       r.shift = a - b;
       r.shift_low = (a - (r.shift - back)) - (b + back);
       r.gap = r.side[kTarget].log - r.side[kPred].log;
+      r.near = V{};
+    }
+    refine_gaps();
+  }
+  // Where both sides hardly differ, two rounded logarithms leave their difference no digits. With w = log p - log q + gap,
+  // `difference`, 1 = sum of q = e^gap sum of p e^-w, whose terms near equality differ from p by little, and exactly.
+  // Of other rows hardly more than the first categories are looked at.
+  void refine_gaps() {
+    bool open[kMost], any_open = false;  // neighbours that hold rows which may be near
+    for (int j = 0; j < rows.vectors(); ++j) {
+      open[j] = !rows.for_every_row(Place(*this, j, rows.first(kPred, j), rows.first(kTarget, j)).far, j);
+      any_open |= open[j];
+    }
+    if (!any_open) return;
+    Sums<T> sum[kMost];
+    V far[kMost] = {};
+    for (int j = 0; j < rows.vectors(); ++j) sum[j].clear();
+    rows.sweep(1 << kPred | 1 << kTarget, [&](int64_t, const Part<T>& block) {
+      for (int j = 0; j < rows.vectors(); ++j) {
+        if (!open[j]) continue;
+        const Part<T> part = block.vector(j);
+        V added = {};
+        for (int64_t i = 0; i < part.count && open[j]; ++i) {
+          const int64_t m = part.lanes(i);
+          const Place at(*this, j, part.load_at(kPred, i, m, -inf<T>()), part.load_at(kTarget, i, m, -inf<T>()));
+          added += at.excess(*this, j);
+          far[j] = larger<T>(far[j], at.far);
+          open[j] = !rows.for_every_row(far[j], j);
+        }
+        sum[j].add(added);
+      }
+    });
+    for (int j = 0; j < rows.vectors(); ++j) {
+      if (!open[j]) continue;
+      rows.join(sum[j]);
+      const auto near = rows.for_each_row(far[j]) == T(0);
+      state[j].gap = near ? -log1p<T>(sum[j].narrow()) : state[j].gap;
+      state[j].near = near ? splat(T(1)) : V{};
+      near_rows |= any<T>(state[j].near);
     }
   }
+  // One place of rows that may be near: w, and whether that is far from 0 (1 or 0) where either side has any mass.
+  struct Place {
+    V z_q, z_p, w, far;
+    KL_INLINE Place(const Work& work, int j, V b, V a) {
+      const RowState<T>& r = work.state[j];
+      const T t = work.c.t[kPred];
+      z_q = (b - r.side[kPred].max) * t, z_p = (a - r.side[kTarget].max) * t;
+      w = difference<T>(r, b, a) * t;
+      const auto small = ((w <= kNear<T>) & (w >= -kNear<T>)) | ((z_q < kNoMass<T>) & (z_p < kNoMass<T>));
+      far = small ? V{} : splat(T(1));
+    }
+    KL_INLINE V excess(const Work& work, int j) const {  // p e^-w - p
+      const V scale = work.state[j].side[kTarget].scale, p = scale * exp_down<T>(z_p);
+      return (w < T(1)) & (w > T(-1)) ? p * (gap<T>(w) - w) : scale * exp_down<T>(z_q) - p;
+    }
+  };
   bool another_temperature() const { return job.hard && c.t[0] != T(1); }
 
   void compute_softmax() {
@@ -316,8 +385,9 @@ template <class T, class L> struct Work {
   void gradients(const V* g) {
     for (int i = 0; i < kInputs; ++i) {
       if (!job.grad[i].data) continue;
+      const auto gradient = near_rows && form.near_gradient[i] && !per_element() ? form.near_gradient[i] : form.gradient[i];
       rows.write(form.reads, job.grad[i], [&](const Part<T>& part, T* out, int64_t step, bool past_cache) {
-        form.gradient[i](c, state, part, g, out, step, past_cache);
+        gradient(c, state, part, g, out, step, past_cache);
       });
     }
   }

@@ -295,6 +295,18 @@ template <class T> struct Row {
     });
   }
 
+  // The first categories, -inf where there are no more.
+  V first(int stream, int) const {
+    const int64_t m = job.n < kLanes<T> ? job.n : kLanes<T>;
+    if (const T* const whole = direct<T>(job, stream)) return load_part(whole + row * job.n, m, -inf<T>());
+    T some[kLanes<T>];
+    read_stream(job, stream, some, row * job.n, m);
+    return load_part(some, m, -inf<T>());
+  }
+  // Whether `yes`, 1 or 0 of each number of the first ones or more, is 1 for a number of every row in hand.
+  bool for_every_row(V yes, int) const { return any<T>(yes); }
+  V for_each_row(V yes) const { return splat(any<T>(yes) ? T(1) : T(0)); }
+
   V join(V largest) const { return splat<T>(hmax<T>(largest)); }
   KL_INLINE void join(Sums<T>& sums) const { sums.join(); }
   void spread(const double* factor, V* g) const { g[0] = splat(static_cast<T>(*factor)); }
@@ -417,6 +429,16 @@ template <class T> struct Lanes {
     });
     if (!there && whole) scatter(sink, 0, job.n);
   }
+
+  // As of Row: the first category of each row.
+  V first(int stream, int j) const {
+    const T* const there = aligned ? direct<T>(job, stream) : nullptr;
+    if (there) return load(there + address(0) + j * kLanes<T>);
+    if (!whole && j == 0) gather(tile(stream), stream, 0, 1);
+    return load(tile(stream) + j * kLanes<T>);
+  }
+  bool for_every_row(V yes, int j) const { return !any<T>(first_lanes<T>(T(1) - yes, width(j))); }
+  V for_each_row(V yes) const { return yes; }
 
   V join(V largest) const { return largest; }
   KL_INLINE void join(Sums<T>&) const {}

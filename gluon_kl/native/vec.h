@@ -145,6 +145,14 @@ template <class T> KL_INLINE Vec<T> max_over(Vec<T> best, Vec<T> x) { return lar
 template <class T> KL_INLINE Vec<T> most(T bound, Vec<T> x) { return larger<T>(splat<T>(bound), x); }
 template <class T> KL_INLINE Vec<T> least(T bound, Vec<T> x) { return smaller<T>(splat<T>(bound), x); }
 
+// Whether a lane of v, which holds no -0, is not 0.
+template <class T> KL_INLINE bool any(Vec<T> v) {
+  uint64_t words[kBytes / 8], all = 0;
+  memcpy(words, &v, sizeof v);
+  for (uint64_t word : words) all |= word;
+  return all;
+}
+
 template <class T> KL_INLINE T hmax(Vec<T> v) {
   T best = v[0];
   for (int i = 1; i < kLanes<T>; ++i) best = v[i] > best ? v[i] : best;
