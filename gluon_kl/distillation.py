@@ -153,17 +153,14 @@ class DistillationLoss(CheckedLoss):
     ) -> None:
         super().__init__(weight, batch_axis, prefix=prefix, params=params)
         check_positive("temperature", temperature)
-        check_between("temperature", temperature, 1e-150, 1e150)  # its square is a factor
-        check_between("hard_weight", hard_weight, 0, 1)
-        self._temperature = temperature
-        self._hard_weight = hard_weight
+        self._temperature = check_between("temperature", temperature, 1e-150, 1e150)  # its square is a factor
+        self._hard_weight = hard_weight = check_between("hard_weight", hard_weight, 0, 1)
         self._axis = check_axis("axis", axis)
         self._sparse_label = check_flag("sparse_label", sparse_label)
         check_choice("divergence", divergence, DIVERGENCES)
-        check_between("beta", beta, 0, 1)
+        self._beta = check_between("beta", beta, 0, 1)
         check_choice("teacher_space", teacher_space, ("logits", "probs", "log_probs"))
         self._divergence = divergence
-        self._beta = beta
         self._teacher_space = teacher_space
         self._unused = {0: "label", 1: "teacher_pred"}[int(hard_weight)] if hard_weight in (0, 1) else ""
         self._optional = ("sample_weight", self._unused)

@@ -143,10 +143,9 @@ class GaussianKLLoss(CheckedLoss):
     ) -> None:
         super().__init__(weight, batch_axis, prefix=prefix, params=params)
         check_choice("reduction", reduction, REDUCTIONS)
-        check_not_negative("free_nats", free_nats)
         check_choice("spread", spread, SPREADS)
         self._reduction = reduction
-        self._free_nats = free_nats
+        self._free_nats = check_not_negative("free_nats", free_nats)
         self._spread = spread
         own = "exp(log_variance)" if spread == "log_variance" else "std²"
         self._direction = f"KL(N(mean, {own}) ‖ prior) in nats"
@@ -241,7 +240,8 @@ class GaussianKLLoss(CheckedLoss):
 
     def _only_sums(self) -> bool:
         """Whether nothing is asked of the terms but their sums."""
-        return self._reduction != "none" and self._free_nats == 0 and (self._weight is None or self._weight > 0)
+        # A larger weight would lift finite sums to where `gaussian_sums` takes them for infinite.
+        return self._reduction != "none" and self._free_nats == 0 and (self._weight is None or 0 < self._weight < 1e20)
 
     def _sums_in_a_graph(self, F: Any, mean: Any, log_variance: Any) -> Any:
         """To the standard prior, where dtypes are unknown: in float64, and the sums in the dtype that is due."""

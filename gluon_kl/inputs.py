@@ -11,7 +11,6 @@ import inspect
 import math
 import numbers
 import operator
-import sys
 import threading
 from typing import Any, Callable, Container, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -41,6 +40,9 @@ _GRAPH_OPTIONS = ("static_alloc", "static_shape", "inline_limit", "forward_bulk_
 _FLOATS = ("float16", "float32", "float64")
 _KINDS = 1024  # how many kinds of call a loss remembers: a kind is small, but a program may never stop making new ones
 _LONG = 1 << 14  # terms of a sample: beyond, MXNet's fast sum in float32 is off by more than 1e-6
+# A number beyond these, or what becomes of it times another (a temperature's square, say), MXNet may fail to read.
+_LEAST, _MOST = 1e-290, 1e290
+_MAX_AXES = 32  # of an MXNet array
 _TRACING = threading.Lock()
 
 
@@ -69,17 +71,31 @@ def is_number(value: Any) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, (bool, np.bool_))
 
 
-def check_number(name: str, value: Any) -> None:
+def as_float(number: Any) -> float:
+    """A number of any type; infinite where a float would be."""
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf
+
+
+def check_number(name: str, value: Any) -> Any:
+    """The number as Python's own, so that MXNet and the operator can read its text and products with other numbers."""
     if not is_number(value):
         raise TypeError(f"{name} must be a number, not {value!r}")
-    if 0 < abs(value) < sys.float_info.min:  # MXNet cannot read such a scalar
-        raise ValueError(f"{name} must be 0 or at least {sys.float_info.min:.3g} in magnitude, not {value!r}")
+    number = as_float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be finite, not {value!r}")
+    if number and not _LEAST <= abs(number) <= _MOST:
+        raise ValueError(f"{name} must be 0 or between {_LEAST} and {_MOST} in magnitude, not {value!r}")
+    return value if type(value) is int else number
 
 
-def check_between(name: str, value: Any, low: float, high: float) -> None:
-    check_number(name, value)
-    if not low <= value <= high:
+def check_between(name: str, value: Any, low: float, high: float) -> Any:
+    number = check_number(name, value)
+    if not low <= number <= high:
         raise ValueError(f"{name} must lie between {low} and {high}, not {value!r}")
+    return number
 
 
 def check_flag(name: str, value: Any) -> bool:
@@ -94,25 +110,32 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
         raise ValueError(f"{name} must be {allowed}, not {value!r}")
 
 
-def check_positive(name: str, value: Any) -> None:
-    check_number(name, value)
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name} must be positive and finite, not {value!r}")
+def check_positive(name: str, value: Any, most: float = math.inf) -> Any:
+    number = check_number(name, value)
+    if not 0 < number <= most:
+        bound = "" if most == math.inf else f" and at most {most}"
+        raise ValueError(f"{name} must be positive{bound}, not {value!r}")
+    return number
 
 
-def check_not_negative(name: str, value: Any) -> None:
-    check_number(name, value)
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{name} must be finite and not negative, not {value!r}")
+def check_not_negative(name: str, value: Any) -> Any:
+    number = check_number(name, value)
+    if number < 0:
+        raise ValueError(f"{name} must not be negative, not {value!r}")
+    return number
 
 
 def check_axis(name: str, value: Any) -> int:
     try:
         if isinstance(value, (bool, np.bool_)):
             raise TypeError
-        return operator.index(value)
+        axis = operator.index(value)
     except TypeError:
         raise TypeError(f"{name} must be an integer, not {value!r}") from None
+    if not -_MAX_AXES <= axis < _MAX_AXES:
+        raise ValueError(f"{name} must lie between {-_MAX_AXES} and {_MAX_AXES - 1}, since no array has more than "
+                         f"{_MAX_AXES} axes, not {value!r}")
+    return axis
 
 
 def normal_axis(name: str, axis: int, shape: Tuple[int, ...], of: str) -> int:
@@ -134,8 +157,6 @@ def check_kinds(
         if (type(x) is NDArray and not symbolic) or (x is None and name in optional):
             continue
         if name in numeric and is_number(x):
-            if not math.isfinite(x):
-                raise ValueError(f"{name} must be finite, not {x!r}")
             check_number(name, x)
             continue
         if not isinstance(x, (NDArray, Symbol)):
@@ -326,7 +347,7 @@ def _legacy(x: Any) -> Any:
         return x
     if isinstance(x, (mx.np.ndarray, mx.sym.np._Symbol)):
         return x.as_nd_ndarray()
-    return float(x) if is_number(x) else x
+    return as_float(x) if is_number(x) else x
 
 
 def _kind(inputs: Sequence[Any]) -> Tuple[Any, ...]:
@@ -424,7 +445,7 @@ class CheckedLoss(Loss):
 
     def __init__(self, weight: Optional[float], batch_axis: int, **kwargs: Any) -> None:
         if weight is not None:
-            check_number("weight", weight)
+            weight = check_number("weight", weight)
         # Not super(): of a loss that stands in for one of Gluon's, that would be the other's, with other arguments.
         Loss.__init__(self, weight, check_axis("batch_axis", batch_axis), **kwargs)
         self._kinds: Dict[Tuple[Any, ...], Facts] = {}

@@ -291,8 +291,7 @@ class KLDivLoss(PairLoss, gluon.loss.KLDivLoss):
     ) -> None:
         super().__init__(from_logits, axis, weight, batch_axis, reduction, label_space, pred_space,
                          prefix=prefix, params=params)
-        check_positive("epsilon", epsilon)
-        self._epsilon = epsilon
+        self._epsilon = check_positive("epsilon", epsilon, most=1)
 
     def _describe(self) -> str:
         return f"{super()._describe()}, epsilon={self._epsilon}"
@@ -510,8 +509,7 @@ class JSDivLoss(PairLoss):
     ) -> None:
         super().__init__(from_logits, axis, weight, batch_axis, reduction, label_space, pred_space,
                          prefix=prefix, params=params)
-        check_between("beta", beta, 0, 1)
-        self._beta = beta
+        self._beta = beta = check_between("beta", beta, 0, 1)
         if beta in (0, 1):
             self._direction = (ReverseKLDivLoss if beta else KLDivLoss)._direction
 

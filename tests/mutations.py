@@ -96,7 +96,7 @@ MUTATIONS = [  # what breaks, file, the source, what it becomes
     ("float16 alone is not lifted in a graph", "inputs.py", "if not any(alike):", "if False:"),
     ("memory of loaders is another place", "inputs.py", '_LENT = ("cpu_shared", "cpu_pinned")', "_LENT = ()"),
     ("bfloat16 is unknown", "inputs.py", '"bfloat16": "float32"}', "}"),
-    ("subnormal scalars", "inputs.py", "if 0 < abs(value) < sys.float_info.min:", "if False:"),
+    ("subnormal scalars", "inputs.py", "if number and not _LEAST <= abs(number) <= _MOST:", "if False:"),
     ("an axis may be a bool", "inputs.py", "if isinstance(value, (bool, np.bool_)):\n            raise",
      "if False:\n            raise"),
     ("no rows reach MXNet", "inputs.py", "if 0 in frame.shape:", "if False:"),
@@ -165,6 +165,11 @@ MUTATIONS = [  # what breaks, file, the source, what it becomes
     ("a weight's gradient from plain terms", "native/divergence.h", "} else if (job_.whole_rows) {",
      "} else if (job_.whole_rows && job_.stats[kValue]) {"),
     # 11: numbers that no loss can use are refused where it is made
+    ("infinite arguments", "inputs.py", "if not math.isfinite(number):", "if False:"),
+    ("an epsilon above 1", "inputs.py", "if not 0 < number <= most:", "if not 0 < number:"),
+    ("numbers of other types stay as they are", "inputs.py", "return value if type(value) is int else number",
+     "return value"),
+    ("an axis without bounds", "inputs.py", "if not -_MAX_AXES <= axis < _MAX_AXES:", "if False:"),
     # 12: shapes left open
     # 13: the package imported again
     ("the operator is loaded twice", "native/__init__.py", "if _handle() is None:  #", "if True:  #"),

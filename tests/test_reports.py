@@ -1,9 +1,13 @@
 """Faults that users' programs met, a section each, on both paths; these tests always run whole."""
 
 import inspect
+import itertools
+import math
 import pickle
+import re
 import shutil
 import warnings
+from fractions import Fraction
 from pathlib import Path
 
 import gluon_kl
@@ -500,6 +504,98 @@ def test_tiny_distillation(form, temperature):
 
 
 # 11: numbers that no loss can use are refused where it is made
+
+NUMBERS = {  # each numeric argument of each class, and what of the extremes below it takes
+    **{(cls, "weight"): lambda x: True for cls in CLASSES},
+    (KLDivLoss, "epsilon"): lambda x: 0 < x <= 1,
+    (JSDivLoss, "beta"): lambda x: 0 <= x <= 1,
+    (gluon_kl.metric.JSDivergence, "beta"): lambda x: 0 <= x <= 1,
+    (DistillationLoss, "beta"): lambda x: 0 <= x <= 1,
+    (DistillationLoss, "hard_weight"): lambda x: 0 <= x <= 1,
+    (GaussianKLLoss, "free_nats"): lambda x: x >= 0,
+}
+EXTREMES = [math.inf, -math.inf, math.nan, 10**400, np.float32("inf"), 5e-324, 1e-300, 1.7e308, -1.7e308]
+USABLE = [-3, -0.5, 0, 1e-280, 0.5, 1, 2.5, 1e280, np.float32(0.25), np.int64(1), np.float64(0.75), Fraction(1, 3)]
+
+
+def argument_names():
+    """The arguments of every class that have a number as default, or weight, as their signatures tell."""
+    for cls in (*CLASSES, gluon_kl.metric.KLDivergence, gluon_kl.metric.JSDivergence):
+        for name, parameter in inspect.signature(cls).parameters.items():
+            if type(parameter.default) in (int, float) or name == "weight":
+                yield cls, name
+
+
+def test_every_numeric_argument_is_in_the_table():
+    rest = set(argument_names()) - set(NUMBERS)
+    assert {name for _, name in rest} == {"axis", "batch_axis", "temperature"}
+
+
+def some_inputs(cls, dtype):
+    pred, label = mx.nd.array([[0.5, -1, 2]], dtype=dtype), mx.nd.array([[0.2, 0.3, 0.5]], dtype=dtype)
+    return (pred, mx.nd.array([1]), label) if cls is DistillationLoss else (pred, label)
+
+
+@pytest.mark.parametrize("cls, name", NUMBERS, ids=lambda x: getattr(x, "__name__", x))
+def test_extreme_numbers_are_refused_where_a_loss_is_made(cls, name):
+    for value in EXTREMES:
+        allowed = "finite," if value in EXTREMES[:5] else "0 or between 1e-290 and 1e[+]?290 in magnitude,"
+        with pytest.raises(ValueError, match=f"^{name} must be {allowed} not {re.escape(repr(value))}$"):
+            cls(**{name: value})
+    for value in ("1", None, True, [1], mx.nd.ones((1,))):
+        if value is not None or name != "weight":
+            with pytest.raises(TypeError, match=f"^{name} must be a number, not "):
+                cls(**{name: value})
+
+
+@pytest.mark.parametrize("cls, name", NUMBERS, ids=lambda x: getattr(x, "__name__", x))
+def test_other_numbers_work_or_are_refused_where_a_loss_is_made(path, cls, name):
+    """What is taken computes, in every way, without a number that MXNet cannot read; any type gives the same."""
+    for value in USABLE:
+        if not NUMBERS[cls, name](value):
+            with pytest.raises(ValueError, match=f"^{name} must "):
+                cls(**{name: value})
+            continue
+        made = cls(**{name: value})
+        if isinstance(made, mx.metric.EvalMetric):
+            made.update(*reversed(some_inputs(cls, "float64")))
+            assert np.isfinite(made.get()[1])
+            continue
+        for dtype, hybridized in itertools.product(("float32", "float64"), (False, True)):
+            inputs, blocks = some_inputs(cls, dtype), [cls(**{name: value}), Model(cls(**{name: value}))]
+            for block in blocks:
+                block.hybridize(hybridized)
+                inputs[0].attach_grad()
+                with mx.autograd.record():
+                    out = block(*inputs)
+                out.backward()
+                want = cls(**{name: float(value)})(*inputs).asnumpy()
+                np.testing.assert_allclose(out.asnumpy(), want, rtol=1e-5)
+                assert dtype == "float32" or np.isfinite(inputs[0].grad.asnumpy()).all()
+
+
+@pytest.mark.parametrize("name", ["axis", "batch_axis"])
+def test_axes_beyond_those_of_any_array(name):
+    for cls in CLASSES:
+        if name in inspect.signature(cls).parameters:
+            for value in (32, -33, 2**70):
+                with pytest.raises(ValueError, match=f"^{name} must lie between -32 and 31.* not {value}$"):
+                    cls(**{name: value})
+
+
+def test_numbers_as_inputs_keep_the_rule(run):
+    pred = mx.nd.array([[0.5, -1]])
+    for loss, inputs, name in ((BernoulliKLLoss(label_space="logits"), (), "label"),
+                               (GaussianKLLoss(), (pred,), "prior_mean"),
+                               (GaussianKLLoss(), (pred, None), "prior_log_variance")):
+        run.prepare(loss)
+        for value in EXTREMES:
+            with pytest.raises(ValueError, match=f"^{name} must "):
+                loss(pred, *inputs, value)
+        for value in (np.float32(0.25), Fraction(1, 3), 2):
+            np.testing.assert_allclose(loss(pred, *inputs, value).asnumpy(),
+                                       loss(pred, *inputs, float(value)).asnumpy(), rtol=1e-6)
+
 
 
 # 12: shapes left open
