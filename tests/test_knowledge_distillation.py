@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-SMALL = ["--rows", 2, 3, "--seeds", 2, "--steps", 3]
+SMALL = ["--images", 2, 3, "--seeds", 2, "--steps", 3]
 
 
 @pytest.fixture(scope="module")
@@ -21,8 +21,8 @@ def inside(tmp_path_factory):
 
 
 def table(lines):
-    """The table of results: {(rows, name): mean, worst and best in per cent}."""
-    start = next(i for i, line in enumerate(lines) if line.startswith("rows told by")) + 1
+    """The table of results: {(images, name): mean, worst and best in per cent}."""
+    start = next(i for i, line in enumerate(lines) if line.startswith("images  ")) + 1
     rows = [line.split(maxsplit=1) for line in lines[start:start + 9]]
     return {(int(each), rest.rsplit(None, 3)[0]): gallery.numbers(rest) for each, rest in rows}
 
@@ -34,33 +34,32 @@ def value_of(lines, start):
 
 
 def test_the_taught_student_beats_the_other(page):
-    """The number that the page ends in: about 7 points more for five rows of each digit, and more for every seed."""
+    """In one number: about 7 points more with five images per digit, and more with every seed."""
     lines, _ = page
-    assert lines[-2] == "gain with 5 rows of each digit:"
-    mean, least, most = gallery.numbers(lines[-1])
+    mean, least, most = gallery.numbers(lines[lines.index("gain with 5 images per digit:") + 1])
     assert 5 < mean < 10
     assert 2 < least <= mean <= most < 15
 
 
-def test_teaching_pays_most_where_rows_are_few(page):
+def test_teaching_pays_most_where_images_are_few(page):
     results = table(page[0])
-    gains = {way: [results[each, way][0] - results[each, "labels alone"][0] for each in (2, 5, 20)]
-             for way in ("teacher alone", "both")}
+    gains = {way: [results[each, way][0] - results[each, "labels only"][0] for each in (2, 5, 20)]
+             for way in ("teacher only", "both")}
     for gain in gains.values():
         assert min(gain[:2]) > 4
         assert 0.5 < gain[2] < min(gain[:2])
     for mean, worst, best in results.values():
         assert worst <= mean <= best
-    means = {way: [results[each, way][0] for each in (2, 5, 20)] for way in ("labels alone", "teacher alone", "both")}
+    means = {way: [results[each, way][0] for each in (2, 5, 20)] for way in ("labels only", "teacher only", "both")}
     assert all(np.all(np.diff(rising) > 0) for rising in means.values())
-    np.testing.assert_allclose(means["teacher alone"], means["both"], atol=1.5)
-    assert means["teacher alone"][0] > means["labels alone"][1] - 2
-    assert means["teacher alone"][1] > means["labels alone"][2] - 2
+    np.testing.assert_allclose(means["teacher only"], means["both"], atol=1.5)
+    assert means["teacher only"][0] > means["labels only"][1] - 2
+    assert means["teacher only"][1] > means["labels only"][2] - 2
 
 
 def test_it_is_the_teacher_and_its_temperature(page):
     labels, softened, cold, warm = (value_of(page[0], name) for name in (
-        "labels  ", "softened labels", "teacher, T = 1", "teacher, T = 4"))
+        "labels  ", "smoothed labels", "teacher, T = 1", "teacher, T = 4"))
     assert softened[0] < labels[0] + 1, "even softness should teach nothing"
     assert labels[0] + 1 < cold[0] < warm[0] - 2
     assert warm[1] < cold[1] < labels[1] < softened[1], "nats from the teacher"
@@ -103,15 +102,15 @@ def test_the_divergence_is_that_which_is_asked_for(inside, divergence, rng):
 
 
 def test_a_teacher_labels_what_nobody_labelled(page):
-    mean, = value_of(page[0], "taught on 1197 scans:")
+    mean, = value_of(page[0], "1197 images:")
     worst, best = value_of(page[0], "worst and best seed:")
-    teacher, = value_of(page[0], "held-out scans read rightly:")
+    teacher, = value_of(page[0], "accuracy, held out:")
     assert 94.5 < worst <= mean <= best < teacher + 1
-    assert worst > table(page[0])[5, "teacher alone"][2]
+    assert worst > table(page[0])[5, "teacher only"][2]
 
 
 def test_the_teacher_hardly_doubts_until_it_is_warmed(page):
-    seen, = value_of(page[0], "seen scans read rightly:")
+    seen, = value_of(page[0], "accuracy, training:")
     assert seen > 99.5
     cold, = value_of(page[0], "T = 1:")
     warm, = value_of(page[0], "T = 4:")
@@ -120,48 +119,48 @@ def test_the_teacher_hardly_doubts_until_it_is_warmed(page):
 
 def test_arguments_are_obeyed(inside):
     assert {name: values.shape for name, values in inside["results"].items()} == dict.fromkeys(
-        ("labels alone", "teacher alone", "both"), (2, 2, 2))
+        ("labels only", "teacher only", "both"), (2, 2, 2))
 
 
 def test_nothing_held_out_is_learned_from(inside):
-    """The two parts are the whole data set, every scan once and with its own digit."""
-    scans, digits = load_digits(return_X_y=True)
-    parts = [(inside["scans"], inside["digits"]), (inside["held_out_scans"], inside["held_out_digits"])]
+    """The two parts are the whole data set, every image once and with its own digit."""
+    images, digits = load_digits(return_X_y=True)
+    parts = [(inside["images"], inside["digits"]), (inside["held_out_images"], inside["held_out_digits"])]
     assert [len(part) for part, _ in parts] == [1197, 600]
-    found = [(*scan, digit) for part, labels in parts for scan, digit in zip((part * 16).tolist(), labels)]
-    assert sorted(found) == sorted((*scan, digit) for scan, digit in zip(scans.tolist(), digits))
+    found = [(*image, digit) for part, labels in parts for image, digit in zip((part * 16).tolist(), labels)]
+    assert sorted(found) == sorted((*image, digit) for image, digit in zip(images.tolist(), digits))
 
 
-def test_few_rows_are_as_many_of_each_digit(inside):
-    rows = inside["few_rows"](4, seed=1)
-    assert len(set(rows)) == 40
-    assert np.bincount(inside["digits"][rows]).tolist() == [4] * 10
-    assert rows.tolist() == inside["few_rows"](4, seed=1).tolist() != inside["few_rows"](4, seed=2).tolist()
+def test_few_images_are_as_many_of_each_digit(inside):
+    chosen = inside["few_images"](4, seed=1)
+    assert len(set(chosen)) == 40
+    assert np.bincount(inside["digits"][chosen]).tolist() == [4] * 10
+    assert chosen.tolist() == inside["few_images"](4, seed=1).tolist() != inside["few_images"](4, seed=2).tolist()
 
 
-@pytest.mark.parametrize("told_by, ignored", [("labels alone", "teacher"), ("teacher alone", "label")])
-def test_students_learn_from_what_they_are_told_alone(inside, told_by, ignored):
+@pytest.mark.parametrize("source, ignored", [("labels only", "teacher"), ("teacher only", "label")])
+def test_students_learn_from_their_source_alone(inside, source, ignored):
     """Whatever stands in for the other source, the student is the same; both together are not ignored."""
-    rows = inside["few_rows"](2, seed=0)
-    scans, digits, scores = inside["scans"][rows], inside["digits"][rows], inside["teacher_scores"][rows]
+    chosen = inside["few_images"](2, seed=0)
+    images, digits, scores = (inside[name][chosen] for name in ("images", "digits", "teacher_logits"))
     changed = (digits, -scores) if ignored == "teacher" else ((digits + 1) % 10, scores)
 
     def student(name, digits, scores):
         mx.random.seed(3)
         net = inside["make_network"](8)
-        inside["fit"](net, inside["STUDENTS"][name], scans, digits, scores, steps=4, rate=0.01, seed=0)
-        return net(inside["array"](scans)).asnumpy()
+        inside["fit"](net, inside["STUDENTS"][name], images, digits, scores, steps=4, rate=0.01, seed=0)
+        return net(inside["array"](images)).asnumpy()
 
-    assert np.array_equal(student(told_by, digits, scores), student(told_by, *changed))
+    assert np.array_equal(student(source, digits, scores), student(source, *changed))
     assert not np.array_equal(student("both", digits, scores), student("both", *changed))
 
 
 def test_the_first_batch_is_checked(inside):
-    scores = inside["teacher_scores"][:20]
+    scores = inside["teacher_logits"][:20]
     probabilities = inside["array"](scores).softmax().asnumpy()
     net = inside["make_network"](8)
     with pytest.raises(ValueError, match="teacher_pred"):
-        inside["fit"](net, inside["STUDENTS"]["teacher alone"], inside["scans"][:20], inside["digits"][:20],
+        inside["fit"](net, inside["STUDENTS"]["teacher only"], inside["images"][:20], inside["digits"][:20],
                       probabilities, steps=1, rate=0.01, seed=0)
 
 

@@ -4,8 +4,8 @@ import gallery
 import pytest
 
 PAGES = {  # its figures, and what its help names
-    "knowledge_distillation": (["distillation_teacher.png", "knowledge_distillation.png"],
-                               ["--rows", "--seeds", "--steps", "--hidden", "--temperature", "--figures"]),
+    "knowledge_distillation": (["distillation_distance.png", "distillation_teacher.png", "knowledge_distillation.png"],
+                               ["--images", "--seeds", "--steps", "--hidden", "--temperature", "--figures"]),
     "padded_sequences": (["sequences_phrases.png", "sequences_students.png"],
                          ["--seeds", "--steps", "--hidden", "--figures"]),
     "sparse_autoencoder": (["sparse_activity.png", "sparse_units.png"],
