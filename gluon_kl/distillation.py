@@ -272,12 +272,11 @@ class DistillationLoss(CheckedLoss):
 
     def _over_operators(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
         used = list(self._used(*inputs))
-        indices, used[1] = used[1], None if self._sparse_label else used[1]
+        sparse = self._sparse_label and used[1] is not None
+        if sparse:  # before it is lifted, while a graph knows its shape
+            used[1] = F.reshape_like(used[1], divergence.first_along(F, inputs[0], self._axis))
         pred, label, teacher_pred, weight = self._lifted(F, facts, used)
-        if indices is not None and self._sparse_label:
-            # As they come, while a graph knows their shapes.
-            indices = F.reshape_like(indices, divergence.first_along(F, inputs[0], self._axis))
-            label = (indices.as_np_ndarray() * divergence.unit(F, pred).as_np_ndarray()).as_nd_ndarray()
+        if sparse:
             if self._weight == 0:
                 label = F.zeros_like(label)  # the class that there always is
             label = divergence.one_hot(F, label, pred, self._axis, self._batch_axis)

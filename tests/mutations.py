@@ -155,6 +155,11 @@ MUTATIONS = [  # what breaks, file, the source, what it becomes
      "return (*inputs[extra:], *named.values())"),
     # 7: memory stays flat whatever number changes
     # 8: class indices of any dtype
+    ("a teacher of any dtype", "native/__init__.py", "**{name: carry(x) for name, x in others}}",
+     "**{name: x if name in fixed else carry(x) for name, x in others}}"),
+    ("class indices have no say in the dtype", "distillation.py",
+     "pred, label, teacher_pred, weight = self._lifted(F, facts, used)",
+     "label, used[1] = used[1], None\n        pred, _, teacher_pred, weight = self._lifted(F, facts, used)"),
     # 9: one category gives exactly 0
     # 10: tiny divergences and extreme temperatures
     ("a gap of two rounded logarithms", "native/kernel.h", "near ? -log1p<T>(sum[j].narrow()) :", ""),

@@ -30,7 +30,7 @@ from conftest import MODES, Run
 from mxnet import nd
 from test_family import FEW as FEW_OF_FAMILY
 from test_family import MEMBERS as FAMILY
-from test_family import Model
+from test_family import NESTED, Model
 
 import oracle
 
@@ -333,6 +333,46 @@ def test_missing_inputs_are_named(cls):
 
 
 # 8: class indices of any dtype
+
+DTYPES = ("bool", "uint8", "int8", "int32", "int64", "float16", "float32", "float64")
+
+
+def of_dtype(x, dtype):
+    """The array in a dtype that may not hold its values, but some of its kind."""
+    x = np.abs(x) >= 0.3 if dtype == "bool" else np.abs(np.round(x)) if dtype.startswith("u") else x
+    return mx.nd.array(np.round(x) if "int" in dtype else x, dtype=dtype)
+
+
+@pytest.mark.parametrize("name", NESTED)
+def test_inputs_of_any_dtype_in_a_hybridized_block(path, rng, name):
+    """As by itself, each input of each dtype beside others in float32 or float64. (A bool pred is refused.)"""
+    member = FAMILY[name]
+    inputs = member.inputs(rng, (3, 4))
+    given = [x for x in inputs if x is not None]
+    weight = [np.array([[1.0], [2], [0]])] * (len(given) == len(inputs))
+    model = Model(member.make())
+    model.hybridize()
+    for i, dtype, others in itertools.product(range(len(given + weight)), DTYPES, ("float32", "float64")):
+        if (i, dtype) == (0, "bool"):
+            continue
+        arrays = [of_dtype(x, dtype if i == j else others) for j, x in enumerate(given + weight)]
+        alone = [*arrays[:len(given)], *[None] * (len(member.make()._names) - 1 - len(given)), *arrays[len(given):]]
+        got, want = model(*arrays), member.make()(*alone)
+        assert got.dtype == want.dtype, (i, dtype, others)
+        np.testing.assert_allclose(got.asnumpy(), want.asnumpy(), rtol=1e-4, atol=1e-5, err_msg=str((i, dtype, others)))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_indices_that_are_no_class(run, rng, dtype):
+    """NaN whatever dtype holds them, alone and in a hybridized block."""
+    pred, _, teacher = FAMILY["both"].inputs(rng, (6, 4))
+    pred, teacher = (mx.nd.array(x, dtype=dtype) for x in (pred, teacher))
+    for index, known in (([0, 1, 2, 3, -1, 4], 4), ([0, 3, 1 + 1e-12, 0.5, np.nan, 1e300], 2)):
+        label = mx.nd.array(index, dtype="float64")
+        for block in (DistillationLoss(), Model(DistillationLoss())):
+            got = run.prepare(block)(pred, label, teacher).asnumpy()
+            np.testing.assert_array_equal(np.isnan(got), np.arange(6) >= known)
+
 
 
 # 9: one category gives exactly 0

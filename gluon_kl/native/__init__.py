@@ -236,7 +236,7 @@ def fused_in_graph(inputs: Mapping[str, Any], fixed: Sequence[str] = (), **optio
     # from every other, MXNet merges it with theirs, and the sum lands on the operator again.
     with mx.AttrScope(__gluon_kl_use__=_use()):
         pred = mx.sym.identity(pred)
-        given = {first: pred, **{name: x if name in fixed else carry(x) for name, x in others}}
+        given = {first: pred, **{name: carry(x) for name, x in others}}
     if options.get("hard") == "index" and given.get("hard") is not None:
         # print_summary takes what an operator makes of class indices alone for a layer, with two axes at least.
         given["hard"] = mx.sym.expand_dims(given["hard"], axis=0)
