@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -27,6 +28,12 @@ LIBRARIES = {"libgomp.so.1": "libgomp1", "libquadmath.so.0": "libquadmath0"}  # 
 # Of each command's set-up: megabytes to fetch and on disk, and minutes on two cores (more where the network is slow).
 COSTS = {"tutorial": (200, 700, 2), "docs": (200, 700, 2), "test": (250, 900, 2), "bench": (190, 650, 2),
          "lint": (60, 220, 1), "wheel": (130, 600, 1)}
+# Of sphinx-build, of which the environment that knows them may not be there yet.
+SPHINX_OPTIONS = re.compile(
+    "-[bjdcDAtw].*|-[aECnvqQNWTP]+|--(builder|jobs|write-all|fresh-env|doctree-dir|conf-dir|isolated|define|html-define|tag"
+    "|nitpicky|verbose|quiet|silent|color|no-color|warning-file|fail-on-warning|keep-going|show-traceback|pdb"
+    "|exception-on-warning)(=.*)?")
+COMPILES = " (twice that on a busy machine), in which it also compiles the fused operator"
 QUICK_NOTICE = ("Only the walkthrough was run. <code>python3 tasks.py docs</code> runs every page."
                 # The others drew nothing, and the gallery would show a placeholder for each.
                 "<style>.sphx-glr-thumbcontainer img:not([src*=kl_divergence]) { display: none; }</style>")
@@ -185,7 +192,8 @@ def set_up(python, folder, command, mxnet=MXNET, numpy=None):
     fetched, disk, minutes = COSTS[command]
     check_room(disk)
     print(f"Setting up {folder.name}: up to {fetched} MB to fetch, {disk} MB on disk, and about {minutes} minute"
-          f"{'s' if minutes > 1 else ''}; later runs start at once.", flush=True)
+          f"{'s' if minutes > 1 else ''}{COMPILES if command not in ('lint', 'wheel') else ''}; later runs start at "
+          "once.", flush=True)
     if known[0] != identity:
         shutil.rmtree(str(folder), ignore_errors=True)
         step(f"Making {folder.name} with Python {python['version']}",
@@ -268,6 +276,22 @@ def build_site(python, only="", arguments=()):
     shutil.rmtree(str(SITE), ignore_errors=True)
     fresh.rename(SITE)
     stamp.write_text(f"{site_digest(python)}\n{only}")
+
+
+def bench_options():
+    """Return the parser of the benchmark's own options."""
+    return runpy.run_path(str(Path(__file__).parent / "benchmarks" / "options.py"))["parser"](prog="tasks.py bench")
+
+
+def check_arguments(command, arguments):
+    """Refuse an option that the tool does not have, before minutes are spent on its environment."""
+    if command == "bench":
+        bench_options().parse_args(arguments)  # exits if it refuses
+    if command in ("tutorial", "docs"):
+        for option in arguments:
+            if option.startswith("-") and not SPHINX_OPTIONS.fullmatch(option):
+                raise CannotRun(f"`{command}` hands its options to sphinx-build, which has no {option}: "
+                                "https://www.sphinx-doc.org/en/master/man/sphinx-build.html lists them.")
 
 
 def tutorial(python, arguments):
@@ -356,10 +380,13 @@ def main(argv=None):
         return 0
     if {"-h", "--help"} & set(asked.arguments):
         print(f"{parser.prog} {asked.command}: {COMMANDS[asked.command].__doc__}")
+        if asked.command == "bench":
+            print(bench_options().format_help())
         return 0
     try:
         if not sys.platform.startswith("linux"):
             raise CannotRun(f"gluon_kl supports Linux, not {sys.platform}.")
+        check_arguments(asked.command, asked.arguments)
         python = choose_python(asked.python)
         inside = set_up(python, ROOT / environment(asked, python), asked.command, asked.mxnet or MXNET, asked.numpy)
         return COMMANDS[asked.command](inside, asked.arguments) or 0

@@ -11,7 +11,6 @@ value and gradients are compared with gluon_kl's; what differs is reported and l
 Prints the tables; writes figures/benchmark*.csv and figures/benchmark.png.
 """
 
-import argparse
 import contextlib
 import csv
 import json
@@ -25,6 +24,7 @@ from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
+import options
 from rows import FAMILY, MEMORY, SHAPES, smaller
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -271,15 +271,7 @@ def write(tables, folder):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", nargs="+", metavar="NAME", help="only rows whose name holds one of these")
-    parser.add_argument("--list", action="store_true", help="print the names of the rows")
-    parser.add_argument("--quick", action="store_true", help="tiny arrays, short turns: that all works, not how fast")
-    parser.add_argument("--rounds", type=int, default=7, help="turns of each subject on each row (default 7)")
-    parser.add_argument("--peers", default=sys.executable, metavar="PYTHON", help="interpreter that has torch and JAX")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where tables and plot go (default: figures, if "
-                                                                   "every row is measured)")
-    parser.add_argument("--draw", action="store_true", help="draw the plot from the tables that are there")
+    parser = options.parser(__doc__)
     arguments = parser.parse_args()
     family, shapes, memory = (
         [row for row in rows if not arguments.rows or any(part in row.name for part in arguments.rows)]

@@ -34,8 +34,8 @@ def test_needs_only_the_standard_library_and_an_old_python_can_read_it():
     tree = ast.parse((ROOT / "tasks.py").read_text(), feature_version=(3, 6))
     imported = {name.name for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))
                 for name in ([ast.alias(node.module, None)] if isinstance(node, ast.ImportFrom) else node.names)}
-    assert imported <= {"argparse", "configparser", "errno", "hashlib", "json", "os", "pathlib", "re", "shlex",
-                        "shutil", "subprocess", "sys", "time"}
+    assert imported <= {"argparse", "configparser", "errno", "hashlib", "json", "os", "pathlib", "re", "runpy",
+                        "shlex", "shutil", "subprocess", "sys", "time"}
 
 
 # Which Python
@@ -329,6 +329,41 @@ def test_help_does_nothing(project, capsys, command, arguments):
     assert tasks.main([command, *arguments]) == 0
     assert tasks.COMMANDS[command].__doc__ in capsys.readouterr().out
     assert project == []
+
+
+def test_help_of_the_benchmark_names_its_options(project, capsys):
+    tasks.main(["bench", "--help"])
+    said = capsys.readouterr().out
+    assert all(option in said for option in ("--rows", "--list", "--quick", "--rounds", "--peers", "--out", "--draw"))
+
+
+@pytest.mark.parametrize("command", ["docs", "tutorial"])
+@pytest.mark.parametrize("wrong", [["--nope"], ["-W", "--jbos", "2"], ["-z"], ["--define-all=3"]])
+def test_an_unknown_option_is_refused_before_the_set_up(project, capsys, command, wrong):
+    assert tasks.main([command, *wrong]) == 1
+    said = capsys.readouterr().err
+    assert f"has no {[word for word in wrong if word.startswith('-')][-1]}:" in said and project == []
+
+
+def test_an_unknown_option_of_the_benchmark_is_refused_before_the_set_up(project, capsys):
+    with pytest.raises(SystemExit):
+        tasks.main(["bench", "--nope"])
+    assert "unrecognized arguments: --nope" in capsys.readouterr().err and project == []
+
+
+@pytest.mark.parametrize("arguments", [
+    [], ["-E"], ["-j", "2"], ["-j2"], ["-nW"], ["-D", "html_title=x"], ["--jobs=2"], ["--keep-going"], ["index.rst"]])
+def test_options_of_sphinx_pass(arguments):
+    tasks.check_arguments("docs", arguments)
+    tasks.check_arguments("test", ["--nope"])  # those of pytest only pytest knows
+
+
+def test_every_option_of_sphinx_is_known():
+    said = subprocess.run([sys.executable, "-m", "sphinx", "--help"], capture_output=True, text=True).stdout
+    found = set(re.findall(r"(?<![\w-])--?[A-Za-z][\w-]*", said.split("options:", 1)[1]))
+    found -= {"-h", "--help", "--version"}
+    assert len(found) > 30
+    assert not [option for option in found if not tasks.SPHINX_OPTIONS.fullmatch(option)]
 
 
 def test_ctrl_c(project, monkeypatch, capsys):
