@@ -51,10 +51,10 @@ def test_the_printed_means_are_those_of_the_formula(page):
 
 
 def test_counting_padding_looks_better_and_is_worse(page):
-    """The number of the page: own loss and truth of both kinds of student."""
-    (true, told), (true_padded, told_padded) = (value_of(page[0], name) for name in KINDS)
-    assert true == told
-    assert told_padded < 0.9 * told, "padding should make the mean small"
+    """The number of the page: the true divergence of both kinds of students, and their own loss."""
+    (true, own), (true_padded, own_padded) = (value_of(page[0], name) for name in KINDS)
+    assert true == own
+    assert own_padded < 0.9 * own, "padding should make the mean small"
     assert true_padded > 1.04 * true, "and letters should suffer"
 
 
@@ -63,7 +63,7 @@ KINDS = ("padding left out", "padding counted  ")
 
 def test_the_teacher_has_learned_something(page):
     held_out, = value_of(page[0], "held out:")
-    blind, = value_of(page[0], "blind guess:")
+    blind, = value_of(page[0], "uniform guess:")
     assert blind == pytest.approx(np.log(28), abs=0.005)
     assert 1.5 < held_out < 2.1
 
@@ -81,7 +81,7 @@ def test_arguments_are_obeyed(inside):
 def test_phrases_are_the_licence(inside):
     """Every word of the text is there, in order, but for those shorter than a phrase may be."""
     words = " ".join(inside["phrases"]).split()
-    text = (gallery.ROOT / "LICENSE").read_text().lower()
+    text = (gallery.ROOT / "LICENSE").read_text().lower().replace("'", "")
     place = 0
     for word in words:
         place = text.index(word, place) + len(word)
@@ -119,7 +119,7 @@ def test_nobody_reads_ahead(inside):
 
 def test_padding_teaches_nothing(inside):
     """Whatever the labels of padding are, a student trained under the mask is the same; without it, another."""
-    changed = inside["opinion"].copy()
+    changed = inside["teacher_logits"].copy()
     changed[inside["valid"] == 0] += np.arange(28)
 
     def student(labels, counted):
@@ -128,13 +128,13 @@ def test_padding_teaches_nothing(inside):
         return net(inside["unread"]).asnumpy()
 
     valid, everywhere = inside["valid"], inside["everywhere"]
-    np.testing.assert_array_equal(student(inside["opinion"], valid), student(changed, valid))
-    assert not np.array_equal(student(inside["opinion"], everywhere), student(changed, everywhere))
+    np.testing.assert_array_equal(student(inside["teacher_logits"], valid), student(changed, valid))
+    assert not np.array_equal(student(inside["teacher_logits"], everywhere), student(changed, everywhere))
 
 
 def test_distances_are_means_over_what_counts(inside):
     net, rows = inside["students"]["padding left out", 0], inside["held_out"]
-    nats = kl(inside["opinion"][rows], net(inside["unread"]).asnumpy())
+    nats = kl(inside["teacher_logits"][rows], net(inside["unread"]).asnumpy())
     valid = inside["valid"][rows]
     expected = [((nats * valid).sum(axis=1) / valid.sum(axis=1)).mean(), nats.mean()]
     found = inside["distances"](net, inside["valid"], inside["everywhere"])
@@ -146,7 +146,7 @@ def test_mixed_with_the_text(inside):
     rows = inside["few"]
     pred = inside["students"]["padding left out", 0](inside["before"](inside["letters"][rows])).asnumpy()
     true = np.take_along_axis(np.log(softmax(pred)), inside["letters"][rows].astype(int)[..., None], axis=2)[..., 0]
-    nats = (-true + 4 * kl(inside["opinion"][rows] / 2, pred / 2)) / 2
+    nats = (-true + 4 * kl(inside["teacher_logits"][rows] / 2, pred / 2)) / 2
     valid = inside["valid"][rows]
     expected = (nats * valid).sum(axis=1) / valid.sum(axis=1)
     np.testing.assert_allclose(inside["values"].asnumpy(), expected, rtol=1e-9)
