@@ -96,6 +96,12 @@ def run(request, path):
 
 
 @pytest.fixture
+def eager(path):
+    """What `run` is, eager alone: for what the other ways, which test_modes.py compares, share with it."""
+    return Run("eager")
+
+
+@pytest.fixture
 def rng():
     return np.random.RandomState(7)
 

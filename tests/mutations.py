@@ -19,10 +19,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-SUITE = ["test_reports.py", "test_loss.py", "test_modes.py", "test_distillation.py", "test_gaussian.py",
-         "test_bernoulli.py", "test_gradients.py", "test_programs.py", "test_family.py"]
-COMPILED = ["test_reports.py", "test_gaussian.py", "test_native.py", "test_gradients.py", "test_distillation.py",
-            "test_programs.py", "test_family.py"]
+SUITE = ["test_reports.py", "test_cases.py", "test_loss.py", "test_modes.py", "test_distillation.py",
+         "test_gaussian.py", "test_bernoulli.py", "test_gradients.py", "test_programs.py", "test_family.py"]
+COMPILED = ["test_reports.py", "test_cases.py", "test_gaussian.py", "test_native.py", "test_gradients.py",
+            "test_distillation.py", "test_programs.py", "test_family.py"]
 MUTATIONS = [  # what breaks, file, the source, what it becomes
     ("mean instead of sum", "divergence.py", "if mean:\n        sums", "if not mean:\n        sums"),
     ("mean of Gaussians instead of sum", "divergence.py", "if mean:\n        shares",
@@ -234,7 +234,7 @@ def test(folder, environment, tests):
         [sys.executable, "-W", "ignore", "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-c", os.devnull,
          "--rootdir", folder, *[os.path.join(folder, "tests", name) for name in tests]],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=1800, cwd=folder, env=environment)
-    failed = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
+    failed = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", done.stdout, re.MULTILINE)
     if done.returncode not in (0, 1) and not failed:
         return f"crash, exit code {done.returncode}"
     return failed and failed.group(1).rpartition("/")[2]

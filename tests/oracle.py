@@ -6,9 +6,15 @@ KL(P || Q) = sum_i p_i (log p_i - log q_i), in nats, with 0 log 0 = 0.
 import numpy as np
 
 
+def wide(x, dtype=np.float64):
+    """x in `dtype` at least; complex stays complex, for `gradients`."""
+    x = np.asarray(x)
+    return x.astype(np.result_type(x, dtype))
+
+
 def log_softmax(x, axis=-1):
     """log softmax; NaN for a row that holds NaN or +inf, or nothing but -inf."""
-    x = np.asarray(x, dtype=np.float64)
+    x = wide(x)
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
         shifted = x - x.max(axis=axis, keepdims=True)
         return shifted - np.log(np.exp(shifted).sum(axis=axis, keepdims=True))
@@ -16,7 +22,7 @@ def log_softmax(x, axis=-1):
 
 def log_of(x, space, axis):
     """The logarithm of the probabilities that x stands for."""
-    x = np.asarray(x, dtype=np.float64)
+    x = wide(x)
     if space == "logits":
         return log_softmax(x, axis)
     if space == "log_probs":
@@ -26,7 +32,7 @@ def log_of(x, space, axis):
 
 
 def probability_of(x, space, axis):
-    return np.asarray(x, dtype=np.float64) if space == "probs" else np.exp(log_of(x, space, axis))
+    return wide(x) if space == "probs" else np.exp(log_of(x, space, axis))
 
 
 def kl_terms(pred, label, pred_space="log_probs", label_space="probs", axis=-1):
@@ -103,10 +109,7 @@ def kl_gradients(pred, label, head=None, *, from_logits=True, label_space="probs
     weights, silent = row_weights(sample_weight, shape, batch_axis, axis)
     if head is None:
         head = np.ones(shape if reduction == "none" else shape[batch_axis])
-    if reduction != "none":
-        head = head / count(shape, batch_axis, reduction, axis, weights)
-        head = np.reshape(head, [-1 if i == batch_axis % len(shape) else 1 for i in range(len(shape))])
-    head = np.broadcast_to(head, shape) * (1.0 if weight is None else weight)
+    head = head_of_terms(head, shape, batch_axis, reduction, axis, weights) * (1.0 if weight is None else weight)
 
     pred_space = space_of(from_logits, pred_space)
     p = probability_of(label, label_space, axis)
@@ -133,14 +136,61 @@ def kl_gradients(pred, label, head=None, *, from_logits=True, label_space="probs
         to_weight = np.where((weights == 0) & ~finite, 0.0, terms) * head
     if sample_weight is None:
         return to_pred, to_label, None
-    size = full_weights(sample_weight, shape, batch_axis, axis).shape
-    axes = tuple(i for i in range(len(shape)) if size[i] == 1)
-    return to_pred, to_label, to_weight.sum(axis=axes, keepdims=True).reshape(np.shape(sample_weight))
+    return to_pred, to_label, to_given_weight(to_weight, sample_weight, batch_axis, axis)
+
+
+def head_of_terms(head, shape, batch_axis, reduction, axis, weights):
+    """The gradient to each weighted term of sum(head * reduce(terms))."""
+    if reduction != "none":
+        head = head / count(shape, batch_axis, reduction, axis, weights)
+        head = np.reshape(head, [-1 if i == batch_axis % len(shape) else 1 for i in range(len(shape))])
+    return np.broadcast_to(head, shape)
+
+
+def to_given_weight(gradient, sample_weight, batch_axis, axis):
+    """The gradient to sample_weight from that to its broadcast copy."""
+    return sum_to(gradient, full_weights(sample_weight, gradient.shape, batch_axis, axis).shape).reshape(
+        np.shape(sample_weight))
+
+
+def sum_to(x, shape):
+    """x summed over what NumPy broadcasts from shape."""
+    x = x.sum(axis=tuple(range(x.ndim - len(shape))))
+    return x.sum(axis=tuple(i for i, n in enumerate(shape) if n == 1), keepdims=True)
+
+
+def gradients(terms, inputs, scale, axis):
+    """d sum(scale * terms(*inputs)) / d input, for each input; None for those that are None or numbers.
+
+    By a complex step: Im f(x + ih) / h is f'(x), exact to rounding, since nothing is subtracted. A term depends on its
+    own row along axis alone (axis None: on its own element), so one category of every row is moved at once.
+    """
+    results = []
+    for i, x in enumerate(inputs):
+        if x is None or np.ndim(x) == 0:
+            results.append(None)
+            continue
+        result, places = np.zeros(scale.shape), [...]
+        if axis is not None:
+            places = [(slice(None),) * (axis % scale.ndim) + (k,) for k in range(scale.shape[axis])]
+        for place in places:
+            moved = np.broadcast_to(x, scale.shape).astype(complex)
+            moved[place] += 1e-30j
+            change = scale * terms(*inputs[:i], moved, *inputs[i + 1:]).imag / 1e-30
+            result[place] = change if axis is None else change.sum(axis=axis)
+        results.append(sum_to(result, np.shape(x)))
+    return results
 
 
 def reverse_kl_terms(pred, label, pred_space="log_probs", label_space="probs", axis=-1):
     """q (log q - log p): the divergence of the label from the prediction."""
     return kl_terms(label, pred, label_space, pred_space, axis)
+
+
+def log_add(x, y):
+    """log(e^x + e^y), of complex numbers too."""
+    high, low = np.maximum(x, y), np.minimum(x, y)
+    return np.where(high == -np.inf, high, high + np.log1p(np.exp(low - high)))
 
 
 def js_terms(pred, label, pred_space="log_probs", label_space="probs", axis=-1, beta=0.5):
@@ -154,53 +204,57 @@ def js_terms(pred, label, pred_space="log_probs", label_space="probs", axis=-1, 
         return reverse_kl_terms(pred, label, pred_space, label_space, axis)
     log_p, log_q = log_of(label, label_space, axis), log_of(pred, pred_space, axis)
     with np.errstate(invalid="ignore"):
-        log_m = np.logaddexp(np.log(beta) + log_p, np.log1p(-beta) + log_q)
+        log_m = log_add(np.log(beta) + log_p, np.log1p(-beta) + log_q)
         terms = [np.where(log_side == -np.inf, 0.0, share * np.exp(log_side) * (log_side - log_m))
                  for share, log_side in ((beta, log_p), (1 - beta, log_q))]
     return terms[0] + terms[1]
 
 
-def weighted(terms, *, batch_axis=0, axis=-1, weight=None, reduction="mean", sample_weight=None, counted=None):
-    """Terms under their weights, reduced; `counted` stands in for the weights where rows are counted."""
+def weighted(terms, *, batch_axis=0, axis=-1, weight=None, reduction="mean", sample_weight=None):
+    """Terms under their weights, reduced."""
     weights, _ = row_weights(sample_weight, terms.shape, batch_axis, axis)
-    counted = weights if counted is None else row_weights(counted, terms.shape, batch_axis, axis)[0]
     with np.errstate(invalid="ignore"):
         terms = np.where(weights == 0, 0.0, terms * weights)
-    return reduce(terms, batch_axis, reduction, axis, counted) * (1.0 if weight is None else weight)
+    return reduce(terms, batch_axis, reduction, axis, weights) * (1.0 if weight is None else weight)
 
 
-def distillation(pred, label, teacher_pred, *, temperature=1.0, hard_weight=0.5, sparse_label=True, weight=None,
-                 batch_axis=0, axis=-1, divergence="kl", beta=0.5, teacher_space="logits", sample_weight=None,
-                 counted=None):
-    """What DistillationLoss returns."""
-    pred = np.asarray(pred, np.float64)
-    terms = 0.0
+def distillation_terms(pred, label, teacher_pred, axis=-1, *, temperature=1.0, hard_weight=0.5, sparse_label=True,
+                       divergence="kl", beta=0.5, teacher_space="logits"):
+    """hard_weight * CE(label, pred) + (1 - hard_weight) * T^2 * D(teacher, pred) for every element."""
+    pred, terms = wide(pred), 0.0
     if hard_weight > 0:
         if sparse_label:
-            label = np.asarray(label).astype(int)
-            if label.ndim == pred.ndim:  # 1 along axis
-                label = np.squeeze(label, axis)
-            label = np.moveaxis(np.eye(pred.shape[axis])[label], -1, axis)
+            label = np.asarray(label)
+            if label.ndim < pred.ndim:  # else with 1 along axis
+                label = np.expand_dims(label, axis)
+            classes = np.moveaxis(np.arange(float(pred.shape[axis])).reshape([1] * (pred.ndim - 1) + [-1]), -1, axis)
+            known = (label == classes).any(axis=axis, keepdims=True)
+            label = np.where(known, label == classes, np.nan)
         with np.errstate(invalid="ignore"):
             terms = terms - hard_weight * np.where(label == 0, 0.0, label * log_softmax(pred, axis))
     if hard_weight < 1:
-        teacher_pred = np.asarray(teacher_pred, np.float64)
+        teacher_pred = wide(teacher_pred)
         if teacher_space == "logits":
             teacher_pred = teacher_pred / temperature
         soft = js_terms(pred / temperature, teacher_pred, "logits", teacher_space, axis,
                         {"kl": 0, "reverse_kl": 1, "js": beta}[divergence])
         terms = terms + (1 - hard_weight) * temperature ** 2 * soft
-    return weighted(terms, batch_axis=batch_axis, axis=axis, weight=weight, reduction="row_mean",
-                    sample_weight=sample_weight, counted=counted)
+    return terms
+
+
+def distillation(pred, label, teacher_pred, *, weight=None, batch_axis=0, axis=-1, sample_weight=None, **options):
+    """What DistillationLoss returns."""
+    return weighted(distillation_terms(pred, label, teacher_pred, axis, **options), batch_axis=batch_axis, axis=axis,
+                    weight=weight, reduction="row_mean", sample_weight=sample_weight)
 
 
 def bernoulli_terms(pred, label, from_sigmoid=False, label_space="probs"):
     """p log(p / q) + (1 - p) log((1 - p) / (1 - q)) for every element, in long double; 0 log 0 = 0."""
     def logs(x, logits):  # of the probability, and of its complement
-        x = np.longdouble(x)
+        x = wide(x, np.longdouble)
         if not logits:
             return np.log(x), np.log1p(-x)
-        return [np.minimum(score, 0) - np.log1p(np.exp(-abs(score))) for score in (x, -x)]
+        return [np.minimum(score, 0) - np.log1p(np.exp(np.minimum(score, -score))) for score in (x, -x)]
 
     with np.errstate(divide="ignore", invalid="ignore"):
         own, other = logs(label, label_space == "logits"), logs(pred, not from_sigmoid)
@@ -211,29 +265,13 @@ def bernoulli_terms(pred, label, from_sigmoid=False, label_space="probs"):
 
 def gaussian_terms(mean, spread, prior_mean=None, prior_spread=None, free_nats=0.0, spread_is="log_variance"):
     """log(s' / s) + (s^2 + (m - m')^2) / (2 s'^2) - 1/2 for every dimension, in long double; priors broadcast."""
-    mean, spread = np.longdouble(mean), np.longdouble(spread)
-    prior_mean = np.longdouble(0 if prior_mean is None else prior_mean)
+    mean, spread = wide(mean, np.longdouble), wide(spread, np.longdouble)
+    prior_mean = wide(0 if prior_mean is None else prior_mean, np.longdouble)
     if spread_is == "std":
-        prior_spread = np.longdouble(1 if prior_spread is None else prior_spread)
+        prior_spread = wide(1 if prior_spread is None else prior_spread, np.longdouble)
         terms = np.log(prior_spread / spread) + (spread ** 2 + (mean - prior_mean) ** 2) / (2 * prior_spread ** 2) - 0.5
     else:
-        prior_spread = np.longdouble(0 if prior_spread is None else prior_spread)
+        prior_spread = wide(0 if prior_spread is None else prior_spread, np.longdouble)
         ratio = (np.exp(spread) + (mean - prior_mean) ** 2) / np.exp(prior_spread)
         terms = (prior_spread - spread + ratio - 1) / 2
     return np.maximum(terms, free_nats)
-
-
-def numeric_gradients(function, inputs, wanted, head=None, step=1e-6):
-    """Central differences of sum(head * function(*inputs)) to the wanted inputs; None for the others."""
-    gradients = [np.zeros(np.shape(x)) if want else None for x, want in zip(inputs, wanted)]
-    for i, gradient in enumerate(gradients):
-        for index in np.ndindex(*np.shape(gradient)) if wanted[i] else ():
-            ends = []
-            for sign in (1, -1):
-                moved = list(inputs)
-                moved[i] = np.array(inputs[i], np.float64)
-                moved[i][index] += sign * step
-                value = function(*moved)
-                ends.append(np.sum(value if head is None else head * value))
-            gradient[index] = (ends[0] - ends[1]) / (2 * step)
-    return gradients

@@ -34,18 +34,13 @@ import pytest
 from conftest import Run
 from mxnet import autograd, gluon, nd
 from mxnet.contrib import amp
-from test_family import FEW, MEMBERS, NESTED, Distillation, Model, Pair, close
 
 import oracle
+from cases import FEW, MEMBERS, NESTED, Distillation, Model, Pair, close
 
 pytestmark = pytest.mark.usefixtures("path")
 BFLOAT16 = np.dtype([("bfloat16", np.uint16)])  # as MXNet spells it
 STATIC = dict(static_alloc=True, static_shape=True)
-MEMBERS = {"kl log_probs probs": Pair(KLDivLoss, oracle.kl_terms), "kl logits probs": Pair(
-    KLDivLoss, oracle.kl_terms, False), "kl logits logits": Pair(KLDivLoss, oracle.kl_terms, False, "logits"),
-        **MEMBERS}
-NESTED = [*list(MEMBERS)[:3], *NESTED]
-FEW = [*list(MEMBERS)[:3], *FEW]
 
 
 def program(function):

@@ -1,0 +1,375 @@
+"""The table that the tests walk: every member of the family, in every space, layout, reduction and kind of weight.
+
+A row of MEMBERS is a loss with the spaces of its inputs; a divergence between two distributions is a row of PAIRS, from
+which its rows of MEMBERS follow. `cases_of(name)` gives the calls of a member that are compared with the oracle. Tests
+walk many cases each: `every` names those that fail.
+"""
+
+import zlib
+
+from gluon_kl import BernoulliKLLoss, DistillationLoss, GaussianKLLoss, JSDivLoss, KLDivLoss, ReverseKLDivLoss
+
+import mxnet as mx
+import numpy as np
+
+import oracle
+
+SPACES = ("probs", "log_probs", "logits")
+TOLERANCE = {"float16": 2e-3, "float32": 2e-5, "float64": 1e-11}
+
+
+def close(actual, expected, dtype="float64"):
+    np.testing.assert_allclose(actual, expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
+def every(cases, check):
+    """check(case) for each, or check(*case) of a tuple; those that fail are named together."""
+    failed, first = [], None
+    for case in cases:
+        try:
+            check(*case) if type(case) is tuple else check(case)
+        except Exception as error:
+            first = first or error
+            failed.append(f"{case}: {type(error).__name__}: {str(error).strip()[:600]}")
+    if failed:
+        raise AssertionError(f"{len(failed)} cases failed:\n\n" + "\n\n".join(failed)) from first
+
+
+class Member:
+    """A loss with its arguments: how it is made, inputs for it, and what the oracle says of them."""
+
+    has_axis, reductions, reduction = True, ("sum", "mean", "row_mean", "none"), "sum"
+
+    def __init__(self, loss, **options):
+        self.loss, self.options = loss, options
+
+    def make(self, **options):
+        return self.loss(**{**self.options, **options})
+
+    def learns(self, inputs):
+        """Which inputs have a gradient."""
+        return [np.ndim(x) > 0 for x in inputs]
+
+    @property
+    def elementwise(self):
+        """Whether a term depends on its own elements alone."""
+        return not self.has_axis
+
+    def expect(self, inputs, sample_weight=None, *, axis=-1, reduction=None, **options):
+        """The value."""
+        return oracle.weighted(self.terms(inputs, axis), axis=axis if self.has_axis else None,
+                               reduction=reduction or self.reduction, sample_weight=sample_weight, **options)
+
+    def gradients(self, inputs, sample_weight=None, head=1.0, *, axis=-1, reduction=None, batch_axis=0, weight=None):
+        """Of sum(head * value) to each input, the weight last; None to those that are None or numbers."""
+        terms, categories = self.terms(inputs, axis), axis if self.has_axis else None
+        weights, _ = oracle.row_weights(sample_weight, terms.shape, batch_axis, categories)
+        reduction = reduction or self.reduction
+        head = np.broadcast_to(head, terms.shape if reduction == "none" else terms.shape[batch_axis])
+        scale = (1.0 if weight is None else weight) * oracle.head_of_terms(
+            head, terms.shape, batch_axis, reduction, categories, weights)
+        learned = [x if yes else None for x, yes in zip(inputs, self.learns(inputs))]
+        results = oracle.gradients(lambda *moved: self.terms([x if new is None else new for x, new in zip(
+            inputs, moved)], axis), learned, scale * weights, categories)
+        results = [np.zeros(np.shape(x)) if result is None and np.ndim(x) else result
+                   for x, result in zip(inputs, results)]
+        return [*results, None if sample_weight is None else oracle.to_given_weight(
+            terms * scale, sample_weight, batch_axis, categories)]
+
+
+class Pair(Member):
+    """A loss between pred and label."""
+
+    def __init__(self, loss, terms, from_logits=True, label_space="probs", **options):
+        super().__init__(loss, from_logits=from_logits, label_space=label_space, **options)
+        self.of_oracle = terms
+        self.spaces = oracle.space_of(from_logits, options.get("pred_space")), label_space
+
+    @property
+    def elementwise(self):
+        return "logits" not in self.spaces
+
+    def make(self, **options):
+        return super().make(**{"reduction": "sum", **options})
+
+    def inputs(self, rng, shape, axis=-1):
+        return [in_space(rng, space, shape, axis) for space in self.spaces]
+
+    def terms(self, inputs, axis):
+        own = {name: value for name, value in self.options.items() if name == "beta"}
+        return self.of_oracle(*inputs, *self.spaces, axis, **own)
+
+
+class Distillation(Member):
+    """The loss of a student, between pred, label and teacher_pred."""
+
+    reductions, reduction = ("row_mean",), "row_mean"
+
+    def __init__(self, column=False, **options):
+        super().__init__(DistillationLoss, **options)
+        self.column, self.sparse = column, options.get("sparse_label", True)
+
+    def make(self, reduction="row_mean", **options):
+        assert reduction == "row_mean"
+        return super().make(**options)
+
+    def learns(self, inputs):
+        return [True, inputs[1] is not None and not self.sparse, False]
+
+    def inputs(self, rng, shape, axis=-1):
+        hard_weight, space = self.options.get("hard_weight", 0.5), self.options.get("teacher_space", "logits")
+        pred, label = 2 * rng.normal(size=shape), None
+        teacher_pred = 2 * rng.normal(size=shape) if space == "logits" else in_space(rng, space, shape, axis)
+        if hard_weight > 0:
+            label = in_space(rng, "probs", shape, axis)
+            if self.sparse:
+                label = label.argmax(axis).astype("float64")
+                label = np.expand_dims(label, axis) if self.column else label
+        return [pred, label, None if hard_weight == 1 else teacher_pred]
+
+    def terms(self, inputs, axis):
+        return oracle.distillation_terms(*inputs, axis, **self.options)
+
+
+class Gaussian(Member):
+    """The divergence between diagonal Gaussians."""
+
+    has_axis, reductions = False, ("sum", "mean", "none")
+
+    def __init__(self, prior=(), shared=False, **options):
+        super().__init__(GaussianKLLoss, **options)
+        self.prior, self.shared = prior, shared
+
+    def inputs(self, rng, shape, axis=-1):
+        def spread(size):
+            return np.exp(rng.normal(size=size)) if self.options.get("spread") == "std" else rng.normal(size=size)
+
+        of_prior = (1,) * (len(shape) - 1) + shape[-1:] if self.shared else shape
+        return [rng.normal(size=shape), spread(shape), rng.normal(size=of_prior) if "mean" in self.prior else None,
+                spread(of_prior) if "log_variance" in self.prior else None]
+
+    def terms(self, inputs, axis):
+        own = {"spread_is" if name == "spread" else name: value for name, value in self.options.items()}
+        return doubles(oracle.gaussian_terms(*inputs, **own))
+
+
+class Bernoulli(Member):
+    """The divergence between yes-or-no distributions."""
+
+    has_axis, reductions = False, ("sum", "mean", "none")
+
+    def __init__(self, **options):
+        super().__init__(BernoulliKLLoss, **options)
+
+    def make(self, **options):
+        return super().make(**{"reduction": "sum", **options})
+
+    def inputs(self, rng, shape, axis=-1):
+        pred, label = 2 * rng.normal(size=(2, *shape))
+        return [1 / (1 + np.exp(-pred)) if self.options.get("from_sigmoid") else pred,
+                label if self.options.get("label_space") == "logits" else 1 / (1 + np.exp(-label))]
+
+    def terms(self, inputs, axis):
+        return doubles(oracle.bernoulli_terms(*inputs, **self.options))
+
+
+def doubles(x):
+    """Long doubles, complex or not, as doubles."""
+    return x.astype(complex if np.iscomplexobj(x) else float)
+
+
+def in_space(rng, space, shape, axis=-1):
+    """A random distribution along axis, written in a space."""
+    log_probs = oracle.log_softmax(rng.normal(size=shape), axis)
+    return {"probs": np.exp(log_probs), "log_probs": log_probs, "logits": log_probs + rng.normal()}[space]
+
+
+# Members: loss, terms by the oracle, options.
+
+PAIRS = (("kl", KLDivLoss, oracle.kl_terms, {}), ("reverse", ReverseKLDivLoss, oracle.reverse_kl_terms, {}),
+         ("js", JSDivLoss, oracle.js_terms, dict(beta=0.3)))
+MEMBERS = {
+    **{f"{name} {'log_probs' if from_logits else 'logits'} {space}": Pair(loss, terms, from_logits, space, **options)
+       for name, loss, terms, options in PAIRS for from_logits in (True, False) for space in SPACES},
+    **{f"{name} probs {space}": Pair(loss, terms, True, space, pred_space="probs", **options)
+       for name, loss, terms, options in PAIRS for space in SPACES},
+    "js 0": Pair(JSDivLoss, oracle.js_terms, False, beta=0),
+    "js 1": Pair(JSDivLoss, oracle.js_terms, False, beta=1),
+    "js 1, probs": Pair(JSDivLoss, oracle.js_terms, True, "probs", beta=1, pred_space="probs"),
+    "soft": Distillation(temperature=2.0, hard_weight=0),
+    "soft at 1": Distillation(hard_weight=0),
+    "hard": Distillation(hard_weight=1),
+    "hard, column": Distillation(hard_weight=1, column=True),
+    "both": Distillation(temperature=3.0, hard_weight=0.3),
+    "both, column": Distillation(temperature=3.0, column=True),
+    "both, dense": Distillation(temperature=0.7, hard_weight=0.6, sparse_label=False),
+    "both, probs": Distillation(temperature=2.0, teacher_space="probs"),
+    "both, log_probs": Distillation(temperature=2.0, teacher_space="log_probs", sparse_label=False),
+    "both, reverse": Distillation(temperature=2.0, divergence="reverse_kl"),
+    "soft, reverse, probs": Distillation(hard_weight=0, divergence="reverse_kl", teacher_space="probs"),
+    "both, js": Distillation(temperature=2.0, divergence="js", beta=0.3),
+    "soft, js, log_probs": Distillation(hard_weight=0, divergence="js", teacher_space="log_probs"),
+    "soft, js 1": Distillation(temperature=2.0, hard_weight=0, divergence="js", beta=1),
+    "gaussian": Gaussian(),
+    "gaussian, prior": Gaussian(prior=("mean", "log_variance")),
+    "gaussian, prior mean": Gaussian(prior=("mean",)),
+    "gaussian, prior variance": Gaussian(prior=("log_variance",)),
+    "gaussian, shared prior": Gaussian(prior=("mean", "log_variance"), shared=True),
+    "gaussian, free nats": Gaussian(free_nats=0.4),
+    "gaussian, std": Gaussian(spread="std"),
+    "gaussian, std, prior": Gaussian(prior=("mean", "log_variance"), spread="std"),
+    "gaussian, std, shared prior": Gaussian(prior=("log_variance",), shared=True, spread="std"),
+    **{f"bernoulli {'probs' if from_sigmoid else 'logits'} {space}":
+       Bernoulli(from_sigmoid=from_sigmoid, label_space=space)
+       for from_sigmoid in (True, False) for space in ("probs", "logits")},
+}
+# One of each kind, for what does not depend on the spaces; all of their inputs are arrays.
+FEW = ["kl log_probs probs", "kl logits probs", "kl logits logits", "kl log_probs log_probs",
+       "reverse logits probs", "reverse log_probs logits", "js logits probs", "js log_probs logits", "both",
+       "both, dense", "gaussian, prior", "reverse probs log_probs", "js probs probs", "both, js",
+       "gaussian, std, prior", "bernoulli logits probs", "bernoulli probs logits"]
+
+
+class Model(mx.gluon.HybridBlock):
+    """A user's block that holds a loss."""
+
+    def __init__(self, loss):
+        super().__init__()
+        self.loss = loss
+
+    def hybrid_forward(self, F, *inputs):
+        return self.loss(*inputs)
+
+
+def fits_a_nested_call(member):
+    """Gluon hands no None to a nested block, but what comes last may be left out."""
+    given = [x is not None for x in member.inputs(np.random.RandomState(0), (2, 2))]
+    return all(given) if isinstance(member, Distillation) else given == sorted(given, reverse=True)
+
+
+NESTED = [name for name, member in MEMBERS.items() if fits_a_nested_call(member)]
+
+# Cases: shape, axis and batch_axis of a call. KLDivLoss is called in all of these layouts, the others in the first.
+
+LAYOUTS = [
+    ((3, 4), -1, 0), ((2, 3, 2), 1, 0), ((3, 2, 2), -3, 2), ((4, 6), 0, 0), ((4, 4), -1, 0), ((6, 4), 0, 1),
+    ((6,), -1, 0), ((3, 4, 5), -1, 0), ((3, 4, 5), 1, 0), ((3, 4, 5), 1, 2), ((3, 4, 5), 0, 1), ((4, 3, 4), 1, 0),
+    ((2, 3, 4, 5), 1, 0), ((2, 3, 4, 5), -2, -3), ((3, 4, 5), 1, 1), ((6,), 0, 0), ((1, 1), -1, 0), ((5, 1), -1, 0),
+    ((1, 9), -1, 0),
+]
+
+
+class Case:
+    """One call of a member, with its inputs, weights and head gradient, and what the oracle says of it.
+
+    float16 holds every input exactly, so that one answer serves for each dtype.
+    """
+
+    def __init__(self, name, layout, reduction=None, size=None, weight=None):
+        self.name, self.member, (self.shape, axis, batch_axis) = name, MEMBERS[name], layout
+        self.reduction = reduction or self.member.reduction
+        self.options = dict(batch_axis=batch_axis, reduction=self.reduction, weight=weight)
+        if self.member.has_axis:
+            self.options["axis"] = axis
+        self.text = f"{name}, {self.shape}, {self.options}, sample_weight {size}"
+        rng = np.random.RandomState(zlib.crc32(self.text.encode()))
+        self.inputs = [x if x is None else held_by_float16(x) for x in self.member.inputs(rng, self.shape, axis)]
+        self.sample_weight = None
+        if size is not None:
+            self.sample_weight = held_by_float16(rng.uniform(0.5, 2, size=size))
+            self.sample_weight.flat[0] = 0
+        self.head = held_by_float16(rng.normal(
+            size=self.shape if self.reduction == "none" else self.shape[batch_axis]))
+
+    def __repr__(self):
+        return self.text
+
+    def make(self):
+        return self.member.make(**self.options)
+
+    @property
+    def value(self):
+        return self.member.expect(self.inputs, self.sample_weight, **self.options)
+
+    @property
+    def gradients(self):
+        return self.member.gradients(self.inputs, self.sample_weight, self.head, **self.options)
+
+
+def held_by_float16(x):
+    return np.asarray(x).astype("float16").astype("float64")
+
+
+def fits(member, layout):
+    """Whether a member can be called so: categories and samples need an axis each, but between pred and label."""
+    shape, axis, batch_axis = layout
+    return not isinstance(member, Distillation) or (axis - batch_axis) % len(shape) != 0
+
+
+def sizes(member, layout):
+    """The shapes that a sample weight may have."""
+    shape, axis, batch_axis = layout
+    found = [(shape[batch_axis],), shape, (1,) * len(shape),
+             tuple(n if i == batch_axis % len(shape) else 1 for i, n in enumerate(shape))]
+    if member.has_axis:
+        axis %= len(shape)
+        found += [shape[:axis] + shape[axis + 1:], (*shape[:axis], 1, *shape[axis + 1:]), (1, *shape[1:])]
+    return sorted(set(found) - {()})
+
+
+def cases_of(name):
+    """The cases of a member: each reduction in each layout, and twice with a sample weight.
+
+    Which weight and which factor of the loss goes round, so that every reduction meets each of them.
+    """
+    member, turn = MEMBERS[name], list(MEMBERS).index(name)
+    for layout in LAYOUTS if name.startswith("kl") else LAYOUTS[:3]:
+        if not fits(member, layout):
+            continue
+        weights = sizes(member, layout)
+        for i, reduction in enumerate(member.reductions):
+            yield Case(name, layout, reduction, None, (None, 2.5)[(turn + i) % 2])
+        for _ in range(2):
+            turn += 1
+            yield Case(name, layout, member.reductions[turn % len(member.reductions)], weights[turn % len(weights)],
+                       (None, 0.5)[turn // 2 % 2])
+
+
+# Calling a case
+
+def all_inputs(case):
+    """Every input of its loss, the sample weight last; None for those that are left out."""
+    missing = [None] * (len(case.make()._names) - 1 - len(case.inputs))
+    return [*case.inputs, *missing, case.sample_weight]
+
+
+def called(block, inputs, dtypes="float64", head=None, *, kind=mx.nd.array, grad_req="write", times=1, attached=None):
+    """The value and the gradient to each input, after `times` steps; None for inputs that are None or not attached.
+
+    `dtypes` is that of all, or of each. `attached` are the positions of the inputs that get a gradient, by default all.
+    """
+    dtypes = [dtypes] * len(inputs) if isinstance(dtypes, str) else dtypes
+    arrays = [x if np.ndim(x) == 0 else array(x, dtype, kind) for x, dtype in zip(inputs, dtypes)]
+    learned = [i for i, x in enumerate(arrays) if np.ndim(x) and (attached is None or i in attached)]
+    learned = [i for i in learned if np.dtype(arrays[i].dtype).kind == "f"]
+    for i in learned:
+        arrays[i].attach_grad(grad_req)
+    for _ in range(times):
+        with mx.autograd.record():
+            out = block(*arrays)
+        out.backward(None if head is None else kind(head, dtype=out.dtype))
+    return [out.asnumpy(), *(x.grad.asnumpy() if i in learned else None for i, x in enumerate(arrays))]
+
+
+def array(x, dtype, kind=mx.nd.array):
+    if dtype == "bool" and kind is mx.nd.array:  # which itself makes no booleans
+        return mx.np.array(x, dtype=bool).as_nd_ndarray()
+    return kind(x, dtype=dtype)
+
+
+def agrees(got, want, dtype, what):
+    """Shape and values, as near as the dtype allows."""
+    assert got.shape == np.shape(want), f"{what} has shape {got.shape}, not {np.shape(want)}"
+    tolerance = TOLERANCE[dtype]
+    np.testing.assert_allclose(got, want, rtol=tolerance, atol=tolerance * max(1, abs(want).max(initial=0)),
+                               err_msg=what)
