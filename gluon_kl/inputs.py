@@ -564,10 +564,9 @@ class CheckedLoss(Loss):
     def _first_of_kind(self, kind: Tuple[Any, ...], inputs: Sequence[Any], numpy_kind: bool) -> Any:
         """The long way, which arrays need not go again: their kind is kept if they pass the checks as they are."""
         if check_kinds(self._names, inputs, self._optional, self._numeric):
-            # Where a label's shape is open, MXNet overruns the memory in which it hands shapes to an extension: it
-            # counts -1 for each. Gluon's traces know all shapes; Symbols put together by hand may not.
             scope = getattr(_BlockScope._current, "value", None)
-            compute = self._over_operators if scope is None else self._compute
+            # Of Symbols put together by hand shapes may be open, which not every form over MXNet's operators bears.
+            compute = self._over_operators if scope is None and not reaches(None) else self._compute
             # A scope of Gluon's that is entered twice is never left.
             with contextlib.nullcontext() if scope is self._scope else self.name_scope():
                 return compute(mx.sym, None, *inputs)

@@ -176,6 +176,12 @@ MUTATIONS = [  # what breaks, file, the source, what it becomes
      "return value"),
     ("an axis without bounds", "inputs.py", "if not -_MAX_AXES <= axis < _MAX_AXES:", "if False:"),
     # 12: shapes left open
+    ("a label that nothing ties to pred", "native/__init__.py", "    for name in tied:  #", "    for name in []:  #"),
+    ("class indices that nothing ties to pred", "native/__init__.py", "    for name in indices:  #",
+     "    for name in []:  #"),
+    ("ties that merge", "native/__init__.py", "like(pred, of=name)", "like(pred)"),
+    ("a weight whose rank nobody asks for", "native/__init__.py", 'if "weight" in given:', "if False:"),
+    ("a tie that wants equal dtypes", "native/op.cc", ": -1;  // as its use asks", ": gluon_kl::kFloat32;"),
     # 13: the package imported again
     ("the operator is loaded twice", "native/__init__.py", "if _handle() is None:  #", "if True:  #"),
     ("the operator of another copy", "native/__init__.py", "ctypes.CDLL(path, mode=os.RTLD_NOLOAD)", "pass"),

@@ -641,6 +641,77 @@ def test_numbers_as_inputs_keep_the_rule(run):
 # 12: shapes left open
 
 
+def check_open_shapes():
+    """At every rank, whatever is given and whatever is not: the shapes, or an error; of an overrun the process dies."""
+    for name, member in FAMILY.items():
+        inputs = member.inputs(np.random.RandomState(0), (4, 5))
+        for wrapped in (False, True):
+            loss = Model(member.make()) if wrapped else member.make()
+            names = member.make()._names[:len(inputs)]
+            given = [key for key, x in zip(names, inputs) if x is not None]
+            graph = loss(*[mx.sym.var(key) if key in given else None for key in names])
+            sizes = {key: x.shape for key, x in zip(names, inputs) if x is not None}
+            alike = member.make()._alike
+            for rank in range(2, 12):
+                shapes = {key: (2,) * (rank - 2) + tuple(1 if n == 1 else 2 for n in sizes[key]) for key in given}
+                for known in itertools.chain.from_iterable(
+                        itertools.combinations(given, count) for count in range(len(given) + 1)):
+                    for _ in range(20):
+                        try:
+                            found = graph.infer_shape_partial(**{key: shapes[key] for key in known})[0]
+                        except mx.MXNetError as error:
+                            assert "bad_alloc" in str(error) or "std::vector" in str(error), error
+                            assert names[0] not in known or "sample_weight" not in known, (name, known, error)
+                            continue
+                        if names[0] in known:
+                            found = dict(zip(graph.list_arguments(), found))
+                            # Nothing tells whether class indices keep the axis, nor what shape a prior has.
+                            assert all(found[key] in (shapes[key], None, (), shapes[key][:-1]) for key in given), found
+                            assert all(found[key] == shapes[key] for key in alike if key in given), (name, found)
+
+
+DTYPES = ("float16", "float32", "float64", "bool", "uint8", "int8", "int32", "int64")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_open_labels_of_every_dtype(path, dtype):
+    """A graph put together by hand, bound by the shape of pred alone: values and gradients of the eager call."""
+    rng = np.random.RandomState(0)
+    hot = np.eye(5)[rng.randint(0, 5, 4)].astype(dtype)
+    index = rng.randint(0, 2, 4).astype(dtype)
+    teacher = rng.randn(4, 5).astype("float32")
+    members = [(KLDivLoss(False), [hot]), (ReverseKLDivLoss(False, label_space="logits"), [hot]), (JSDivLoss(), [hot]),
+               (BernoulliKLLoss(), [hot]), (DistillationLoss(2.0), [index, teacher]),
+               (DistillationLoss(2.0, sparse_label=False), [hot, teacher]), (DistillationLoss(hard_weight=1), [index])]
+    for loss, others in members:
+        for pred_dtype in DTYPES[:3]:
+            inputs = [-abs(rng.randn(4, 5)).astype(pred_dtype), *others]
+            names = loss._names[:len(inputs)]
+            graph = loss(*map(mx.sym.var, names), *[None] * (isinstance(loss, DistillationLoss) and len(inputs) < 3))
+            types = {name: x.dtype for name, x in zip(names, inputs)}
+            if path == "operators" and others[0] is index:
+                continue  # whose shape MXNet's own operators do not find
+            bound = graph.simple_bind(mx.cpu(), grad_req=dict.fromkeys(names[:1], "write"), type_dict=types,
+                                      **{names[0]: (4, 5)})
+            for name, x in zip(names, inputs):
+                bound.arg_dict[name][:] = x
+            value = bound.forward(is_train=True)[0]
+            bound.backward(mx.nd.ones_like(value))
+            arrays = [nd.array(x, dtype=x.dtype) for x in inputs]
+            arrays[0].attach_grad()
+            with mx.autograd.record():
+                expected = loss(*arrays, *[None] * (isinstance(loss, DistillationLoss) and len(inputs) < 3))
+            expected.backward()
+            tolerance = {"rtol": 1e-5, "atol": 1e-6}
+            np.testing.assert_allclose(value.asnumpy(), expected.asnumpy(), **tolerance)
+            np.testing.assert_allclose(bound.grad_dict[names[0]].asnumpy(), arrays[0].grad.asnumpy(), **tolerance)
+
+
+@needs_operator
+def test_open_shapes(in_subprocess):
+    in_subprocess("import test_reports; test_reports.check_open_shapes()")
+
+
 # 13: the package imported again
 
 AGAIN = {  # in this order in one process, each twice

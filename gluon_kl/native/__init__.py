@@ -21,7 +21,7 @@ from mxnet.symbol.register import _make_symbol_function
 __all__ = ["fused", "fused_in_graph", "info", "is_available", "reaches", "why_not"]
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
-_NAME = "_gluon_kl_divergence"
+_NAME, _LIKE = "_gluon_kl_divergence", "_gluon_kl_like"
 _LOCK = threading.Lock()
 _INTERFACES = ("1.9.", "2.0.")  # of MXNet's releases, those whose interface has the version that we are built for
 _DEFAULTS = {"form": "kl", "pred": "log_probs", "target": "probs", "axis": -1, "batch_axis": 0, "reduction": "sum",
@@ -44,10 +44,10 @@ def _library_path():
     raise _Unavailable("it was not built: `apt-get install g++` where no C++ compiler is, then install gluon_kl again")
 
 
-def _handle():
-    """The operator in MXNet's registry, or None."""
+def _handle(name=_NAME):
+    """An operator in MXNet's registry, or None."""
     handle = OpHandle()
-    return None if _LIB.NNGetOpHandle(c_str(_NAME), ctypes.byref(handle)) else handle
+    return None if _LIB.NNGetOpHandle(c_str(name), ctypes.byref(handle)) else handle
 
 
 def _open(path):
@@ -92,12 +92,19 @@ def _loaded():
 
 @functools.lru_cache(maxsize=None)
 def _operators():
-    """The operator on arrays and on Symbols."""
+    """The divergence on arrays and on Symbols."""
     library, reason = _loaded()
     if library is None:
         raise RuntimeError("the fused operator is not available: " + reason)
     handle = _handle()
     return _make_ndarray_function(handle, _NAME, _NAME), _make_symbol_function(handle, _NAME, _NAME)
+
+
+@functools.lru_cache(maxsize=None)
+def _on_symbols(name):
+    """An operator, without what AMP has put around its function: a cast would stand between what is tied."""
+    _operators()
+    return _make_symbol_function(_handle(name), name, name)
 
 
 def is_available() -> bool:
@@ -148,9 +155,8 @@ def info() -> Optional[Dict[str, Any]]:
 def reaches(device: Any) -> bool:
     """Whether the operator can take a call, or MXNet's operators must.
 
-    Real arrays must be on a CPU. Where Symbols come without a device (inside a block of the user's) that is not known:
-    MXNet must be built for CPUs alone. Of Symbols put together by hand nobody asks: `CheckedLoss._first_of_kind` says
-    why.
+    Real arrays must be on a CPU. Where Symbols come without a device that is not known: MXNet must be built for CPUs
+    alone.
     """
     if device is None:
         return is_available() and not mx.runtime.Features().is_enabled("CUDA")
@@ -236,10 +242,10 @@ def fused_in_graph(inputs: Mapping[str, Any], fixed: Sequence[str] = (), **optio
     # from every other, MXNet merges it with theirs, and the sum lands on the operator again.
     with mx.AttrScope(__gluon_kl_use__=_use()):
         pred = mx.sym.identity(pred)
-        given = {first: pred, **{name: carry(x) for name, x in others}}
-    if options.get("hard") == "index" and given.get("hard") is not None:
         # print_summary takes what an operator makes of class indices alone for a layer, with two axes at least.
-        given["hard"] = mx.sym.expand_dims(given["hard"], axis=0)
+        others = [(name, mx.sym.expand_dims(x, axis=0) if _is_index(name, options) else x) for name, x in others]
+        given = {first: pred, **{name: carry(x) for name, x in others}}
+    given = _with_known_ranks(given, options)
     given.update({name: mx.sym.BlockGrad(given[name]) for name, _ in others if name in fixed})
     learned = [name for name, _ in others if name not in fixed]
     if options.get("reduction") == "none":  # a second result of this size would cost more than a gradient
@@ -249,6 +255,33 @@ def fused_in_graph(inputs: Mapping[str, Any], fixed: Sequence[str] = (), **optio
         silent = {name: mx.sym.BlockGrad(x) if name == first else x for name, x in given.items()}
         seen["anchor"] = fused(mx.sym, silent, learned, **{**options, "value": 0, "keep": 0})
     return fused(mx.sym, seen, [first], **options)
+
+
+def _with_known_ranks(given: Dict[str, Any], options: Mapping[str, Any]) -> Dict[str, Any]:
+    """The inputs, so that MXNet asks the operator for shapes where it knows the rank of each, or else raises an error.
+
+    Asked with a rank open, it would overrun its memory (native/op.cc). An input of the first one's shape is tied to it
+    by an operator of MXNet's, in place: it wants equal dtypes too, and what stands in for the first takes the dtype of
+    the other. Class indices, of any dtype, are tied by `pick`. Of a weight nothing tells the shape.
+    """
+    like, pick, tie, block = map(_on_symbols, (_LIKE, "pick", "_identity_with_attr_like_rhs", "BlockGrad"))
+    pred, *_ = given.values()
+    indices = [name for name in given if _is_index(name, options)]
+    tied = [name for name in [*given][1:] if name not in ("weight", *indices)]
+    # MXNet goes through a graph by the order of inputs: these come first, and the operator ignores them.
+    ranks = {"pred": like(pred, known=1)} if not tied else {}
+    if "weight" in given:
+        ranks["weight"] = like(given["weight"], known=1, name="sample_weight_needs_a_shape")
+    for name in indices:  # behind an axis of 1, which pred gets in front
+        axis = options.get("axis", -1)
+        ranks[name] = pick(mx.sym.expand_dims(pred, axis=0), given[name], axis=axis + (axis >= 0))
+    for name in tied:  # each by an array of its own dtype, which MXNet would merge with the others were it not named
+        given = {**given, name: tie(given[name], block(like(pred, of=name)))}
+    return {**{f"rank_of_{name}": block(x) for name, x in ranks.items()}, **given}
+
+
+def _is_index(name: str, options: Mapping[str, Any]) -> bool:
+    return name == "hard" and options.get("hard") == "index"
 
 
 _USES = itertools.count()

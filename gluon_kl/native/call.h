@@ -6,6 +6,7 @@
 #include <locale.h>
 #include <stdlib.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <map>
@@ -24,8 +25,9 @@ namespace gluon_kl {
 enum Reduction { kSum, kMeanOver, kNone, kRowMean };
 
 // The arrays of a call: the streams of its form, its weight, and an anchor: the result, a column of zeros, of a call
-// without a value, through which that one gets the gradient of this one's result.
-enum Slot { kWeight = kInputs, kAnchor, kSlots };
+// without a value, through which that one gets the gradient of this one's result. What stands in for their ranks while
+// MXNet infers shapes is not looked at.
+enum Slot { kWeight = kInputs, kAnchor, kRank, kSlots };
 
 struct Call {
   Form form = kKL;
@@ -39,11 +41,10 @@ struct Call {
   double hard_weight = 0, prior_mean = 0, prior_log_variance = NAN, target_value = NAN, free_nats = 0;  // NAN: not given
   bool spread_is_std = false, keep = true, value = true;
 
-  bool has(int slot) const {
-    for (int s : inputs)
-      if (s == slot) return true;
-    return false;
+  size_t position(int slot) const {  // among the inputs, or behind them
+    return std::find(inputs.begin(), inputs.end(), slot) - inputs.begin();
   }
+  bool has(int slot) const { return position(slot) < inputs.size(); }
   bool gaussian() const { return form == kGaussian; }
   bool pair() const { return form != kGaussian && form != kBernoulli; }
 };
@@ -84,7 +85,8 @@ inline bool flag(const std::string& key, const std::string& text) {
 inline std::vector<int> slots(const std::string& key, const std::string& text) {
   static const std::map<std::string, int> names = {
       {"pred", kPred}, {"target", kTarget}, {"hard", kHard}, {"weight", kWeight}, {"anchor", kAnchor}, {"mean", kMean},
-      {"log_variance", kLogVariance}, {"prior_mean", kPriorMean}, {"prior_log_variance", kPriorLogVariance}};
+      {"log_variance", kLogVariance}, {"prior_mean", kPriorMean}, {"prior_log_variance", kPriorLogVariance},
+      {"rank_of_pred", kRank}, {"rank_of_hard", kRank}, {"rank_of_weight", kRank}};
   std::vector<int> found;
   std::istringstream parts(text);
   for (std::string name; std::getline(parts, name, ',');)

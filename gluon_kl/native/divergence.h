@@ -172,8 +172,8 @@ inline bool may_be(const Shape& own, const Shape& shape) {
   return filled == shape;
 }
 inline const char* name_of(const Call& call, int slot) {
-  static const char* const pair[] = {"pred", "target", "hard", "", "weight", "anchor"};
-  static const char* const gaussian[] = {"mean", "log_variance", "prior_mean", "prior_log_variance", "weight", "anchor"};
+  static const char* const pair[] = {"pred", "target", "hard", "", "weight", "anchor", "rank"};
+  static const char* const gaussian[] = {"mean", "log_variance", "prior_mean", "prior_log_variance", "weight", "anchor", "rank"};
   return (call.gaussian() ? gaussian : pair)[slot];
 }
 // Fills in what is open and follows from the other inputs; gives the results' shape, empty where it does not follow.

@@ -43,11 +43,12 @@ ext::MXReturnValue parse_attributes(const Attributes& attributes, int* inputs, i
 
 bool is_float(int type) { return type >= gluon_kl::kFloat32 && type <= gluon_kl::kFloat16; }
 
-ext::MXReturnValue infer_type(const Attributes&, std::vector<int>* in, std::vector<int>* out) {
+ext::MXReturnValue infer_type(const Attributes& attributes, std::vector<int>* in, std::vector<int>* out) {
   return guarded([&] {
     bool in_double = false, known = true;
+    const int first = (*in)[call_of(attributes).position(gluon_kl::kPred)];
     for (int& type : *in) {
-      if (type < 0 && is_float((*in)[0])) type = (*in)[0];  // what nobody says is as the first
+      if (type < 0 && is_float(first)) type = first;  // what nobody says is as the first
       if (type < 0) known = false;
       else if (type > gluon_kl::kInt64) throw std::invalid_argument("arrays of this dtype cannot reach an operator of an extension; cast bool to uint8");
       in_double |= type == gluon_kl::kFloat64;
@@ -74,7 +75,7 @@ ext::MXReturnValue infer_shape(const Attributes& attributes, std::vector<std::ve
     for (size_t i = 0; i < in->size(); ++i) (*in)[i] = shape_to(shapes[i]);
     if (result.empty()) return;
     (*out)[0] = shape_to(result);
-    if (out->size() > 1) (*out)[1] = shape_to({Divergence::kept(call), gluon_kl::Geometry(call, shapes[0]).rows});
+    if (out->size() > 1) (*out)[1] = shape_to({Divergence::kept(call), gluon_kl::Geometry(call, shapes[call.position(gluon_kl::kPred)]).rows});
   });
 }
 
@@ -113,7 +114,43 @@ ext::MXReturnValue backward(const Attributes& attributes, std::vector<ext::MXTen
   });
 }
 
+// ---- for the inference of shapes in a user's graph ----------------------------------------------------------------
+
+// The room that MXNet makes for the shapes that it hands to an operator of an extension has an element too few for each
+// input whose rank is open, so that it writes beyond; of a single one it makes no room at all, and that it reports. So no
+// input may reach the divergence while its rank is open: native/__init__.py puts this operator in front.
+//
+//   _gluon_kl_like(x) -> an array of x's shape and of the dtype that its use asks for, with nothing written to it
+//   _gluon_kl_like(x, known="1") -> the same of shape (1, 1) and float32
+//
+// An array of which a shape alone is read need not be filled, and costs no pass.
+bool only_known(const Attributes& attributes) { return attributes.count("known") > 0; }
+
+ext::MXReturnValue like_parse(const Attributes&, int* inputs, int* outputs) {
+  *inputs = *outputs = 1;
+  return ext::MX_SUCCESS;
+}
+ext::MXReturnValue like_type(const Attributes& attributes, std::vector<int>*, std::vector<int>* out) {
+  (*out)[0] = only_known(attributes) ? gluon_kl::kFloat32 : -1;  // as its use asks
+  return ext::MX_SUCCESS;
+}
+ext::MXReturnValue like_shape(const Attributes& attributes, std::vector<std::vector<unsigned int>>* in,
+                              std::vector<std::vector<unsigned int>>* out) {
+  (*out)[0] = only_known(attributes) ? std::vector<unsigned int>{1, 1} : (*in)[0];
+  return ext::MX_SUCCESS;
+}
+ext::MXReturnValue like_forward(const Attributes&, std::vector<ext::MXTensor>*, std::vector<ext::MXTensor>*,
+                                const ext::OpResource&) {
+  return ext::MX_SUCCESS;
+}
+
 }  // namespace
+
+REGISTER_OP(_gluon_kl_like)
+    .setForward(like_forward, "cpu")
+    .setParseAttrs(like_parse)
+    .setInferType(like_type)
+    .setInferShape(like_shape);
 
 REGISTER_OP(_gluon_kl_divergence)
     .setForward(forward, "cpu")
