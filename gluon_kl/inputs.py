@@ -21,10 +21,11 @@ from gluon_kl.native import SMALL, carry, fused, fused_in_graph, reaches
 import mxnet as mx
 import numpy as np
 from mxnet import autograd
-from mxnet.base import _LIB, NDArrayHandle, SymbolHandle, check_call
+from mxnet.base import _LIB, NDArrayHandle, OpHandle, SymbolHandle, c_str, check_call
 from mxnet.gluon.block import _BlockScope
 from mxnet.gluon.loss import Loss
 from mxnet.ndarray import NDArray
+from mxnet.ndarray.register import _make_ndarray_function
 from mxnet.ndarray.sparse import BaseSparseNDArray
 from mxnet.symbol import Symbol
 
@@ -223,7 +224,7 @@ def follow(x: Any, else_taken: Optional[bool] = None) -> Tuple[bool, Any]:
     """Whether autograd, while it records, may ask for a gradient of this array, and the array to give an operator.
 
     It may if the array is marked, or computed from such. A marked one comes behind a view: where its gradients
-    add up (``grad_req="add"``), MXNet's own reshape adds; the operator of an extension would not, and MXNet's own add
+    add up (``grad_req="add"``), MXNet's own identity adds; the operator of an extension would not, and MXNet's own add
     several uses wrong. One that autograd does not follow is detached: recording would mark it, until the next backward,
     like one that it follows.
 
@@ -243,8 +244,20 @@ def follow(x: Any, else_taken: Optional[bool] = None) -> Tuple[bool, Any]:
     state = ctypes.c_int()
     _LIB.MXNDArrayGetGradState(x.handle, ctypes.byref(state))
     if _LIB.MXNDArraySetGradState(x.handle, state) == 0:
-        return True, x if x.grad is None else x.reshape(x.shape)
+        return True, x if x.grad is None else _view(x)
     return False, x.detach()
+
+
+@functools.lru_cache(maxsize=None)
+def _copy_operator() -> Callable[..., Any]:
+    handle = OpHandle()
+    check_call(_LIB.NNGetOpHandle(c_str("_copy"), ctypes.byref(handle)))
+    return _make_ndarray_function(handle, "_copy", "_copy")  # without what AMP has put around MXNet's own
+
+
+def _view(x: Any) -> Any:
+    """`x` as the result of an operator that autograd goes through, also twice: a copy onto the same memory is none."""
+    return _copy_operator()(x, out=x.detach())
 
 
 def lift(

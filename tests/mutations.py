@@ -90,7 +90,7 @@ MUTATIONS = [  # what breaks, file, the source, what it becomes
     # Faults that programs met once.
     ("an infinite scalar", "divergence.py", "return x - x == 0", "return x.abs() < math.inf"),
     ("arrays that add up reach the operator bare", "inputs.py",
-     "x if x.grad is None else x.reshape(x.shape)", "x"),
+     "x if x.grad is None else _view(x)", "x"),
     ("a teacher's gradient is memory as found", "inputs.py", "taken[name] = F.BlockGrad(taken[name])",
      "pass"),
     ("float16 alone is not lifted in a graph", "inputs.py", "if not any(alike):", "if False:"),
@@ -207,6 +207,7 @@ MUTATIONS = [  # what breaks, file, the source, what it becomes
      "if values.low >= 0:\n        return"),
     ("check_inputs takes variances", "diagnostics.py", "if many or values.high > 50:", "if values.high > 50:"),
     # 18: second-order gradients
+    ("a view that has no second gradient", "inputs.py", "_copy_operator()(x, out=x.detach())", "x.reshape(x.shape)"),
 ]
 
 
