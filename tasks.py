@@ -2,12 +2,13 @@
 """Set the project up and run it: ``python3 tasks.py COMMAND``.
 
 Each command makes a virtual environment beside this file if need be, installs what it uses, and runs. Only the
-standard library is needed. Arguments after the command go to the tool that it runs.
+standard library is needed.
 """
 
 import argparse
 import configparser
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -17,23 +18,15 @@ import shlex
 import shutil
 import subprocess
 import sys
-import time
+import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
 SITE = ROOT / "docs" / "_build" / "html"
+LIBRARY = "gluon_kl/native/_kernels.so"
 OLDEST, NEWEST = "3.8", "3.13"
 MXNET = "1.9.1"
 LIBRARIES = {"libgomp.so.1": "libgomp1", "libquadmath.so.0": "libquadmath0"}  # what MXNet links to: Debian's package
-# Of each command's set-up: megabytes to fetch and on disk, and minutes on two cores (more where the network is slow).
-COSTS = {"tutorial": (200, 700, 2), "docs": (200, 700, 2), "test": (250, 900, 2), "bench": (190, 650, 2),
-         "lint": (60, 220, 1), "wheel": (130, 600, 1)}
-# Of sphinx-build, of which the environment that knows them may not be there yet.
-SPHINX_OPTIONS = re.compile(
-    "-[bjdcDAtw].*|-[aECnvqQNWTP]+|--(builder|jobs|write-all|fresh-env|doctree-dir|conf-dir|isolated|define|html-define|tag"
-    "|nitpicky|verbose|quiet|silent|color|no-color|warning-file|fail-on-warning|keep-going|show-traceback|pdb"
-    "|exception-on-warning)(=.*)?")
-COMPILES = " (twice that on a busy machine), in which it also compiles the fused operator"
 QUICK_NOTICE = ("Only the walkthrough was run. <code>python3 tasks.py docs</code> runs every page."
                 # The others drew nothing, and the gallery would show a placeholder for each.
                 "<style>.sphx-glr-thumbcontainer img:not([src*=kl_divergence]) { display: none; }</style>")
@@ -136,16 +129,6 @@ def check_machine(python):
                         "missing on Debian and Ubuntu.")
 
 
-def check_room(megabytes):
-    """Tell whether a set-up of that size can be written beside this file."""
-    if not os.access(str(ROOT), os.W_OK):
-        raise CannotRun(f"{ROOT} can only be read, and the environment and the pages are made there: copy the checkout "
-                        "to where you may write.")
-    free = shutil.disk_usage(str(ROOT)).free >> 20
-    if free < megabytes:
-        raise CannotRun(f"The disk is full: {free} MB are left where {ROOT} is, and the set-up may take {megabytes}.")
-
-
 def digest(*paths):
     """Condense the contents of files, and of all files in folders, into one line; what was generated does not count."""
     total = hashlib.sha256()
@@ -156,6 +139,12 @@ def digest(*paths):
             if file.is_file() and not generated and file.suffix != ".so":
                 total.update(f"{file.relative_to(ROOT)}\0".encode() + file.read_bytes() + b"\0")
     return total.hexdigest()
+
+
+def operator_sources():
+    """All files that the operator is compiled from, or as."""
+    native = (ROOT / LIBRARY).parent
+    return sorted(file for pattern in ("*.h", "*.cc", "build_flags.py") for file in native.rglob(pattern))
 
 
 def requirements(command):
@@ -173,79 +162,64 @@ def exactly(package, version):
     return f"{package}=={pinned}" if version else package
 
 
+def ready_made():
+    """Tell whether setup.py finds a compiled operator of these sources; one in a wheel in dist is put in its place."""
+    library, sources = ROOT / LIBRARY, operator_sources()
+    newest = max(file.stat().st_mtime for file in [ROOT / "setup.py", *sources])
+    if library.exists() and library.stat().st_mtime > newest:
+        return True
+    for file in sorted((ROOT / "dist").glob("*.whl")):
+        with zipfile.ZipFile(str(file)) as archive:
+            held = set(archive.namelist())
+            names = {str(source.relative_to(ROOT)): source for source in sources}
+            if {LIBRARY, *names} <= held and all(archive.read(name) == names[name].read_bytes() for name in names):
+                unpacked = library.with_suffix(".new")  # a process may have the old one loaded
+                unpacked.write_bytes(archive.read(LIBRARY))
+                unpacked.replace(library)
+                return True
+    return False
+
+
 def set_up(python, folder, command, mxnet=MXNET, numpy=None):
     """Return the interpreter of the virtual environment in `folder`, made or brought up to date if need be.
 
-    A stamp says with what it was made, for what it was last installed, and for which commands: one that is not
-    finished (an interrupted install, a venv without pip) is recognised, and gone on with or made anew.
+    One stamp says that the environment was made, and by which Python for which MXNet and NumPy; one for each command
+    says what was last installed for it. Each is written when that is done, so that what was interrupted is repeated.
     """
-    stamp, inside = folder / "stamp", folder / "bin" / "python"
+    inside, made = folder / "bin" / "python", folder / "stamp"
+    installed = folder / f"stamp-{command}"
     identity = f"{python['executable']} {python['version']} {exactly('mxnet', mxnet)} {exactly('numpy', numpy)}"
-    sources = [ROOT / name for name in ("setup.cfg", "setup.py", "pyproject.toml")]
-    sources += [file for pattern in ("*.h", "*.cc", "build_flags.py")
-                for file in sorted((ROOT / "gluon_kl" / "native").glob(pattern))]
-    content = digest(*sources)
-    known = stamp.read_text().split("\n") if stamp.exists() and inside.exists() else [""]
-    if known[:2] == [identity, content] and command in known[2:]:
+    content = digest(*(ROOT / name for name in ("setup.cfg", "setup.py", "pyproject.toml")), *operator_sources())
+    current = inside.exists() and made.exists() and made.read_text() == identity
+    if current and installed.exists() and installed.read_text() == content:
         return inside
     check_machine(python)
-    fetched, disk, minutes = COSTS[command]
-    check_room(disk)
-    print(f"Setting up {folder.name}: up to {fetched} MB to fetch, {disk} MB on disk, and about {minutes} minute"
-          f"{'s' if minutes > 1 else ''}{COMPILES if command not in ('lint', 'wheel') else ''}; later runs start at "
-          "once.", flush=True)
-    if known[0] != identity:
-        shutil.rmtree(str(folder), ignore_errors=True)
+    wanted = requirements(command)
+    compiles = "-e" in wanted and not ready_made()
+    print(f"Setting up {folder.name}: up to 250 MB to fetch and 900 MB on disk"
+          f"{', and the C++ operator to compile' if compiles else ''}; {'4 to 6 minutes' if compiles else '1 to 2'}"
+          f"{'' if compiles else ' minutes'} on two cores. Later runs start at once.", flush=True)
+    if not current:
         step(f"Making {folder.name} with Python {python['version']}",
-             [python["executable"], "-m", "venv", folder])
-        known = [identity]
-    stamp.write_text(identity)
+             [python["executable"], "-m", "venv", "--clear", folder])
+        made.write_text(identity)
     # Python compiles what it imports; to compile all that is installed would take a third of the time.
     pip = [inside, "-m", "pip", "install", "--disable-pip-version-check", "--no-compile", "--progress-bar", "off"]
-    commands = sorted({command, *known[2:]})
-    wanted = list(dict.fromkeys(item for each in commands for item in requirements(each)))
     if "-e" in wanted:
         # Alone, and first: its metadata forbid the NumPy of newer Pythons, and the operator wants its headers.
         step(f"Installing MXNet {mxnet}", [*pip, "--no-deps", exactly("mxnet", mxnet)])
     step(f"Installing {'gluon_kl and ' if '-e' in wanted else ''}what `{command}` uses",
          [*pip, exactly("numpy", numpy), *wanted])
-    stamp.write_text("\n".join([identity, content, *commands]))
+    installed.write_text(content)
     return inside
 
 
 def step(title, command, environ=None):
-    """Run a long command, showing its latest line as it goes; when it fails, show what it said."""
+    """Run a long command, which says itself how far it is."""
     print(f"{title} ...", flush=True)
-    began = shown = time.monotonic()
-    terminal, width = sys.stdout.isatty(), shutil.get_terminal_size().columns
-    lines = []
-    with subprocess.Popen([str(part) for part in command], cwd=str(ROOT), env=environ, stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT, text=True, errors="replace") as process:
-        for line in filter(None, map(str.strip, process.stdout)):
-            lines.append(line)
-            now = time.monotonic()
-            if terminal:
-                print(f"\r\033[K{f'{now - began:5.0f} s  {line}'[:width - 1]}", end="", flush=True)
-            elif now - shown > 15:
-                print(f"{now - began:5.0f} s  {line[:100]}", flush=True)
-                shown = now
-    if terminal:
-        print("\r\033[K", end="")
-    if process.returncode:
-        raise CannotRun(f"{failure(lines)}\n{title} failed with exit code {process.returncode}.")
-    print(f"{time.monotonic() - began:5.0f} s  done", flush=True)
-
-
-def failure(lines):
-    """Say what went wrong in a long output: a cause that we know, or the lines that name errors and the last ones."""
-    text = "\n".join(lines)
-    if "No space left on device" in text:
-        return f"The disk is full: {shutil.disk_usage(str(ROOT)).free >> 20} MB are left where {ROOT} is."
-    if re.search("Failed to establish a new connection|name resolution|Network is unreachable|ConnectTimeout", text):
-        return ("The network cannot be reached, or not the place where Python's packages are: once it can, the same "
-                "command goes on from here.")
-    errors = [line for line in lines if re.search(r"\b(error|warning|failed)\b|Error\b", line, re.IGNORECASE)]
-    return "\n".join([*dict.fromkeys(errors[:20]), "", "The last lines:", *lines[-15:]])
+    code = subprocess.call([str(part) for part in command], cwd=str(ROOT), env=environ)
+    if code:
+        raise CannotRun(f"{title} failed with exit code {code}.")
 
 
 def site_digest(python):
@@ -254,61 +228,51 @@ def site_digest(python):
     return f"{Path(python).parent} {digest(*parts)}"
 
 
-def build_site(python, only="", arguments=()):
+def build_site(python, only=""):
     """Render the site, running the tutorials whose file name holds `only`; skipped while nothing has changed.
 
-    Every build starts from nothing: a figure or a page that no source makes any more would otherwise live on.
+    Every build starts from nothing: a figure or a page that no source makes any more would otherwise live on. Of
+    several processes that want the site one builds it, and the others wait.
     """
-    stamp = SITE.parent / "stamp"
-    known = stamp.read_text().split("\n") if stamp.exists() else []
-    if known[:1] == [site_digest(python)] and known[1] in ("", only) and not arguments:
-        return
-    # Beside the finished site, which stays while this one may yet fail.
-    fresh = SITE.with_name("unfinished")
-    for generated in (fresh, ROOT / "docs" / "gallery", ROOT / "docs" / "generated"):
-        shutil.rmtree(str(generated), ignore_errors=True)
-    options = ["-D", f"sphinx_gallery_conf.filename_pattern={only}",
-               "-D", f"html_theme_options.announcement={QUICK_NOTICE}"] if only else []
-    if " " in str(ROOT):  # the gallery warns of it, and no link breaks
-        options += ["-D", "suppress_warnings=sphinx_gallery.space_in_filename"]
-    step("Running the walkthrough and rendering it" if only else "Running every tutorial and rendering the site",
-         [python, "-m", "sphinx", "-W", "--keep-going", "-n", "--no-color", *options, *arguments, "docs", fresh])
-    shutil.rmtree(str(SITE), ignore_errors=True)
-    fresh.rename(SITE)
-    stamp.write_text(f"{site_digest(python)}\n{only}")
-
-
-def bench_options():
-    """Return the parser of the benchmark's own options."""
-    return runpy.run_path(str(Path(__file__).parent / "benchmarks" / "options.py"))["parser"](prog="tasks.py bench")
-
-
-def check_arguments(command, arguments):
-    """Refuse an option that the tool does not have, before minutes are spent on its environment."""
-    if command == "bench":
-        bench_options().parse_args(arguments)  # exits if it refuses
-    if command in ("tutorial", "docs"):
-        for option in arguments:
-            if option.startswith("-") and not SPHINX_OPTIONS.fullmatch(option):
-                raise CannotRun(f"`{command}` hands its options to sphinx-build, which has no {option}: "
-                                "https://www.sphinx-doc.org/en/master/man/sphinx-build.html lists them.")
+    SITE.parent.mkdir(parents=True, exist_ok=True)
+    with open(str(SITE.parent / "lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        stamp = SITE.parent / "stamp"
+        known = stamp.read_text().split("\n") if stamp.exists() else []
+        if known[:1] == [site_digest(python)] and known[1] in ("", only):
+            return
+        # Beside the finished site, which stays while this one may yet fail.
+        fresh = SITE.with_name("unfinished")
+        for generated in (fresh, ROOT / "docs" / "gallery", ROOT / "docs" / "generated"):
+            shutil.rmtree(str(generated), ignore_errors=True)
+        options = ["-D", f"sphinx_gallery_conf.filename_pattern={only}",
+                   "-D", f"html_theme_options.announcement={QUICK_NOTICE}"] if only else []
+        if " " in str(ROOT):  # the gallery warns of it, and no link breaks
+            options += ["-D", "suppress_warnings=sphinx_gallery.space_in_filename"]
+        step("Running the walkthrough and rendering it" if only else "Running every tutorial and rendering the site",
+             [python, "-m", "sphinx", "-W", "--keep-going", "-n", "--no-color", *options, "docs", fresh])
+        shutil.rmtree(str(SITE), ignore_errors=True)
+        fresh.rename(SITE)
+        stamp.write_text(f"{site_digest(python)}\n{only}")
 
 
 def tutorial(python, arguments):
-    """Train and render the walkthrough alone. Arguments are Sphinx's."""
-    build_site(python, "kl_divergence", arguments)
+    """Train and render the walkthrough alone."""
+    build_site(python, "kl_divergence")
     print(f"Open {(SITE / 'gallery' / 'kl_divergence.html').as_uri()}")
 
 
 def docs(python, arguments):
-    """Run every tutorial and render the whole site. Arguments are Sphinx's."""
-    build_site(python, "", arguments)
+    """Run every tutorial and render the whole site."""
+    build_site(python)
     print(f"Open {(SITE / 'index.html').as_uri()}")
 
 
 def test(python, arguments):
-    """Run every test, those of the rendered site included. Arguments are pytest's."""
-    code = subprocess.call([str(python), "-m", "pytest", *arguments], cwd=str(ROOT))
+    """Run every test, those of the rendered site included, on all cores. Arguments are pytest's."""
+    # A file is one process's, which makes what its tests share once; MXNet's threads would take the other's core.
+    code = subprocess.call([str(python), "-m", "pytest", "-n", "auto", "--dist", "loadfile", *arguments],
+                           cwd=str(ROOT), env={"OMP_NUM_THREADS": "1", **os.environ})
     why = native_missing(python)
     if why:
         print(f"\n*** This run was WITHOUT the native operator: {why} ***")
@@ -338,12 +302,12 @@ def lint(python, arguments):
 
 
 def wheel(python, arguments):
-    """Write an sdist and one wheel for every Python to dist, and check them. Arguments are those of `build`."""
+    """Write an sdist and one wheel for every Python to dist, and check them."""
     shutil.rmtree(str(ROOT / "dist"), ignore_errors=True)
     # A compiler that links for an old glibc, and needs no library of C++ at run time.
     zig = f"{shlex.quote(str(python))} -m ziglang c++ -target x86_64-linux-gnu.2.17"
     tools = {"CC": zig, "CXX": zig, "LDSHARED": f"{zig} -shared", "LDCXXSHARED": f"{zig} -shared"}
-    step("Building gluon_kl", [python, "-m", "build", "--no-isolation", *arguments],
+    step("Building gluon_kl", [python, "-m", "build", "--no-isolation"],
          dict(os.environ, GLUON_KL_RELEASE="1", **tools))
     made = sorted((ROOT / "dist").iterdir())
     step("Checking it", [python, "-m", "twine", "check", "--strict", *made])
@@ -352,6 +316,7 @@ def wheel(python, arguments):
 
 
 COMMANDS = {command.__name__: command for command in (tutorial, docs, test, bench, lint, wheel)}
+TAKE_ARGUMENTS = ("test", "lint", "bench")
 
 
 def environment(asked, python):
@@ -361,8 +326,8 @@ def environment(asked, python):
     return "-".join([".venv", *parts])
 
 
-def main(argv=None):
-    """Read the command line, set up, run; return the exit code."""
+def read_command_line(argv):
+    """Read it; what a command would refuse after minutes of set-up is refused here, where that can be known."""
     parser = argparse.ArgumentParser(
         usage="%(prog)s [options] COMMAND ...", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -377,16 +342,26 @@ def main(argv=None):
     asked = parser.parse_args(argv)
     if asked.command is None:
         parser.print_help()
-        return 0
-    if {"-h", "--help"} & set(asked.arguments):
+    elif asked.command == "bench":
+        options = runpy.run_path(str(Path(__file__).parent / "benchmarks" / "options.py"))
+        options["parser"](prog=f"{parser.prog} bench").parse_args(asked.arguments)  # exits if it refuses
+    elif {"-h", "--help"} & set(asked.arguments):
         print(f"{parser.prog} {asked.command}: {COMMANDS[asked.command].__doc__}")
-        if asked.command == "bench":
-            print(bench_options().format_help())
+        asked.command = None
+    elif asked.arguments and asked.command not in TAKE_ARGUMENTS:
+        parser.error(f"{asked.command} takes no arguments, and was given {' '.join(asked.arguments)}; options of "
+                     f"{parser.prog} stand before the command")
+    return asked
+
+
+def main(argv=None):
+    """Read the command line, set up, run; return the exit code."""
+    asked = read_command_line(argv)
+    if asked.command is None:
         return 0
     try:
         if not sys.platform.startswith("linux"):
             raise CannotRun(f"gluon_kl supports Linux, not {sys.platform}.")
-        check_arguments(asked.command, asked.arguments)
         python = choose_python(asked.python)
         inside = set_up(python, ROOT / environment(asked, python), asked.command, asked.mxnet or MXNET, asked.numpy)
         return COMMANDS[asked.command](inside, asked.arguments) or 0
