@@ -1,20 +1,19 @@
 """What tests share: every way of running a loss, processes of their own, and the tutorials."""
 
-import functools
+import inspect
 import os
 import subprocess
 import sys
 import textwrap
 import warnings
-import zlib
 from pathlib import Path
 
 from gluon_kl import _mxnet, native
 
-import gallery
 import mxnet as mx
 import numpy as np
 import pytest
+from forks import Forks
 
 warnings.filterwarnings("ignore", message=".*np_shape.*")
 
@@ -23,19 +22,19 @@ LEAN = TESTS / "lean"
 MODES = {"eager": None, "hybrid": {}, "static": {"static_alloc": True, "static_shape": True}}
 
 
-def pytest_addoption(parser):
-    parser.addoption("--thin", type=int, default=1, metavar="N", help="of each test's cases run one in N, at least one")
+# The longest files first, so that no process works alone in the end; the browser's is the one that has the site built,
+# and what only reads the site comes last, when it is there.
+FIRST = ["test_browser", "test_programs", "test_native", "test_family", "test_distributed", "test_benchmark"]
+LAST = ["test_page", "test_prose", "test_which_divergence"]
 
 
-def pytest_collection_modifyitems(config, items):
-    """Which cases --thin keeps differs from test to test, so that they do not all keep the same way of running."""
-    thin, tests = config.getoption("thin"), {}
-    for item in items:
-        tests.setdefault(item.nodeid.split("[")[0], []).append(item)
-    kept = {item for name, cases in tests.items()
-            for item in cases[zlib.crc32(name.encode()) % min(thin, len(cases))::thin]}
-    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
-    items[:] = [item for item in items if item in kept]
+def pytest_configure(config):
+    config.option.loadscopereorder = False  # pytest-xdist would put the files with the most tests first
+
+
+def pytest_collection_modifyitems(items):
+    order = {name: place for place, name in enumerate([*FIRST, None, *LAST])}
+    items.sort(key=lambda item: order.get(item.path.stem, len(FIRST)))
 
 
 class Run:
@@ -107,16 +106,12 @@ def rng():
 
 
 @pytest.fixture(scope="session")
-def page_of(tmp_path_factory):
-    """What a tutorial prints, as lines, when it is told nothing but where to draw, and that folder; each runs once."""
-    @functools.lru_cache(maxsize=None)
-    def run(name):
-        folder = tmp_path_factory.mktemp("figures") / "new"
-        printed, errors = gallery.run(name, tmp_path_factory.mktemp("elsewhere"), "--figures", folder)
-        assert errors == "", "the progress bar is for terminals"
-        return printed.splitlines(), folder
+def site():
+    """The folder of the rendered site, built if it is stale: by the first process that asks."""
+    import tasks
 
-    return run
+    tasks.build_site(sys.executable)
+    return tasks.SITE
 
 
 @pytest.fixture(scope="session")
@@ -130,13 +125,23 @@ def plots():
     return plots
 
 
-@pytest.fixture
-def in_subprocess(request):
-    """Run Python source in a process of its own, on the path of the test: for what ends a process or stays in it."""
+def environment_of(request):
+    """For processes of a test: where modules are, and the path that the test is on."""
     chosen = getattr(request.node, "callspec", None)
-    base = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [LEAN, TESTS, TESTS.parent]))}
+    lean = [] if hasattr(request.module, "PRELOADED") else [LEAN]  # who preloads may want SciPy
+    base = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [*lean, TESTS, TESTS.parent]))}
     if chosen is not None and chosen.params.get("path") == "operators":
         base["GLUON_KL_NATIVE"] = "0"
+    return base
+
+
+@pytest.fixture
+def in_subprocess(request):
+    """Run Python source in a process that starts anew, on the path of the test: for what an import or a start decides.
+
+    What only ends a process or stays in it has `in_child`, which does not import everything again.
+    """
+    base = environment_of(request)
 
     def call(source, timeout=600, **environment):
         source = textwrap.dedent(source)
@@ -148,6 +153,54 @@ def in_subprocess(request):
         return done.stdout
 
     return call
+
+
+@pytest.fixture(scope="session")
+def forks():
+    """A process that forks, for each set of modules and path; made when it is first needed."""
+    made = {}
+
+    def get(modules, environment):
+        key = (*modules, environment.get("GLUON_KL_NATIVE"))
+        if key not in made:
+            made[key] = Forks(modules, environment)
+        return made[key]
+
+    yield get
+    for each in made.values():
+        each.close()
+
+
+@pytest.fixture
+def in_child(request, forks):
+    """Run Python source in a child of a process that has imported the test's own module, on the path of the test.
+
+    No operator has run there before. Variables that MXNet reads when it is loaded need `in_subprocess`. Modules that
+    the children want besides are in the module's PRELOADED.
+    """
+    modules = ("gluon_kl", request.module.__name__, *getattr(request.module, "PRELOADED", ()))
+    server = forks(modules, environment_of(request))
+
+    def call(source, timeout=600, **environment):
+        code, printed = server.run(textwrap.dedent(source), timeout, environment)
+        assert code == 0, f"exit code {code}\n{printed}"
+        return printed
+
+    return call
+
+
+def program(function):
+    """A test whose body runs in a process of its own; its arguments cross as text."""
+    names = list(inspect.signature(function).parameters)
+
+    def test(in_child, **arguments):
+        module = function.__module__
+        in_child(f"import {module}; {module}.{function.__name__}.body(**{arguments!r})")
+
+    test.__name__, test.__doc__, test.body = function.__name__, function.__doc__, function
+    test.__signature__ = inspect.Signature([inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+                                            for name in ("in_child", *names)])
+    return test
 
 
 @pytest.fixture

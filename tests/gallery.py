@@ -1,8 +1,7 @@
-"""Run a tutorial: as its reader would, or for a test to look inside."""
+"""Run a tutorial, or its definitions alone, for a test to look inside."""
 
-import os
+import ast
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 from unittest import mock
@@ -16,15 +15,6 @@ ROOT = Path(__file__).resolve().parent.parent
 PHONE = 44  # characters of output that fit a screen 390 pixels wide
 
 
-def run(name, folder, *arguments):
-    """Run tutorials/`name`.py in `folder`, a place that has nothing to do with it; what it wrote to both outputs."""
-    command = [sys.executable, str(ROOT / "tutorials" / f"{name}.py"), *map(str, arguments)]
-    done = subprocess.run(command, cwd=str(folder), env=dict(os.environ, PYTHONPATH=str(ROOT)), timeout=300,
-                          capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout, done.stderr
-
-
 def names_of(name, *arguments):
     """Run tutorials/`name`.py in this process; the names that it defines."""
     script = str(ROOT / "tutorials" / f"{name}.py")
@@ -35,10 +25,24 @@ def names_of(name, *arguments):
     return names
 
 
-def stale(drawn):
-    """Names of the figures in a folder that differ from the committed ones."""
-    return [figure.name for figure in sorted(drawn.iterdir())
-            if figure.read_bytes() != (ROOT / "figures" / figure.name).read_bytes()]
+def definitions(name, *arguments):
+    """The names that tutorials/`name`.py defines down to its options, and the functions and constants below them.
+
+    Nothing is trained or drawn: for what has to start processes or takes long, and has left its results on the page.
+    """
+    script = ROOT / "tutorials" / f"{name}.py"
+    tree = ast.parse(script.read_text("utf-8"))
+    reads_options = next(i for i, node in enumerate(tree.body) if isinstance(node, ast.Assign)
+                         and getattr(node.targets[0], "id", None) in ("options", "sizes"))
+    tree.body[reads_options + 1:] = [
+        node for node in tree.body[reads_options + 1:]
+        if isinstance(node, (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef))
+        or (isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant))]
+    names = {"__name__": "__main__", "__file__": str(script)}
+    with mock.patch.object(sys, "argv", [str(script), *map(str, arguments)]), \
+            mock.patch.object(sys, "path", [str(ROOT / "tutorials"), *sys.path]):
+        exec(compile(tree, str(script), "exec"), names)
+    return names
 
 
 def numbers(line):

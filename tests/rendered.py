@@ -1,34 +1,28 @@
-"""The rendered site, as a fixture for the tests that read it."""
-
-import functools
-import sys
+"""What the tutorials left on the rendered site, for the tests that read it."""
 
 import pytest
-
-import tasks
-
-
-@functools.lru_cache(maxsize=None)
-def failure():
-    """Build the site if it is stale, once, and return what went wrong."""
-    print()
-    try:
-        tasks.build_site(sys.executable)
-    except tasks.CannotRun as reason:
-        return str(reason)
-    return None
-
-
-@pytest.fixture(scope="session")
-def site(request):
-    """Return the folder of the site; its build shows its progress past pytest's capture."""
-    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
-        reason = failure()
-    if reason:
-        pytest.fail(reason, pytrace=False)
-    return tasks.SITE
+from bs4 import BeautifulSoup
 
 
 def pages(site):
     """All pages of the site, by their path in it."""
     return sorted(str(page.relative_to(site)) for page in site.rglob("*.html") if "_static" not in page.parts)
+
+
+def article(site, name):
+    """The text of a tutorial's page, without the frame."""
+    return BeautifulSoup((site / "gallery" / f"{name}.html").read_text("utf-8"), "html.parser").article
+
+
+def printed(site, name):
+    """All that a tutorial printed when the site was built."""
+    return "\n".join(block.get_text() for block in article(site, name).select("div.sphx-glr-script-out"))
+
+
+def lines_of(name):
+    """A fixture `page` for the tests of a tutorial: the lines that it printed."""
+    @pytest.fixture(scope="module")
+    def page(site):
+        return [line for line in printed(site, name).splitlines() if line]
+
+    return page

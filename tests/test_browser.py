@@ -21,7 +21,7 @@ import matplotlib.image
 import mxnet as mx
 import numpy as np
 import pytest
-from rendered import pages, site  # noqa: F401
+from rendered import pages
 
 import tasks
 
@@ -58,7 +58,7 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 
 @pytest.fixture(scope="session")
-def address(site):  # noqa: F811
+def address(site):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(site)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/"
@@ -77,7 +77,7 @@ def open_page(browser, theme, size, console, requests, **options):
 
 
 @pytest.fixture(scope="module")
-def visits(browser, site, address):  # noqa: F811
+def visits(browser, site, address):
     """Open every page in both themes and on a phone, and keep what the tests ask about."""
     from axe_playwright_python.sync_playwright import Axe
 
@@ -164,7 +164,7 @@ def test_accessibility(visits):
     assert not found, "\n".join(found[:20])
 
 
-def test_links_and_anchors_are_alive(visits, site, address):  # noqa: F811
+def test_links_and_anchors_are_alive(visits, site, address):
     anchors = {visit.name: set(visit.ids) | {""} for visit in visits}
     dead = set()
     for visit in visits:

@@ -2,41 +2,54 @@
 
 import os
 import re
-import runpy
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
-import matplotlib
+import gallery
 import numpy as np
 import pytest
-from bs4 import BeautifulSoup
-from rendered import site  # noqa: F401
+from rendered import printed
 
-matplotlib.use("Agg")
-TUTORIALS = Path(__file__).resolve().parent.parent / "tutorials"
-SCRIPT = TUTORIALS / "distributed_training.py"
 EPOCHS = 3
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("distributed")
+def saved(tmp_path_factory):
+    return tmp_path_factory.mktemp("distributed") / "digits.params"
 
 
 @pytest.fixture(scope="module")
-def page(folder):
-    """The names of the page after a short run, accident included."""
-    sizes = [f"--epochs={EPOCHS}", f"--save={folder / 'digits.params'}", f"--figures={folder}"]
-    with pytest.MonkeyPatch.context() as patch, matplotlib.rc_context():
-        patch.syspath_prepend(str(TUTORIALS))
-        patch.setattr(sys, "argv", ["page", *sizes])
-        names = runpy.run_path(str(SCRIPT), run_name="__main__")
-        matplotlib.pyplot.close("all")
-    assert (folder / "distributed_training.png").stat().st_size > 10000
-    return names
+def page(saved):
+    """What the page defines; that its own run agrees and survives its accident is on the rendered one."""
+    return gallery.definitions("distributed_training", f"--epochs={EPOCHS}", f"--save={saved}")
+
+
+@pytest.fixture(scope="module")
+def alone(page):
+    """One process: its network and its curve."""
+    curve, options = [], page["options"]
+    network = page["train"](None, EPOCHS, options.batch, options.seed, lambda epoch, value: curve.append(value))
+    return network, curve
+
+
+@pytest.fixture(scope="module")
+def together(page, saved):
+    """The curves of two hosts with one worker each: their processes, on loopback, under one parent."""
+    root = f"127.0.0.1:{page['free_port']()}"
+    commands = {f"host {host} {name}": command for host in (0, 1) for name, command in page["plan"](
+        2, host, 1, root, [f"--epochs={EPOCHS}", f"--save={saved}"]).items()}
+    assert len(commands) == 5  # one scheduler
+    curves = {}
+
+    def heard(name, line, processes):
+        found = re.search(r'"held_out": ([\d.]+)', line)
+        if found:
+            curves.setdefault(name, []).append(float(found.group(1)))
+
+    page["run"](commands, 300, heard)
+    return curves
 
 
 def is_gone(pid):
@@ -47,20 +60,19 @@ def is_gone(pid):
         return True
 
 
-def test_two_workers_equal_one_process(page):
-    assert sorted(page["together"]) == ["worker 0", "worker 1"]
-    for curve in page["together"].values():
-        assert len(curve) == len(page["alone"]) == EPOCHS
-        np.testing.assert_allclose(curve, page["alone"], rtol=0, atol=5e-7)
-    assert page["alone"][-1] < 0.5 * page["alone"][0]
+def test_two_hosts_equal_one_process(together, alone):
+    assert sorted(together) == ["host 0 worker 0", "host 1 worker 0"]
+    for curve in together.values():
+        assert len(curve) == len(alone[1]) == EPOCHS
+        np.testing.assert_allclose(curve, alone[1], rtol=0, atol=5e-7)
+    assert alone[1][-1] < 0.5 * alone[1][0]
 
 
-def test_saved_parameters_equal_those_of_one_process(page, folder):
-    alone = page["train"](None, EPOCHS, page["options"].batch, page["options"].seed, lambda epoch, value: None)
-    together = page["make_network"](seed=99)
-    together.load_parameters(str(folder / "digits.params"))
-    for mine, theirs in zip(alone.collect_params().values(), together.collect_params().values()):
-        np.testing.assert_allclose(theirs.data().asnumpy(), mine.data().asnumpy(), rtol=0, atol=1e-6)
+def test_saved_parameters_equal_those_of_one_process(page, together, alone, saved):
+    theirs = page["make_network"](seed=99)
+    theirs.load_parameters(str(saved))
+    for one, other in zip(alone[0].collect_params().values(), theirs.collect_params().values()):
+        np.testing.assert_allclose(other.data().asnumpy(), one.data().asnumpy(), rtol=0, atol=1e-6)
 
 
 def test_labels_are_votes(page):
@@ -70,25 +82,6 @@ def test_labels_are_votes(page):
         np.testing.assert_allclose(votes.sum(1), 1)
         np.testing.assert_allclose(votes * 15, np.round(votes * 15))
     assert 0.1 < np.mean(labels.max(1) < 1) < 0.9  # some disagree, some do not
-
-
-def test_two_hosts_with_one_worker_each(page, monkeypatch):
-    """Both hosts' processes, on loopback, under one parent: two servers and two workers."""
-    root = f"127.0.0.1:{page['free_port']()}"
-    arguments = [f"--epochs={EPOCHS}"]
-    commands = {f"host {host} {name}": command for host in (0, 1)
-                for name, command in page["plan"](2, host, 1, root, arguments).items()}
-    assert len(commands) == 5  # one scheduler
-    values = {}
-
-    def heard(name, line, processes):
-        found = re.search(r'"held_out": ([\d.]+)', line)
-        if found:
-            values.setdefault(name, []).append(float(found.group(1)))
-
-    page["run"](commands, 60, heard)
-    for host in (0, 1):
-        np.testing.assert_allclose(values[f"host {host} worker 0"], page["alone"], rtol=0, atol=5e-7)
 
 
 def test_a_killed_worker_fails_the_run(page):
@@ -131,39 +124,42 @@ def test_the_message_has_the_last_words(page):
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_no_child_survives_its_parent(stop, folder):
+def test_no_child_survives_its_parent(page, stop):
     """Ctrl-C, a polite end and a rude one, while scheduler, server and workers start."""
-    parent = subprocess.Popen([sys.executable, "-W", "ignore", str(SCRIPT), "--epochs=1", f"--figures={folder}"],
-                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    commands = page["plan"](1, 0, 2, "127.0.0.1:0", ["--epochs=1"])
+    parent = os.fork()
+    if not parent:
+        try:
+            page["run"](commands, 60, lambda *_: None)
+        finally:
+            os._exit(1)
     try:
-        tasks, children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children"), []
+        listing, children = Path(f"/proc/{parent}/task/{parent}/children"), []
         deadline = time.monotonic() + 60
         while len(children) < 4 and time.monotonic() < deadline:
             time.sleep(0.02)
-            children = [int(pid) for pid in tasks.read_text().split()]
+            children = [int(pid) for pid in listing.read_text().split()]
         assert len(children) == 4
-        parent.send_signal(stop)
-        assert parent.wait(timeout=60) != 0
+        os.kill(parent, stop)
+        while not is_gone(parent) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert is_gone(parent)
     finally:
-        parent.kill()
-        parent.wait()
+        os.kill(parent, signal.SIGKILL)
+        os.waitpid(parent, 0)
     deadline = time.monotonic() + 10
     while not all(map(is_gone, children)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert all(map(is_gone, children))
 
 
-def test_help_names_every_size():
-    done = subprocess.run([sys.executable, "-W", "ignore", str(SCRIPT), "--help"], capture_output=True, text=True,
-                          timeout=60)
-    assert done.returncode == 0
-    assert {"--workers", "--hosts", "--root", "--patience", "--epochs"} <= set(re.findall(r"--\w+", done.stdout))
+def test_every_size_is_an_option(page):
+    assert vars(page["options"]).keys() >= {"workers", "hosts", "host", "root", "patience", "epochs", "save"}
 
 
 @pytest.mark.site
-def test_page_shows_the_same_digits_and_the_accident(site):  # noqa: F811
-    soup = BeautifulSoup((site / "gallery" / "distributed_training.html").read_text(), "html.parser")
-    text = "\n".join(block.get_text() for block in soup.select("div.sphx-glr-script-out"))
+def test_page_shows_the_same_digits_and_the_accident(site):
+    text = printed(site, "distributed_training")
     rows = re.findall(r"^(?:one process|worker \d) +([\d.]+) +([\d.]+)$", text, re.MULTILINE)
     assert len(rows) == 3
     assert all(abs(float(a) - float(b)) < 1.5e-6 for row in rows for a, b in zip(row, rows[0]))

@@ -5,14 +5,13 @@ import matplotlib.pyplot as plt
 import mxnet as mx
 import numpy as np
 import pytest
+from rendered import lines_of
 from sklearn.datasets import load_digits
 
 SMALL = ["--images", 2, 3, "--seeds", 2, "--steps", 3]
 
 
-@pytest.fixture(scope="module")
-def page(page_of):
-    return page_of("knowledge_distillation")
+page = lines_of("knowledge_distillation")
 
 
 @pytest.fixture(scope="module")
@@ -33,16 +32,18 @@ def value_of(lines, start):
     return gallery.numbers(line[len(start):])
 
 
+@pytest.mark.site
 def test_the_taught_student_beats_the_other(page):
     """In one number: about 7 points more with five images per digit, and more with every seed."""
-    lines, _ = page
+    lines = page
     mean, least, most = gallery.numbers(lines[lines.index("gain with 5 images per digit:") + 1])
     assert 5 < mean < 10
     assert 2 < least <= mean <= most < 15
 
 
+@pytest.mark.site
 def test_teaching_pays_most_where_images_are_few(page):
-    results = table(page[0])
+    results = table(page)
     gains = {way: [results[each, way][0] - results[each, "labels only"][0] for each in (2, 5, 20)]
              for way in ("teacher only", "both")}
     for gain in gains.values():
@@ -57,27 +58,30 @@ def test_teaching_pays_most_where_images_are_few(page):
     assert means["teacher only"][1] > means["labels only"][2] - 2
 
 
+@pytest.mark.site
 def test_it_is_the_teacher_and_its_temperature(page):
-    labels, softened, cold, warm = (value_of(page[0], name) for name in (
+    labels, softened, cold, warm = (value_of(page, name) for name in (
         "labels  ", "smoothed labels", "teacher, T = 1", "teacher, T = 4"))
     assert softened[0] < labels[0] + 1, "even softness should teach nothing"
     assert labels[0] + 1 < cold[0] < warm[0] - 2
     assert warm[1] < cold[1] < labels[1] < softened[1], "nats from the teacher"
 
 
+@pytest.mark.site
 def test_every_divergence_teaches(page):
     """All three reach the teacher's reading within two points, each by a training of its own."""
-    found = [value_of(page[0], name) for name in ("KL(teacher ‖ student)", "KL(student ‖ teacher)", "Jensen-Shannon")]
-    assert found[0] == value_of(page[0], "teacher, T = 4")
+    found = [value_of(page, name) for name in ("KL(teacher ‖ student)", "KL(student ‖ teacher)", "Jensen-Shannon")]
+    assert found[0] == value_of(page, "teacher, T = 4")
     right, nats = np.transpose(found)
     assert right.min() > 91 and np.ptp(right) < 2
     assert nats.max() < 0.2
 
 
+@pytest.mark.site
 def test_gluon_cvs_call_is_the_same(page):
     """The two lines of the page agree, and hold what the formula gives."""
-    first = next(i for i, line in enumerate(page[0]) if line.startswith("["))
-    assert page[0][first] == page[0][first + 1]
+    first = next(i for i, line in enumerate(page) if line.startswith("["))
+    assert page[first] == page[first + 1]
     pred, scores = np.array([[2.0, 1.0, 0.0], [0.0, 0.0, 1.0]]), np.array([[5.0, 1.0, 0.0], [0.0, 2.0, 4.0]])
 
     def softmax(z):
@@ -86,7 +90,7 @@ def test_gluon_cvs_call_is_the_same(page):
     p, q = softmax(scores / 4), softmax(pred / 4)
     hard = -np.log(softmax(pred)[[0, 1], [0, 2]])
     expected = 0.5 * hard + 0.5 * 16 * (p * np.log(p / q)).sum(axis=1)
-    np.testing.assert_allclose([float(x) for x in page[0][first].strip("[]").split()], expected, atol=6e-5)
+    np.testing.assert_allclose([float(x) for x in page[first].strip("[]").split()], expected, atol=6e-5)
 
 
 @pytest.mark.parametrize("divergence", ["reverse_kl", "js"])
@@ -101,23 +105,26 @@ def test_the_divergence_is_that_which_is_asked_for(inside, divergence, rng):
     np.testing.assert_allclose(found.asnumpy(), expected, rtol=1e-9)
 
 
+@pytest.mark.site
 def test_a_teacher_labels_what_nobody_labelled(page):
-    mean, = value_of(page[0], "1197 images:")
-    worst, best = value_of(page[0], "worst and best seed:")
-    teacher, = value_of(page[0], "accuracy, held out:")
+    mean, = value_of(page, "1197 images:")
+    worst, best = value_of(page, "worst and best seed:")
+    teacher, = value_of(page, "accuracy, held out:")
     assert 94.5 < worst <= mean <= best < teacher + 1
-    assert worst > table(page[0])[5, "teacher only"][2]
+    assert worst > table(page)[5, "teacher only"][2]
 
 
+@pytest.mark.site
 def test_the_teacher_hardly_doubts_until_it_is_warmed(page):
-    seen, = value_of(page[0], "accuracy, training:")
+    seen, = value_of(page, "accuracy, training:")
     assert seen > 99.5
-    cold, = value_of(page[0], "T = 1:")
-    warm, = value_of(page[0], "T = 4:")
+    cold, = value_of(page, "T = 1:")
+    warm, = value_of(page, "T = 4:")
     assert cold < 2 < 20 < warm
 
 
 def test_arguments_are_obeyed(inside):
+    assert vars(inside["sizes"]).keys() >= {"images", "seeds", "steps", "hidden", "temperature", "figures"}
     assert {name: values.shape for name, values in inside["results"].items()} == dict.fromkeys(
         ("labels only", "teacher only", "both"), (2, 2, 2))
 

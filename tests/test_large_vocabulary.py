@@ -1,39 +1,20 @@
 """The page on large vocabularies: its measurements, its training, and what it prints."""
 
 import re
-import runpy
-import sys
-from pathlib import Path
 
-import matplotlib
+import gallery
 import numpy as np
 import pytest
-from bs4 import BeautifulSoup
 from mxnet import nd
-from rendered import site  # noqa: F401
+from rendered import printed
 
-matplotlib.use("Agg")
-TUTORIALS = Path(__file__).resolve().parent.parent / "tutorials"
 OWN, OURS = "MXNet's own, ", "gluon_kl, "
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory):
-    """The names of the page after a run on a small vocabulary."""
-    figures = tmp_path_factory.mktemp("figures")
-    sizes = ["--categories=1000", "--rows=64", "--turns=1", "--steps=40", f"--figures={figures}"]
-    with pytest.MonkeyPatch.context() as patch, matplotlib.rc_context():
-        patch.syspath_prepend(str(TUTORIALS))
-        patch.setattr(sys, "argv", ["page", *sizes])
-        names = runpy.run_path(str(TUTORIALS / "large_vocabulary.py"), run_name="__main__")
-        matplotlib.pyplot.close("all")
-    assert (figures / "large_vocabulary.png").stat().st_size > 10000
-    return names
-
-
-def test_all_subjects_are_weighed_and_timed(page):
-    assert list(page["memory"]) == list(page["seconds"]) == page["SUBJECTS"]
-    assert min(page["seconds"].values()) > 0
+def page():
+    """What the page defines; what it measures and trains is on the rendered one."""
+    return gallery.definitions("large_vocabulary")
 
 
 def test_subjects_compute_the_same(page, rng):
@@ -65,26 +46,32 @@ def test_a_weighing_that_fails_says_so(page):
         page["weigh_apart"](["nobody's"], 2, 3)
 
 
+def test_time_is_taken_in_turns(page):
+    """A step of each subject, whose first turn does not count."""
+    seconds = page["time_in_turns"](page["SUBJECTS"], 4, 50, turns=2)
+    assert list(seconds) == page["SUBJECTS"] and min(seconds.values()) > 0
+
+
 @pytest.fixture(scope="module")
-def printed(site):  # noqa: F811
-    soup = BeautifulSoup((site / "gallery" / "large_vocabulary.html").read_text(), "html.parser")
-    return "\n".join(block.get_text() for block in soup.select("div.sphx-glr-script-out"))
+def said(site):
+    return printed(site, "large_vocabulary")
 
 
 @pytest.mark.site
-def test_page_shows_convergence(printed):
-    after = [float(x) for x in re.findall(r"after +\d+ steps: ([\d.]+) nats", printed)]
+def test_page_shows_convergence(said):
+    after = [float(x) for x in re.findall(r"after +\d+ steps: ([\d.]+) nats", said)]
     assert after[0] == pytest.approx(3.895, abs=0.01)
     assert after[-1] < 0.1
     assert after == sorted(after, reverse=True)
 
 
 @pytest.mark.site
-def test_page_shows_what_the_operator_saves(printed):
-    if "fused operator: in use" not in printed:
+def test_page_shows_what_the_operator_saves(said):
+    if "fused operator: in use" not in said:
         pytest.skip("the page was made without the fused operator, which alone saves memory and time")
     rows = {name: (float(memory), float(speed)) for name, memory, speed in
-            re.findall(r"^(MXNet's own, \w+|gluon_kl, \w+) +([\d.]+) +([\d.]+)$", printed, re.MULTILINE)}
+            re.findall(r"^(MXNet's own, \w+|gluon_kl, \w+) +([\d.]+) +([\d.]+)$", said, re.MULTILINE)}
+    assert len(rows) == 4
     for mode in ("eager", "hybridized"):
         (own_memory, own_speed), (memory, speed) = rows[OWN + mode], rows[OURS + mode]
         assert -0.2 < memory < 0.5 < 2.5 < own_memory

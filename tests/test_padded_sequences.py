@@ -5,11 +5,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
+from rendered import lines_of
 
-
-@pytest.fixture(scope="module")
-def page(page_of):
-    return page_of("padded_sequences")
+page = lines_of("padded_sequences")
 
 
 @pytest.fixture(scope="module")
@@ -34,25 +32,28 @@ def kl(label, pred):
     return (p * np.log(p / q)).sum(axis=-1)
 
 
+@pytest.mark.site
 def test_weights_leave_padding_out_whatever_it_holds(page):
-    alone = value_of(page[0], "each cut to length:")
-    assert value_of(page[0], "with the weights:") == value_of(page[0], "NaN in the padding:") == alone
-    assert value_of(page[0], "padding counted:") != alone
-    assert value_of(page[0], "its gradient:") == [0]
+    alone = value_of(page, "each cut to length:")
+    assert value_of(page, "with the weights:") == value_of(page, "NaN in the padding:") == alone
+    assert value_of(page, "padding counted:") != alone
+    assert value_of(page, "its gradient:") == [0]
 
 
+@pytest.mark.site
 def test_the_printed_means_are_those_of_the_formula(page):
     random = np.random.RandomState(1)
     pred, label = random.randn(2, 6, 5), random.randn(2, 6, 5)
     nats = kl(label, pred)
     cut = [nats[0, :4].mean(), nats[1, :2].mean()]
-    np.testing.assert_allclose(value_of(page[0], "with the weights:"), cut, atol=6e-5)
-    np.testing.assert_allclose(value_of(page[0], "padding counted:"), nats.mean(axis=1), atol=6e-5)
+    np.testing.assert_allclose(value_of(page, "with the weights:"), cut, atol=6e-5)
+    np.testing.assert_allclose(value_of(page, "padding counted:"), nats.mean(axis=1), atol=6e-5)
 
 
+@pytest.mark.site
 def test_counting_padding_looks_better_and_is_worse(page):
     """The number of the page: the true divergence of both kinds of students, and their own loss."""
-    (true, own), (true_padded, own_padded) = (value_of(page[0], name) for name in KINDS)
+    (true, own), (true_padded, own_padded) = (value_of(page, name) for name in KINDS)
     assert true == own
     assert own_padded < 0.9 * own, "padding should make the mean small"
     assert true_padded > 1.04 * true, "and letters should suffer"
@@ -61,19 +62,22 @@ def test_counting_padding_looks_better_and_is_worse(page):
 KINDS = ("padding left out", "padding counted  ")
 
 
+@pytest.mark.site
 def test_the_teacher_has_learned_something(page):
-    held_out, = value_of(page[0], "held out:")
-    blind, = value_of(page[0], "uniform guess:")
+    held_out, = value_of(page, "held out:")
+    blind, = value_of(page, "uniform guess:")
     assert blind == pytest.approx(np.log(28), abs=0.005)
     assert 1.5 < held_out < 2.1
 
 
+@pytest.mark.site
 def test_they_part_within_words(page):
-    by_letter = [value_of(page[0], f"letter {k}")[0] for k in range(1, 7)]
+    by_letter = [value_of(page, f"letter {k}")[0] for k in range(1, 7)]
     assert max(by_letter[:2]) < min(by_letter[3:])
 
 
 def test_arguments_are_obeyed(inside):
+    assert vars(inside["sizes"]).keys() >= {"seeds", "steps", "hidden", "figures"}
     assert list(inside["results"]) == list(inside["KINDS"])
     assert {values.shape for values in inside["results"].values()} == {(1, 1, 2)}
 

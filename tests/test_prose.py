@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import gallery
 import pytest
 from bs4 import BeautifulSoup
-from rendered import site  # noqa: F401
 
 pytestmark = pytest.mark.site
 
@@ -15,7 +14,7 @@ TUTORIALS = sorted(path.stem for path in (gallery.ROOT / "tutorials").glob("*.py
 
 
 @pytest.fixture(scope="module")
-def pages(site):  # noqa: F811
+def pages(site):
     """The words, code and output of each tutorial; no sources, literals or formulas among the words."""
     found = {}
     for name in TUTORIALS:

@@ -4,11 +4,9 @@ import gallery
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from rendered import lines_of
 
-
-@pytest.fixture(scope="module")
-def page(page_of):
-    return page_of("sparse_autoencoder")
+page = lines_of("sparse_autoencoder")
 
 
 @pytest.fixture(scope="module")
@@ -27,29 +25,33 @@ def rows(lines, name):
     return [gallery.numbers(line[len(name):]) for line in lines if line.startswith(name)]
 
 
+@pytest.mark.site
 def test_what_speaking_costs(page):
-    start = page[0].index("speaks for   costs") + 1
-    found = np.array([gallery.numbers(line) for line in page[0][start:start + 5]])
+    start = page.index("speaks for   costs") + 1
+    found = np.array([gallery.numbers(line) for line in page[start:start + 5]])
     np.testing.assert_array_equal(found[:, 0], [1, 5, 20, 50, 99])
     np.testing.assert_allclose(found[:, 1], coins(0.05, found[:, 0] / 100), atol=6e-5)
     assert found[1, 1] == 0
 
 
+@pytest.mark.site
 def test_the_penalty_silences(page):
     """Off by, mean loudness in per cent, loud units per scan."""
-    dense, sparse = (rows(page[0], name)[0] for name in ("dense", "sparse"))
+    dense, sparse = (rows(page, name)[0] for name in ("dense", "sparse"))
     assert dense[1] > 40 and dense[2] > 20
     assert 5 < sparse[1] < 15 and sparse[2] < 4
     assert dense[0] < sparse[0] < 2 * dense[0], "silence has a price, and not any price"
 
 
+@pytest.mark.site
 def test_the_loudest_unit_knows_the_digit(page):
-    dense, sparse = (rows(page[0], name)[1][0] for name in ("dense", "sparse"))
+    dense, sparse = (rows(page, name)[1][0] for name in ("dense", "sparse"))
     assert dense < 20
     assert sparse > 55
 
 
 def test_arguments_are_obeyed(inside):
+    assert vars(inside["options"]).keys() >= {"epochs", "hidden", "activity", "weight", "figures"}
     assert {name: loud.shape for name, loud in inside["loudness"].items()} == dict.fromkeys(
         ("dense", "sparse"), (600, 16))
     assert inside["penalty"](inside["array"]([[0.1, 0.2]]), 0.1).asnumpy()[0, 0] == 0

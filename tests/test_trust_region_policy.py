@@ -1,30 +1,20 @@
 """The trust-region page: its product, its solver, its bound, and what it prints."""
 
 import re
-import runpy
-import sys
-from pathlib import Path
 
-import matplotlib
+import gallery
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from bs4 import BeautifulSoup
 from mxnet import nd
-from rendered import site  # noqa: F401
-
-matplotlib.use("Agg")
-TUTORIALS = Path(__file__).resolve().parent.parent / "tutorials"
+from rendered import printed
 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     """The names of the page after a short run."""
     figures = tmp_path_factory.mktemp("figures")
-    with pytest.MonkeyPatch.context() as patch, matplotlib.rc_context():
-        patch.syspath_prepend(str(TUTORIALS))
-        patch.setattr(sys, "argv", ["page", "--seeds=1", "--updates=8", f"--figures={figures}"])
-        names = runpy.run_path(str(TUTORIALS / "trust_region_policy.py"), run_name="__main__")
-        matplotlib.pyplot.close("all")
+    names = gallery.names_of("trust_region_policy", "--seeds=1", "--updates=8", f"--figures={figures}")
     assert (figures / "trust_region_policy.png").stat().st_size > 10000
     return names
 
@@ -109,7 +99,7 @@ def test_every_update_of_the_short_run_is_within_the_bound(page):
 
 
 def test_draw_bounded_gives_each_method_an_axes(page):
-    _, axes = matplotlib.pyplot.subplots(1, 2)
+    _, axes = plt.subplots(1, 2)
     curves = {"one": np.array([[0.1, 0.2], [0.3, 0.4]]), "two": np.array([[1.0, 2.0]])}
     page["plots"].draw_bounded(axes, curves, 0.25)
     for ax, (name, values) in zip(axes, curves.items()):
@@ -117,13 +107,12 @@ def test_draw_bounded_gives_each_method_an_axes(page):
         assert ax.get_title() == name
         assert [line.get_ydata().tolist() for line in runs] == values.tolist()
         assert list(bound.get_ydata()) == [0.25, 0.25]
-    matplotlib.pyplot.close("all")
+    plt.close("all")
 
 
 @pytest.mark.site
-def test_page_shows_the_gain(site):  # noqa: F811
-    soup = BeautifulSoup((site / "gallery" / "trust_region_policy.html").read_text(), "html.parser")
-    text = soup.select("div.sphx-glr-script-out")[-1].get_text()
+def test_page_shows_the_gain(site):
+    text = printed(site, "trust_region_policy")
     rows = {name: [float(x) for x in numbers.split()]
             for name, numbers in re.findall(r"^(trust region|plain, \w+)\s+(.*)$", text, re.MULTILINE)}
     assert len(rows) == 3

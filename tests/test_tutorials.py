@@ -1,34 +1,21 @@
-"""What holds for each tutorial that trains and draws, run as its reader would."""
+"""What holds for each tutorial."""
 
 import gallery
 import pytest
+from rendered import printed
 
-PAGES = {  # its figures, and what its help names
-    "knowledge_distillation": (["distillation_distance.png", "distillation_teacher.png", "knowledge_distillation.png"],
-                               ["--images", "--seeds", "--steps", "--hidden", "--temperature", "--figures"]),
-    "padded_sequences": (["sequences_phrases.png", "sequences_students.png"],
-                         ["--seeds", "--steps", "--hidden", "--figures"]),
-    "sparse_autoencoder": (["sparse_activity.png", "sparse_units.png"],
-                           ["--epochs", "--hidden", "--activity", "--weight", "--figures"]),
-    "variational_autoencoder": ([f"autoencoder_{name}.png" for name in ("dimensions", "drawings", "plane", "samples")],
-                                ["--epochs", "--latent", "--hidden", "--free-nats", "--seed", "--figures"]),
-}
-pytestmark = pytest.mark.parametrize("name", PAGES)
+TUTORIALS = sorted(path.stem for path in (gallery.ROOT / "tutorials").glob("*.py") if path.stem != "plots")
 
 
-def test_output_fits_a_phone(page_of, name):
-    lines, _ = page_of(name)
-    assert max(map(len, lines)) <= gallery.PHONE
-    assert "nan" not in "\n".join(lines).replace("NaN in the padding", "").lower()
+@pytest.mark.site
+@pytest.mark.parametrize("name", TUTORIALS)
+def test_output_fits_a_phone(site, name):
+    text = printed(site, name)
+    assert text and max(map(len, text.splitlines())) <= gallery.PHONE
+    assert "nan" not in text.replace("NaN in the padding", "").lower()
 
 
-def test_figures_are_the_committed_ones(page_of, name):
-    _, folder = page_of(name)
-    assert sorted(figure.name for figure in folder.iterdir()) == PAGES[name][0]
-    assert not gallery.stale(folder)
-
-
-def test_help_names_every_size(tmp_path, name):
-    printed, _ = gallery.run(name, tmp_path, "--help")
-    assert not [option for option in PAGES[name][1] if option not in printed]
-    assert not list(tmp_path.iterdir())
+@pytest.mark.parametrize("name", TUTORIALS)
+def test_progress_is_shown_on_terminals_alone(name):
+    source = (gallery.ROOT / "tutorials" / f"{name}.py").read_text("utf-8")
+    assert source.count("disable=None") == source.count("tqdm(") > 0

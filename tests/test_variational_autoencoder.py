@@ -4,13 +4,12 @@ import gallery
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from rendered import lines_of
 
 RUNS = ["plain", "annealed", "free nats"]
 
 
-@pytest.fixture(scope="module")
-def page(page_of):
-    return page_of("variational_autoencoder")
+page = lines_of("variational_autoencoder")
 
 
 @pytest.fixture(scope="module")
@@ -28,39 +27,44 @@ def after(lines, start, count, step=1):
 @pytest.fixture(scope="module")
 def carried(page):
     """Nats that each dimension carries in the end, one row per run."""
-    awake = [i for i, line in enumerate(page[0]) if line.startswith("awake:")]
-    return np.array([gallery.numbers(page[0][i - 1]) for i in awake[:3]])
+    awake = [i for i, line in enumerate(page) if line.startswith("awake:")]
+    return np.array([gallery.numbers(page[i - 1]) for i in awake[:3]])
 
 
+@pytest.mark.site
 def test_the_plain_run_collapses(carried):
     plain = carried[0]
     assert 2 <= np.sum(plain > 0.4) <= 5
     assert np.sum(plain < 0.03) == 8 - np.sum(plain > 0.4), "a dimension is awake or asleep, and little between"
 
 
+@pytest.mark.site
 def test_free_nats_prevent_the_collapse(page, carried):
     """The number that the page ends in: the least dimension carries about the half nat that is free."""
-    least = dict(zip(RUNS, after(page[0], "nats       least in the end", 3)))
+    least = dict(zip(RUNS, after(page, "nats       least in the end", 3)))
     assert least["plain"][0] == 0
     assert least["free nats"][0] == carried[2].min() > 0.4
     assert carried[2].max() < 1.2
 
 
+@pytest.mark.site
 def test_annealing_alone_postpones_it(carried):
     awake = (carried > 0.1).sum(axis=1)
     assert awake[0] <= awake[1] < awake[2] == 8
 
 
+@pytest.mark.site
 def test_what_is_awake_is_heard(page, carried):
-    costs = np.array(after(page[0], "nats lost by shuffling each dimension", 3, step=2))
+    costs = np.array(after(page, "nats lost by shuffling each dimension", 3, step=2))
     asleep = carried[0] < 0.03
     assert (abs(costs[0][asleep]) < 0.1).all()
     assert (costs[0][~asleep] > 1).all()
     assert (costs[2] > 0.4).all()
 
 
+@pytest.mark.site
 def test_what_free_nats_cost(page):
-    measured = np.array(after(page[0], "nats       drawing  latent    sum", 3))
+    measured = np.array(after(page, "nats       drawing  latent    sum", 3))
     np.testing.assert_allclose(measured[:, 0] + measured[:, 1], measured[:, 2], atol=0.011)
     drawing, latent, bound = measured[2] - measured[0]
     assert drawing < -0.5
@@ -68,12 +72,14 @@ def test_what_free_nats_cost(page):
     assert 0.3 < bound < 1.5, "better drawings are paid for in the bound"
 
 
+@pytest.mark.site
 def test_the_plane_uses_both_dimensions(page):
-    awake = [i for i, line in enumerate(page[0]) if line.startswith("awake:")]
-    assert page[0][awake[-1]] == "awake: 2 of 2"
+    awake = [i for i, line in enumerate(page) if line.startswith("awake:")]
+    assert page[awake[-1]] == "awake: 2 of 2"
 
 
 def test_arguments_are_obeyed(inside):
+    assert vars(inside["options"]).keys() >= {"epochs", "latent", "hidden", "free_nats", "seed", "figures"}
     assert [history.shape for _, history in inside["runs"].values()] == [(3, 3)] * 3
     assert inside["rising"].tolist() == [0, 1]
 
