@@ -67,7 +67,7 @@ sphinx_gallery_conf = {
 }
 
 html_theme = "pydata_sphinx_theme"
-html_title = "gluon_kl"  # a longer one overflows a phone
+html_title = "KL divergence for MXNet Gluon"  # follows each page's own in <title>; the header shows the logo's text
 html_static_path = ["static", str(mathjax_files / mathjax_path)]
 html_favicon = "static/icon.svg"
 html_context = {"default_mode": "auto"}

@@ -1,4 +1,4 @@
-"""What ``check_inputs`` looks for: values that a loss takes without a word and computes nonsense from."""
+"""What ``check_inputs`` looks for: values that a loss accepts and computes nonsense from."""
 
 import copy
 import math
@@ -14,7 +14,7 @@ _SLACK = 5e-3
 # So many random numbers of either sign are not all positive.
 _ENOUGH = 10
 
-# What the logarithms of probabilities also come as: the factor that makes them natural ones.
+# Other logarithms of probabilities, and the factor that turns them into natural ones.
 _OTHER_LOGARITHMS = (
     (math.log(2), "logarithms to base 2", "multiply {name} by math.log(2)"),
     (math.log(10), "logarithms to base 10", "multiply {name} by math.log(10)"),
@@ -23,7 +23,7 @@ _OTHER_LOGARITHMS = (
 
 
 class _Side(NamedTuple):
-    """One of the arrays that hold a distribution per row, and how its user says what it holds."""
+    """An array that holds one distribution per row, and the argument that says in which space."""
 
     name: str
     space: str
@@ -109,7 +109,7 @@ class _Rows(_Values):
         return not (space == "probs" and self.low < 0) and self._sum_to_one(space)
 
     def are_softmax_outputs(self) -> bool:
-        """Whether the rows are probabilities to the last digit, as raw scores hardly ever are by chance."""
+        """Whether the rows are probabilities to the last digit, as logits hardly ever are by chance."""
         filled = self.values[(self.values != 0).any(axis=1)]  # others may be padding
         if self.values.shape[1] == 1 or not filled.size or not filled.min() >= 0:
             return False
@@ -119,11 +119,11 @@ class _Rows(_Values):
         return bool(exact and chance < -5)
 
     def fit(self, space: str) -> bool:
-        """Whether nothing speaks against reading the rows as `space`."""
+        """Whether the rows may hold `space`."""
         return self.are(space) and not (space == "logits" and self.are_softmax_outputs())
 
     def seem(self, space: str) -> bool:
-        """Whether the rows hold this, rather than anything that may be read as it."""
+        """Whether the rows seem to hold `space`: almost anything may be logits, but little looks like them."""
         if space == "logits" and (self.low >= 0 or self.likeliest() != "logits" or self.nearly_probabilities()):
             return False
         return self.fit(space)
@@ -153,7 +153,7 @@ class _Rows(_Values):
         """What kind of logarithms the rows hold, if not natural ones of probabilities, and the remedy."""
         for factor, what, remedy in _OTHER_LOGARITHMS:
             logs = factor * self.values
-            # Rows of a 0 beside large numbers do so too, whatever they are.
+            # Rows with one 0 beside large numbers pass that test too, whatever they hold.
             if not (logs > 0).any() and self._sum_to_one("log_probs", factor) and logs.max(axis=1).min() < -0.01:
                 return what, remedy.format(name=self.name)
         return None
@@ -166,7 +166,7 @@ class _Rows(_Values):
         return self.low >= -0.05 * self.high or bool(near.all() and self.low >= -0.25)
 
     def are_indices(self) -> bool:
-        """Whether each row repeats one whole number, as a class index that was stretched over the categories does."""
+        """Whether each row repeats one whole number, like a class index that was broadcast over the categories."""
         same = (self.values == self.values[:, :1]).all() and self.values.shape[1] > 1
         return bool(same and self.whole_numbers and 1 < self.high < self.values.shape[1])
 
@@ -240,7 +240,7 @@ def _label_side(name: str, argument: str, space: str) -> _Side:
 
 
 def _check_side(rows: _Rows, side: _Side) -> None:
-    """Raise ValueError if the rows are not what their user says, with the remedy."""
+    """Raise ValueError with the remedy if the rows are not in the space that the arguments say."""
     if rows.fit(side.space):
         return
     if side.space == "logits":
@@ -289,7 +289,7 @@ def _masked(rows: _Rows, where: np.ndarray) -> str:
 
 
 def _check_padding(rows: _Rows, side: _Side) -> _Rows:
-    """The rows but for those that are 0 throughout; ValueError if these alone are in the way."""
+    """The rows without those that are 0 throughout; ValueError if only these are wrong."""
     masked = (rows.values == -np.inf).all(axis=1)
     if side.space == "log_probs" and masked.any():
         raise ValueError(_masked(rows, masked))
@@ -328,7 +328,7 @@ def _in_another_space(rows: _Rows, side: _Side, found: str) -> str:
 
 
 def _not_normalised(rows: _Rows, side: _Side) -> str:
-    """Of rows that hold nothing below 0, and are in no space as they are."""
+    """The message for rows without a negative value that are in no space as they are."""
     also = "" if side.space == "probs" else f" and {side.settings['probs']}"
     sums = f"rows of {rows.name} do not sum to 1, but to {rows.totals('probs')}"
     divide = f"divide each row by its sum{also}"
@@ -441,13 +441,13 @@ def check_bernoulli(
 
 
 def _exchanged(scores: Any, probs: Any) -> bool:
-    """Whether what should be raw scores lies between 0 and 1, and what should lie there does not."""
+    """Whether what should be logits lies between 0 and 1, and what should lie there does not."""
     inside = scores.low >= 0 and scores.high <= 1 and scores.counted.size >= _ENOUGH
     return bool(inside and probs.low < -0.05 and probs.high > 0 and not probs.whole_numbers)
 
 
 def _check_yes_or_no(values: _Values, space: str, given: Dict[str, str]) -> None:
-    """Raise ValueError unless the values are probabilities, or raw scores, each by itself."""
+    """Raise ValueError unless each value is a probability, or a logit, as `space` says."""
     if space == "logits":
         _check_scores(values, given)
         return

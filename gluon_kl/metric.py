@@ -10,7 +10,7 @@ from mxnet.metric import EvalMetric, alias, check_label_shapes, register
 
 
 class _Sum:
-    """A float64 sum that carries what rounding took from it, so that no small update is lost."""
+    """A float64 sum that also keeps its rounding error, so that no small update is lost."""
 
     def __init__(self) -> None:
         self.value = 0.0
@@ -26,7 +26,7 @@ class _Sum:
 
 
 class _DivergenceMetric(EvalMetric):
-    """Mean over samples of what a loss between pred and label gives; a subclass says which loss, and what it is."""
+    """Mean over samples of a loss between pred and label, which a subclass chooses."""
 
     def __init__(
         self, loss: Any, name: str, output_names: Optional[List[str]], label_names: Optional[List[str]],
@@ -63,7 +63,7 @@ class _DivergenceMetric(EvalMetric):
         self._local, self._global = _Sum(), _Sum()
 
     def reset_local(self) -> None:
-        """Forget what was added since the last such call; the global figure stays."""
+        """Forget what was added since the last such call; the global value stays."""
         super().reset_local()
         self._local = _Sum()
 
@@ -80,7 +80,7 @@ class KLDivergence(_DivergenceMetric):
     Parameters
     ----------
     from_logits : bool, default True
-        `True` if predictions are log-probabilities, `False` if they are raw scores.
+        `True` if predictions are log-probabilities, `False` if they are logits.
     axis : int, default -1
         The axis of the categories.
     label_space : {"probs", "log_probs", "logits"}
@@ -89,7 +89,7 @@ class KLDivergence(_DivergenceMetric):
         What predictions hold, instead of what `from_logits` says: "probs" for networks that end
         in a softmax.
     name : str, default "kl-divergence"
-        What `get` calls the figure.
+        The name that `get` returns.
     output_names, label_names : list of str, optional
         Which outputs and labels of a module count; all of them by default.
 
@@ -103,8 +103,8 @@ class KLDivergence(_DivergenceMetric):
 
     Notes
     -----
-    Divergences are computed in the precision of the loss and added up in float64, with what
-    rounding takes carried along: a small update is not lost beside a large sum. Every update
+    Divergences are computed in the precision of the loss and added up in float64. The sum keeps
+    its rounding error, so that a small update is not lost beside a large sum. Every update
     waits for its values.
 
     References
@@ -150,14 +150,14 @@ class JSDivergence(_DivergenceMetric):
 
     A sample's divergence is what :class:`gluon_kl.JSDivLoss` gives with ``reduction="sum"``:
     added up over the categories, and over every other axis but the first, that of the samples.
-    Between 0 and log 2 for ``beta=0.5``, also where predictions miss mass that labels have, and a
-    mean KL divergence would be infinite. Registered, so that ``mx.metric.create("js-divergence")``
+    Between 0 and log 2 for ``beta=0.5``, also if a prediction is 0 where the label is not, for
+    which a KL divergence is infinite. Registered, so that ``mx.metric.create("js-divergence")``
     finds it once gluon_kl is imported.
 
     Parameters
     ----------
     from_logits : bool, default True
-        `True` if predictions are log-probabilities, `False` if they are raw scores.
+        `True` if predictions are log-probabilities, `False` if they are logits.
     axis : int, default -1
         The axis of the categories.
     label_space : {"probs", "log_probs", "logits"}
@@ -168,7 +168,7 @@ class JSDivergence(_DivergenceMetric):
     beta : float, default 0.5
         Between 0 and 1, the share of the label in the mixture, as for the loss.
     name : str, default "js-divergence"
-        What `get` calls the figure.
+        The name that `get` returns.
     output_names, label_names : list of str, optional
         Which outputs and labels of a module count; all of them by default.
 

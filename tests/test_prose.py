@@ -1,5 +1,6 @@
-"""Numbers in the prose of the tutorials, as numerals or as words, against what the page's code says and prints."""
+"""The prose: words that we do not use; and the numbers of the tutorials against what their code says and prints."""
 
+import ast
 import re
 from math import log
 from types import SimpleNamespace
@@ -8,7 +9,68 @@ import gallery
 import pytest
 from bs4 import BeautifulSoup
 
-pytestmark = pytest.mark.site
+# What to write instead: the field's word, or a plain sentence.
+WORDS = {
+    r"raw scores?(?! \(logits\))": "logits",
+    r"scans?": "image",
+    r"drawings?": "reconstruction",
+    r"prices?": "KL weight",
+    r"loud(ness)?": "activation",
+    r"awake|asleep|sleepers?|deaf": "active, collapsed",
+    r"slopes?": "gradient",
+    r"read rightly": "accuracy",
+    r"weighed": "profiled",
+    r"(hybridized|user's) parent|in a parent": "enclosing block",
+    r"lends?|lent|what it misses": "patches the names that MXNet needs",
+    r"metadata (admit|allow) no": "MXNet's metadata exclude",
+    r"silences?|silenced": "ignores, has weight 0",
+    r"whatever (it|they|the two sides) holds?": "even NaN",
+    r"in every corner": "in edge cases",
+    r"declines? it": "raises ImportError",
+    r"makes no NaN": "never gives NaN for finite inputs",
+    r"takes that one's place": "is a subclass, accepted wherever that is",
+    r"never raises by itself": "values are not validated automatically",
+    r"less than torch eager but": "faster than eager torch, except",
+    r"averages where it says so": '"mean" averages',
+    r"wishes": "objectives",
+    r"many times faster": "a number, and for what",
+    r"(goes|go|run|runs) over MXNet's operators": "uses MXNet's operators",
+    r"the say of": "the weight of",
+}
+# Rows of the benchmark's tables are named so.
+ALLOWED = {"docs/benchmarks.rst": ("in a parent",)}
+SOURCES = ["README.md", *(f"docs/{path.name}" for path in sorted((gallery.ROOT / "docs").glob("*.rst"))),
+           "docs/tutorials.txt", "gluon_kl/diagnostics.py", "gluon_kl/metric.py"]
+
+
+def prose(source):
+    """A page without its code and what that printed; of a module the docstrings."""
+    text = (gallery.ROOT / source).read_text(encoding="utf-8")
+    if source.endswith(".py"):
+        documented = [node for node in ast.walk(ast.parse(text))
+                      if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))]
+        return "\n".join(filter(None, map(ast.get_docstring, documented)))
+    if source.endswith(".md"):
+        return re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    return re.sub(r"^\.\. code-block::.*\n(?:   .*\n|\n)+", "", text, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_words_that_we_do_not_use(source):
+    text = " ".join(prose(source).split())
+    for allowed in ALLOWED.get(source, ()):
+        text = re.sub(allowed, "", text, flags=re.IGNORECASE)
+    found = {match.group(): instead for word, instead in WORDS.items()
+             for match in re.finditer(rf"\b(?:{word})\b", text, re.IGNORECASE)}
+    assert not found, "write instead " + "; ".join(f"for {word!r}: {instead}" for word, instead in found.items())
+
+
+def test_the_search_of_the_site_finds_what_people_look_for():
+    """It holds the words of the pages."""
+    words = " ".join(prose(source) for source in SOURCES if source.startswith("docs/"))
+    for wanted in ("VAE", "ELBO", "TRPO", "np.PZERO", "distillation", "Jensen-Shannon", "label smoothing", "teacher"):
+        assert re.search(rf"\b{wanted}\b", words, re.IGNORECASE), wanted
+
 
 TUTORIALS = sorted(path.stem for path in (gallery.ROOT / "tutorials").glob("*.py") if path.stem != "plots")
 
@@ -47,6 +109,7 @@ def value(numeral):
     return float(numeral.replace(",", ""))
 
 
+@pytest.mark.site
 @pytest.mark.parametrize("name", TUTORIALS)
 def test_numerals_are_those_of_the_page(pages, name):
     """Rounded as the prose rounds them."""
@@ -133,6 +196,7 @@ CLAIMS = [
 ]
 
 
+@pytest.mark.site
 @pytest.mark.parametrize("name, words, holds", CLAIMS, ids=[f"{name}-{words}" for name, words, _ in CLAIMS])
 def test_what_is_said_in_words_holds(pages, name, words, holds):
     assert words in pages[name].words, "the prose has changed: so must this table"
