@@ -333,6 +333,7 @@ def test_one_block_many_calls(run, rng):
                     for weight in (None, rng.uniform(size=shape[0]).astype(dtype), np.ones(shape, dtype)):
                         out = loss(*[None if x is None else kind(x, dtype=dtype) for x in (pred, label, weight)])
                         assert isinstance(out, mx.np.ndarray) == (kind is mx.np.array)
+                        assert out.dtype == (np.float64 if dtype == "float64" else np.float32)
                         expected = oracle.kl_divergence(pred, label, from_logits=False, reduction="sum",
                                                         sample_weight=weight)
                         np.testing.assert_allclose(out.asnumpy(), expected, rtol=1e-4, atol=1e-5)
@@ -358,7 +359,7 @@ def test_one_hybridized_block_many_calls(rng, name):
                 given = [x if x is None else kind(x, dtype=dtype) for x in (*inputs, *[None] * (
                     len(loss._names) - 1 - len(inputs)), weight)]
                 out = loss(*given)
-                assert isinstance(out, mx.np.ndarray) == (kind is mx.np.array)
+                assert isinstance(out, mx.np.ndarray) == (kind is mx.np.array) and out.dtype == np.dtype(dtype)
                 close(out.asnumpy(), member.expect(inputs, weight), "float32")
 
 
