@@ -37,6 +37,12 @@ class BernoulliKLLoss(CheckedLoss):
     exclude each other (distillation of a multi-label classifier), for binary latent variables,
     and, with a number as label, for the sparsity penalty of an autoencoder.
 
+    .. warning::
+
+       In a variational autoencoder (VAE) pass ``reduction="sum"``. The default averages over the
+       pixels, and :class:`GaussianKLLoss` adds over the latent dimensions: together they give the
+       KL term too much weight, and the latent dimensions collapse.
+
     Parameters
     ----------
     from_sigmoid : bool, default False
@@ -169,9 +175,9 @@ class BernoulliKLLoss(CheckedLoss):
 
         Caught are labels or predictions beyond 0 and 1 where probabilities belong (pixels from 0
         to 255, labels of -1 and 1, logits), probabilities that would go through the sigmoid
-        twice, and lengths as `sample_weight`. What `sample_weight` silences is left out. The
-        method never runs by itself: it waits for the values, and an error on one worker of a
-        distributed job would hang the others.
+        twice, and lengths as `sample_weight`. Values of weight 0 are ignored. The method never
+        runs by itself: it waits for the values, and an error on one worker of a distributed job
+        would hang the others.
 
         Parameters
         ----------

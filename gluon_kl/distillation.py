@@ -216,9 +216,9 @@ class DistillationLoss(CheckedLoss):
 
         Caught are probabilities that would go through softmax twice, a teacher in another space
         than `teacher_space` says, class indices that `pred` has no category for, rows of dense
-        labels that do not sum to 1, padding without a weight, and lengths as `sample_weight`. What
-        `sample_weight` silences is left out. The method never runs by itself: it waits for the
-        values, and an error on one worker would hang the others.
+        labels that do not sum to 1, padding without a weight, and lengths as `sample_weight`.
+        Values of weight 0 are ignored. The method never runs by itself: it waits for the values,
+        and an error on one worker would hang the others.
 
         Parameters
         ----------

@@ -40,6 +40,13 @@ class GaussianKLLoss(CheckedLoss):
     with :math:`d_j = \lambda_j - \lambda'_j`. ``spread="std"`` takes standard deviations
     :math:`e^{\lambda / 2}` in place of log-variances.
 
+    .. warning::
+
+       In a variational autoencoder (VAE) pass ``reduction="sum"`` to the loss of the pixels too.
+       The default of this loss adds over the latent dimensions, and :class:`BernoulliKLLoss`
+       averages over the pixels by default: together they give the KL term too much weight, and
+       the latent dimensions collapse.
+
     Parameters
     ----------
     weight : float, optional
@@ -185,9 +192,9 @@ class GaussianKLLoss(CheckedLoss):
 
         Caught are variances or standard deviations where logarithms of variances belong, the
         reverse under ``spread="std"``, swapped arguments, a prior whose log-variance is 1 where a
-        variance of 1 is meant, values that are not finite, and lengths as `sample_weight`. What
-        `sample_weight` silences is left out. The method never runs by itself: it waits for the
-        values, and an error on one worker of a distributed job would hang the others.
+        variance of 1 is meant, values that are not finite, and lengths as `sample_weight`. Values
+        of weight 0 are ignored. The method never runs by itself: it waits for the values, and an
+        error on one worker of a distributed job would hang the others.
 
         Parameters
         ----------

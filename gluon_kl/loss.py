@@ -75,8 +75,8 @@ class PairLoss(CheckedLoss):
         logarithms to another base, probabilities that would go through softmax twice, class
         indices and counts as label, rows that do not sum to 1, or do along another axis, negative
         probabilities, padding without a weight, lengths as `sample_weight`, and swapped arguments.
-        What `sample_weight` silences is left out. The method never runs by itself: it waits for
-        the values, and an error on one worker of a distributed job would hang the others.
+        Values of weight 0 are ignored. The method never runs by itself: it waits for the values,
+        and an error on one worker of a distributed job would hang the others.
 
         Parameters
         ----------

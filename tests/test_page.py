@@ -95,6 +95,23 @@ def test_troubleshooting_is_in_the_navigation_and_beside_the_errors(soups):
                 if not soup.select("article a[href*='troubleshooting.html']")]
 
 
+def test_a_search_engine_learns_what_a_page_is(soups):
+    """Each has a title of its own; the landing page says what this is, and which version."""
+    import gluon_kl
+
+    titles = [soup.title.get_text() for page, soup in soups.items() if "_modules" not in page]
+    assert len(set(titles)) == len(titles)
+    assert all(title.endswith(" KL divergence for MXNet Gluon") for title in titles)
+    landing = soups["index.html"]
+    assert "VAE" in landing.select_one("meta[name=description]")["content"]
+    assert f"this is version {gluon_kl.__version__}" in landing.article.get_text()
+
+
+@pytest.mark.parametrize("word", ["vae", "elbo", "trpo", "pzero"])
+def test_the_search_finds(site, word):  # noqa: F811
+    assert f'"{word}":' in (site / "searchindex.js").read_text()
+
+
 def test_landing_page_leads_on(soups):
     landing = soups["index.html"].article
     assert landing.select_one("pre").get_text().startswith("$ pip install")

@@ -38,7 +38,8 @@ def test_every_loss_is_in_the_table():
     assert sorted(named) == sorted(name for name in gluon_kl.__all__ if name.endswith("Loss"))
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/contract.rst", "docs/troubleshooting.rst", "docs/quickstart.rst"])
+@pytest.mark.parametrize("page", ["README.md", "docs/contract.rst", "docs/troubleshooting.rst", "docs/quickstart.rst",
+                                  "gluon_kl/bernoulli.py", "gluon_kl/gaussian.py"])
 def test_the_defaults_of_a_vae_are_warned_of(page, path):
     """Of what is read first, each says it; and that is how it is."""
     text = " ".join((ROOT / page).read_text(encoding="utf-8").split())
