@@ -202,6 +202,25 @@ MUTATIONS = [  # what breaks, file, the source, what it becomes
     ("an array is no dtype of an array", "_lend.py", "None if dtype is None else _dtype(dtype)", "dtype"),
     # 15: the extra beside other pins of MXNet
     # 16: programs that import MXNet first
+    ("the program's own module goes away", "__main__.py", 'sys.modules["__main__"] = main', "pass",
+     "test_reports.py::test_programs_run_as_python_runs_them"),
+    ("a script's folder is not looked in", "__main__.py", "set_first_path(os.path.dirname(os.path.realpath(path)))",
+     "pass",
+     "test_reports.py::test_programs_run_as_python_runs_them"),
+    ("a program's arguments are taken for ours", "__main__.py",
+     'if text in ("-m", "-c") or not text.startswith("-")), len', "if False), len",
+     "test_reports.py::test_programs_run_as_python_runs_them"),
+    ("the hook imports gluon_kl", "_hook.py", 'home = importlib.util.find_spec("gluon_kl")', "import gluon_kl\n        "
+     'home = importlib.util.find_spec("gluon_kl")',
+     "test_reports.py::test_a_hook_that_outlives_the_package"),
+    ("the hook wants its package", "_hook.py", "if home is None or not home.submodule_search_locations:", "if False:",
+     "test_reports.py::test_a_hook_that_outlives_the_package"),
+    ("the hook wants this release", "_hook.py", "if not os.path.isfile(file):", "if False:",
+     "test_reports.py::test_a_hook_that_outlives_the_package"),
+    ("a second finder", "_lend.py", "if NEEDED and lent() is None:", "if NEEDED:",
+     "test_reports.py::test_the_hook_is_written_serves_and_is_removed"),
+    ("a hook elsewhere than the package", "_hook.py", "return own + shared if any(", "return own + shared if not any(",
+     "test_reports.py::test_the_hook_goes_where_the_package_is"),
     # 17: check_inputs names the right remedy
     ("check_inputs takes sigmoid outputs for scores", "diagnostics.py", "if rows.low >= 0:\n        raise",
      "if False:\n        raise"),

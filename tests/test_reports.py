@@ -1,12 +1,21 @@
 """Faults that users' programs met, a section each, on both paths; these tests always run whole."""
 
+import configparser
 import inspect
 import itertools
+import json
 import math
+import os
 import pickle
 import re
 import shutil
+import site
+import subprocess
+import sys
+import sysconfig
+import venv
 import warnings
+import zipfile
 from fractions import Fraction
 from pathlib import Path
 
@@ -18,6 +27,8 @@ from gluon_kl import (
     JSDivLoss,
     KLDivLoss,
     ReverseKLDivLoss,
+    __main__,
+    _hook,
     _lend,
     _mxnet,
     native,
@@ -25,6 +36,7 @@ from gluon_kl import (
 
 import mxnet as mx
 import numpy as np
+import packaging.requirements
 import pytest
 from conftest import MODES, Run
 from mxnet import nd
@@ -35,6 +47,7 @@ from cases import MEMBERS as FAMILY
 from cases import NESTED, Model
 
 CLASSES = [KLDivLoss, ReverseKLDivLoss, JSDivLoss, DistillationLoss, BernoulliKLLoss, GaussianKLLoss]
+ROOT = Path(gluon_kl.__file__).resolve().parent.parent
 needs_operator = pytest.mark.skipif(not native.is_available(), reason="without the native operator")
 
 # 1: a float16 array gets the gradient of a tiny negative double
@@ -885,7 +898,245 @@ def test_no_dtype_stays_no_dtype():
 # 15: the extra beside other pins of MXNet
 
 
+def extra(name):
+    metadata = configparser.ConfigParser()
+    metadata.read(str(ROOT / "setup.cfg"), encoding="utf-8")
+    return metadata["options.extras_require"][name].strip().split("\n")
+
+
+@pytest.mark.parametrize("python, brings", [*[(f"3.{minor}", {"mxnet"}) for minor in range(8, 13)],
+                                            ("3.13", {"graphviz", "requests"})])
+def test_what_the_extra_allows(python, brings):
+    asked = list(map(packaging.requirements.Requirement, extra("cpu")))
+    asked = {each.name: each for each in asked if each.marker.evaluate({"python_version": python})}
+    assert set(asked) == brings
+    if "mxnet" in asked:
+        for version in ("1.7.0", "1.7.0.post2", "1.8.0", "1.8.0.post0", "1.9.0", "1.9.1", "2.0.0b1", "2.0.0"):
+            assert asked["mxnet"].specifier.contains(version, prereleases=True)
+        assert not {"1.6.0", "3.0.0"} & set(asked["mxnet"].specifier.filter(["1.6.0", "3.0.0"]))
+
+
+def resolved(*requirements):
+    """What pip would install, by name; None, and its last words, where it finds no way."""
+    done = subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--dry-run", "--ignore-installed", "--report",
+                           "-", "--only-binary", ":all:", *requirements], text=True, capture_output=True, timeout=120)
+    if done.returncode:
+        return None, done.stderr.strip().split("\n")[-1]
+    packages = [each["metadata"] for each in json.loads(done.stdout)["install"]]
+    return {each["name"].lower(): each["version"] for each in packages}, ""
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 13), reason="no NumPy that MXNet's metadata allow has a wheel here")
+def test_the_extra_beside_another_pin():
+    alone, words = resolved("mxnet==1.8.0.post0")
+    if alone is None:
+        pytest.skip(f"pip reaches no registry: {words}")
+    assert resolved("mxnet==1.8.0.post0", *extra("cpu")) == (alone, "")
+    newest, words = resolved(*extra("cpu"))
+    assert newest["mxnet"] == "1.9.1", words
+
+
 # 16: programs that import MXNet first
+
+SHOW = """
+import sys, os, __main__
+print(sys.argv[1:], os.path.basename(sys.argv[0]), os.path.realpath(sys.path[0] or "here"), __name__, __package__,
+      os.path.basename(globals().get("__file__", "")), __spec__ and __spec__.name, vars(__main__) is globals(),
+      type(__loader__).__name__ if "__file__" in globals() else None)
+"""
+POOL = """
+import concurrent.futures, multiprocessing
+def square(x):
+    return x * x
+if __name__ == "__main__":  # what is left to do is pickled after the last line, by the name __main__.square
+    workers = concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("fork"))
+    for i in range(20):
+        workers.submit(square, i).add_done_callback(lambda done: print(done.result()))
+"""
+FILES = {
+    "show.py": SHOW, "without_suffix": SHOW, "folder/__main__.py": "import beside\n" + SHOW, "folder/beside.py": "",
+    "package/__init__.py": "import sys; print(sys.argv[0])", "package/__main__.py": "from . import part\n" + SHOW,
+    "package/part.py": SHOW, "text.py": "raise SystemExit('a text')", "broken.py": "x = = 1", "pool.py": POOL,
+    "raises.py": "def f():\n    return 1 / 0\nf()", "interrupted.py": "raise KeyboardInterrupt",
+    "elsewhere/own.py": SHOW,
+    "late.py": "import atexit, sys\nhere = 3\natexit.register(lambda: print(sys.modules['__main__'].here, __name__))",
+}
+PROGRAMS = [
+    ("show.py", "-m", "--help", "a b"), ("./show.py",), ("elsewhere/link.py", "--x=1"), ("elsewhere/own.py",),
+    ("without_suffix", "-c"),
+    ("folder",), ("zipped.zip", "1"), ("-m", "show", "-x", "--install-hook"), ("-m", "package", "1"),
+    ("-m", "package.part", "--", "-m"), ("-c", "import sys; print(sys.argv, repr(sys.path[0]), __name__)", "-m", "x"),
+    ("text.py",), ("broken.py",), ("raises.py",), ("-m", "raises"), ("interrupted.py",), ("-m", "nowhere"),
+    ("-m", "package.nowhere"), ("/nowhere/missing.py",), ("-c", "1 +"), ("pool.py",), ("-m", "pool"), ("late.py",),
+    ("-m", "late"), ("-c", "import sys; sys.exit(7)"),
+]
+AS_PYTHON = """
+import json, os, sys
+from gluon_kl.__main__ import main
+programs, sys.path[0] = json.loads(sys.argv[1]), os.getcwd()  # where `python -m` looks first
+for number, program in enumerate(programs):
+    child = os.fork()
+    if not child:
+        for descriptor, stream in (1, sys.stdout), (2, sys.stderr):
+            os.dup2(os.open(f"said.{number}.{descriptor}", os.O_CREAT | os.O_WRONLY), descriptor)
+        sys.exit(main(program))
+    status = os.waitpid(child, 0)[1]
+    print(-os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status), flush=True)
+"""
+
+
+def test_programs_run_as_python_runs_them(tmp_path, monkeypatch):
+    """What they see, print and return, and how they fail; the import of MXNet, which they share here, aside."""
+    for name, text in FILES.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    with zipfile.ZipFile(str(tmp_path / "zipped.zip"), "w") as archive:
+        archive.writestr("__main__.py", SHOW)
+    (tmp_path / "elsewhere" / "link.py").symlink_to(tmp_path / "show.py")
+    (tmp_path / "driver.py").write_text(AS_PYTHON, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    driver = subprocess.run([sys.executable, "-W", "ignore", "driver.py", json.dumps(PROGRAMS)], text=True, timeout=600,
+                            stdout=subprocess.PIPE, check=True)
+    for number, (program, code) in enumerate(zip(PROGRAMS, map(int, driver.stdout.split()))):
+        python = subprocess.run([sys.executable, "-W", "ignore", *program], text=True, capture_output=True, timeout=60)
+        out, error = (Path(f"said.{number}.{descriptor}").read_text() for descriptor in (1, 2))
+        assert (code, out) == (python.returncode, python.stdout), (program, error)
+        for said, ours in zip(python.stderr.split("\n")[::-1], error.split("\n")[::-1]):
+            if said.startswith("Traceback") or "<frozen runpy>" in said or "runpy.py" in said:
+                break  # above are the frames that lead there
+            for name in (f"{sys.executable}: ", "python -m gluon_kl: ", f"{tmp_path}/"):  # Python 3.8 has not the last
+                said, ours = said.replace(name, ""), ours.replace(name, "")
+            assert said == ours, (program, error)
+        assert bool(error) == bool(python.stderr), (program, error)
+
+
+@pytest.mark.parametrize("arguments, says", [
+    ([], "say what to do: -m MODULE"), (["-m"], "say what to do: -m MODULE"), (["--nonsense"], "--nonsense"),
+    (["--install-hook", "train.py"], "a hook takes no argument, such as 'train.py'"),
+    (["--install-hook", "--remove-hook"], "not allowed with argument --install-hook")])
+def test_what_cannot_be_done_is_said(arguments, says, capsys):
+    with pytest.raises(SystemExit) as caught:
+        __main__.main(arguments)
+    assert caught.value.code == 2 and says in capsys.readouterr().err
+
+
+# Where MXNet needs nothing it is lent something all the same, so that the tests say the same there.
+NEWER = "" if _mxnet.NEEDED else "import numpy; numpy.__version__ = '1.24.0'\n"
+PLAIN = """
+import mxnet as mx
+import gluon_kl
+import sys
+assert mx.nd.ndarray.np is not __import__("numpy")
+assert sum(hasattr(finder, "gluon_kl_lends") for finder in sys.meta_path) == 1
+p = mx.nd.array([[0.2, 0.5, 0.2, 0.1]])
+print(gluon_kl.KLDivLoss(reduction="sum")(p.log(), mx.nd.array([[0.3, 0.4, 0.1, 0.2]])).asnumpy().round(4))
+"""
+FIND = "import importlib.util as util; print(util.find_spec('mxnet').name)"
+EMPTY = "import sys; print(sorted({'numpy', 'mxnet', 'gluon_kl', 'importlib.util', 'inspect'} & set(sys.modules)))"
+
+
+class Environment:
+    """A virtual environment without pip, which sees this one's packages, and gluon_kl until it is uninstalled."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        venv.create(str(folder), symlinks=True)
+        self.packages, = folder.glob("lib/python*/site-packages")
+        self.hook = self.packages / "gluon_kl_hook.pth"
+        (self.packages / "others.pth").write_text(str(Path(np.__file__).parent.parent))
+        self.installed = self.packages / "aaa.pth"
+        self.installed.write_text(str(ROOT))
+
+    def python(self, *arguments, code=0, cwd=None):
+        """What Python says there, on standard output and then on standard error."""
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        done = subprocess.run([str(self.folder / "bin" / "python"), "-W", "ignore", *arguments], text=True, timeout=60,
+                              capture_output=True, env=environment, cwd=cwd or str(self.folder))
+        assert done.returncode == code, done.stderr
+        return done.stdout + done.stderr
+
+    def files(self):
+        files = (file for file in self.folder.rglob("*") if "__pycache__" not in str(file))
+        return {str(file): file.lstat().st_mtime_ns for file in files}
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    return Environment(tmp_path_factory.mktemp("environment") / "env")
+
+
+def test_the_hook_is_written_serves_and_is_removed(environment):
+    before = environment.files()
+    assert f"Wrote {environment.hook}: from now on" in environment.python("-m", "gluon_kl", "--install-hook")
+    after = environment.files()
+    assert set(after) - set(before) == {str(environment.hook)}
+    assert all(after[file] == time for file, time in before.items() if Path(file).is_file())
+    assert environment.python("-c", EMPTY) == "[]\n"  # a start without MXNet
+    assert environment.python("-c", NEWER + PLAIN) == "[0.1017]\n"
+    assert environment.python("-c", NEWER + "import gluon_kl" + PLAIN) == "[0.1017]\n"
+    assert f"Removed {environment.hook}." in environment.python("-m", "gluon_kl", "--remove-hook")
+    assert set(environment.files()) == set(before)
+
+
+def test_a_hook_that_outlives_the_package(environment):
+    environment.hook.write_text(_hook.line())
+    packages = environment.installed.read_text()
+    environment.installed.unlink()
+    try:
+        assert environment.python("-c", EMPTY) == "[]\n"
+        assert environment.python("-c", FIND) == "mxnet\n"
+        assert environment.python("-c", "import sys; sys.path.pop()\ntry: import mxnet\n"
+                                  "except ImportError as error: print(error)") == "No module named 'mxnet'\n"
+        older = environment.packages / "gluon_kl"
+        older.mkdir()
+        (older / "__init__.py").write_text("raise SystemExit('imported')")
+        try:
+            assert environment.python("-c", FIND) == "mxnet\n"
+        finally:
+            shutil.rmtree(str(older))
+        said = environment.python("-m", "gluon_kl", "--install-hook", cwd=str(ROOT), code=1)
+        assert said.startswith("gluon_kl was found in the current folder alone") and "`pip install .`" in said
+    finally:
+        environment.installed.write_text(packages)
+        environment.hook.unlink()
+
+
+def test_the_hook_costs_a_start_less_than_5_ms():
+    timed = f"import time\nstart = time.perf_counter()\nexec({_hook.line()!r})\nprint(time.perf_counter() - start)"
+    costs = [subprocess.check_output([sys.executable, "-c", timed]) for _ in range(5)]
+    assert min(map(float, costs)) < 0.005
+
+
+def test_where_the_hook_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    folders = [str(tmp_path / "file" / "packages"), str(tmp_path / "own" / "packages")]
+    monkeypatch.setattr(_hook, "folders", lambda: folders)
+    assert _hook.remove() == f"There is no hook to remove: no gluon_kl_hook.pth in {' or '.join(folders)}."
+    hook = Path(folders[1], _hook.NAME)
+    assert f"Wrote {hook}: from now on" in _hook.install()  # the user's folder may not be there yet
+    assert f"{hook} is there already" in _hook.install()
+    hook.write_text("# of another release")
+    assert f"Wrote {hook}: from now on" in _hook.install() and hook.read_text() == _hook.line()
+    assert _hook.remove() == f"Removed {hook}." and not hook.exists()
+    folders.pop()
+    with pytest.raises(_hook.Failure, match=r"gluon_kl_hook.pth cannot be written .Not a directory.: run this as"):
+        _hook.install()
+    folders[:] = [str(tmp_path)]
+    (tmp_path / _hook.NAME).mkdir()
+    with pytest.raises(_hook.Failure, match="cannot be written .Is a directory."):
+        _hook.install()
+    with pytest.raises(_hook.Failure, match="cannot be removed"):
+        _hook.remove()
+
+
+def test_the_hook_goes_where_the_package_is(monkeypatch):
+    shared, package = sysconfig.get_path("purelib"), str(Path(_hook.__file__).parent.parent)
+    for enabled, own, expected in [(False, "/home/me", [shared]), (None, "/home/me", [shared]),
+                                   (True, "/home/me", [shared, "/home/me"]), (True, package, [package, shared])]:
+        monkeypatch.setattr(site, "ENABLE_USER_SITE", enabled)
+        monkeypatch.setattr(site, "getusersitepackages", lambda own=own: own)
+        assert _hook.folders() == expected
 
 
 # 17: check_inputs names the right remedy
