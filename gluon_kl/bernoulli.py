@@ -10,6 +10,7 @@ from gluon_kl.inputs import (
     Frame,
     check_choice,
     check_flag,
+    check_number,
     check_same_shape,
     fit_sample_weight,
     is_number,
@@ -155,12 +156,16 @@ class BernoulliKLLoss(CheckedLoss):
     @own
     def hybrid_forward(self, F: Any, pred: Any, label: Any, sample_weight: Any = None) -> Any:
         """The loss of arrays or Symbols, for subclasses that override this method."""
-        self._check_number(label)
-        return self._loss(pred, label, sample_weight)
+        return self._loss(pred, self._fit_number(label), sample_weight)
 
-    def _check_number(self, label: Any) -> None:
-        if self._label_space == "probs" and is_number(label) and not 0 <= label <= 1:
+    def _fit_number(self, label: Any) -> Any:
+        """A label that is a number, checked with every call, as a float."""
+        if not is_number(label):
+            return label
+        number = float(check_number("label", label))
+        if self._label_space == "probs" and not 0 <= number <= 1:
             raise ValueError(f"label must lie between 0 and 1, a probability since label_space='probs', not {label!r}")
+        return number
 
     def _check(self, *arrays: Any) -> Tuple[Tuple[Any, ...], Frame]:
         pred, label, weight = arrays
@@ -207,7 +212,7 @@ class BernoulliKLLoss(CheckedLoss):
         label holds values from 0 to 255
         >>> loss.check_inputs(scores, pixels / 255)
         """
-        self._check_number(label)
+        label = self._fit_number(label)
         (pred, label, weight), frame = self._check(*self._real(pred, label, sample_weight))
         diagnostics.check_bernoulli(pred, label, weight, frame.batch_axis, self._pred_space, self._label_space)
 
@@ -222,8 +227,6 @@ class BernoulliKLLoss(CheckedLoss):
 
     def _over_operators(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
         pred, label, weight = self._lifted(F, facts, inputs)
-        if is_number(label):
-            label = F.ones_like(pred) * label
         spaces = self._pred_space, self._label_space
         if self._weight == 0:  # all ones by now, which are finite as scores
             spaces = "logits", "logits"

@@ -1,6 +1,6 @@
 """The divergence of diagonal Gaussians, as variational autoencoders use it."""
 
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 from gluon_kl import diagnostics, divergence
 from gluon_kl.inputs import (
@@ -10,6 +10,7 @@ from gluon_kl.inputs import (
     Frame,
     check_choice,
     check_not_negative,
+    check_number,
     check_same_shape,
     fit_sample_weight,
     is_number,
@@ -167,13 +168,21 @@ class GaussianKLLoss(CheckedLoss):
         sample_weight: Any = None,
     ) -> Any:
         """The loss of arrays or Symbols, for subclasses that override this method."""
-        self._check_number(prior_log_variance)
-        return self._loss(mean, log_variance, prior_mean, prior_log_variance, sample_weight)
+        prior = self._fit_numbers(prior_mean, prior_log_variance)
+        return self._loss(mean, log_variance, *prior, sample_weight)
 
-    def _check_number(self, prior_log_variance: Any) -> None:
-        if self._spread == "std" and is_number(prior_log_variance) and not prior_log_variance > 0:
-            raise ValueError(f"prior_log_variance must be positive, a standard deviation since spread='std', "
-                             f"not {prior_log_variance!r}")
+    def _fit_numbers(self, *prior: Any) -> List[Any]:
+        """Priors that are numbers, checked with every call, as floats; None for those of the standard prior."""
+        fitted: List[Any] = []
+        std = self._spread == "std"
+        for name, x, standard in zip(self._numeric, prior, (0, 1 if std else 0)):
+            if is_number(x):
+                number = float(check_number(name, x))
+                if name == "prior_log_variance" and std and not number > 0:
+                    raise ValueError(f"{name} must be positive, a standard deviation since spread='std', not {x!r}")
+                x = None if number == standard else number
+            fitted.append(x)
+        return fitted
 
     def _check(self, *arrays: Any) -> Tuple[Tuple[Any, ...], Frame]:
         mean, log_variance, *prior, weight = arrays
@@ -224,7 +233,7 @@ class GaussianKLLoss(CheckedLoss):
         log_variance holds values from 0.00247875 to 148.413
         >>> loss.check_inputs(mean, variance.log())
         """
-        self._check_number(prior_log_variance)
+        prior_mean, prior_log_variance = self._fit_numbers(prior_mean, prior_log_variance)
         (mean, log_variance, *prior, weight), frame = self._check(
             *self._real(mean, log_variance, prior_mean, prior_log_variance, sample_weight))
         diagnostics.check_gaussian(mean, log_variance, prior[0], prior[1], weight, frame.batch_axis, self._spread)
@@ -259,17 +268,14 @@ class GaussianKLLoss(CheckedLoss):
 
     def _over_operators(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
         std = self._spread == "std"
-        # In a prior, the standard's numbers play no part, and others count as arrays.
-        inputs = tuple(None if is_number(x) and x == standard else x
-                       for x, standard in zip(inputs, (None, None, 0, 1 if std else 0, None)))
         # In float64, what is to be right in float32 takes a third of the passes.
         wide = facts is not None and "float64" not in facts.dtypes
         # Where nothing but the sums of samples is asked for, fewer still; the means stay in float32.
         summed = wide and self._only_sums() and inputs[3] is inputs[4] is None
         in_float64 = [name for name in self._names if not (summed and name in ("mean", "prior_mean"))] if wide else ()
         mean, log_variance, *prior, weight = self._lifted(F, facts, inputs, in_float64)
-        prior = [F.ones_like(mean) * x if is_number(x) else
-                 F.broadcast_like(x, mean) if facts is None and x is not None else x for x in prior]
+        if facts is None:
+            prior = [x if x is None else F.broadcast_like(x, mean) for x in prior]
         if facts is not None and summed:
             gap, d = divergence.gaussian_differences(F, mean, log_variance, *prior, std=std)
             squares = F.cast(F.square(gap), dtype="float64") if facts.long else F.square(gap)

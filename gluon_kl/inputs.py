@@ -39,7 +39,10 @@ _CARRIED = {"bool": "uint8", "bfloat16": "float32"}  # what an operator of an ex
 _LENT = ("cpu_shared", "cpu_pinned")  # memory of a DataLoader's, as good as any other of the CPU
 _GRAPH_OPTIONS = ("static_alloc", "static_shape", "inline_limit", "forward_bulk_size", "backward_bulk_size")
 _FLOATS = ("float16", "float32", "float64")
-_KINDS = 1024  # how many kinds of call a loss remembers: a kind is small, but a program may never stop making new ones
+_NUMBER = "number"
+# How many kinds of call a loss remembers, of about 1 KB each, and how many graphs, of up to 200 KB: a program may never
+# stop making new ones.
+_KINDS, _GRAPHS = 256, 8
 _LONG = 1 << 14  # terms of a sample: beyond, MXNet's fast sum in float32 is off by more than 1e-6
 # A number beyond these, or what becomes of it times another (a temperature's square, say), MXNet may fail to read.
 _LEAST, _MOST = 1e-290, 1e290
@@ -59,13 +62,12 @@ class Facts(NamedTuple):
     """What real arrays tell and Symbols cannot; one hybridized graph per value."""
 
     ndim: int
-    dtypes: Tuple[Optional[str], ...]  # of each input, None for one that is left out or a number
+    dtypes: Tuple[Optional[str], ...]  # of each input, _NUMBER for a number, None for one that is left out
     recorded: Tuple[bool, ...]  # whether autograd may ask for a gradient of each input, None included
     row_weight: bool  # sample_weight, if any, is one number per row along the axis
     device: Any
     small: bool  # for the operator, and fewer elements than native.SMALL
     long: bool  # more terms a sample than _LONG
-    numbers: Tuple[Optional[float], ...]  # the inputs that are numbers
 
 
 def is_number(value: Any) -> bool:
@@ -158,7 +160,6 @@ def check_kinds(
         if (type(x) is NDArray and not symbolic) or (x is None and name in optional):
             continue
         if name in numeric and is_number(x):
-            check_number(name, x)
             continue
         if not isinstance(x, (NDArray, Symbol)):
             raise TypeError(
@@ -263,15 +264,21 @@ def _view(x: Any) -> Any:
 def lift(
     F: Any, facts: Optional[Facts], inputs: Sequence[Any], alike: Sequence[bool], wide: Sequence[bool],
 ) -> List[Any]:
-    """The inputs in one floating dtype, float64 if any of them is, else float32; None and numbers stay.
+    """The inputs in one floating dtype, float64 if any of them is, else float32; None stays.
 
     `alike` tells which have the shape of the first: a graph may not know it yet; `wide` which become float64 anyway.
+    Numbers become arrays of the shape of the first.
     """
     if facts is None:
-        return _lift_unknown(F, inputs, alike)
-    targets = ["float64" if own or "float64" in facts.dtypes else "float32" for own in wide]
-    return [F.cast(x, dtype=target) if isinstance(x, (NDArray, Symbol)) and dtype != target else x
-            for x, dtype, target in zip(inputs, facts.dtypes, targets)]
+        lifted = _lift_unknown(F, inputs, alike)
+    else:
+        targets = ["float64" if own or "float64" in facts.dtypes else "float32" for own in wide]
+        lifted = [F.cast(x, dtype=target) if isinstance(x, (NDArray, Symbol)) and dtype != target else x
+                  for x, dtype, target in zip(inputs, facts.dtypes, targets)]
+        # In a graph of ours a number is an array of one element.
+        lifted = [F.broadcast_like(x, lifted[0]) if dtype is _NUMBER and type(x) is not float else x
+                  for x, dtype in zip(lifted, facts.dtypes)]
+    return [F.ones_like(lifted[0]) * x if type(x) is float else x for x in lifted]
 
 
 def _lift_unknown(F: Any, inputs: Sequence[Any], alike: Sequence[bool]) -> List[Any]:
@@ -371,7 +378,7 @@ def _kind(inputs: Sequence[Any]) -> Tuple[Any, ...]:
             place = x.context
             kind.append((x.shape, x.dtype, place.device_typeid, place.device_id))
         else:
-            kind.append(x if x is None or type(x) is float else type(x))
+            kind.append(type(x))
     return tuple(kind)
 
 
@@ -414,12 +421,17 @@ class _Graph:
             if loss._callback is not self._hook:
                 self._hook = loss._callback
                 self._op._register_op_hook(self._hook, loss._monitor_all)
-            return self._op(*[inputs[i] for i in self._used])
+            return self._op(*[self._array(facts, inputs[i]) for i in self._used])
+
+    @staticmethod
+    def _array(facts: Facts, x: Any) -> NDArray:
+        """The input as an array, so that a graph serves every number."""
+        return mx.nd.full((1,) * facts.ndim, x, facts.device, "float64") if type(x) is float else x
 
     def _trace(self, loss: "CheckedLoss", facts: Facts, inputs: Sequence[Any]) -> None:
-        names = [f"data{i}" if isinstance(x, NDArray) else None for i, x in enumerate(inputs)]
+        names = [None if x is None else f"data{i}" for i, x in enumerate(inputs)]
         with _TRACING, facts.device, mx.name.Prefix(loss.prefix):
-            symbols = [x if name is None else mx.sym.var(name) for name, x in zip(names, inputs)]
+            symbols = [None if name is None else mx.sym.var(name) for name in names]
             out = _without_amp(loss._compute(mx.sym, facts, *symbols))
         self._used = [names.index(name) for name in out.list_inputs()]
         indices = [("data_indices", list(range(len(self._used)))), ("param_indices", [])]
@@ -469,9 +481,13 @@ class CheckedLoss(Loss):
     def _check(self, *arrays: Any) -> Tuple[Tuple[Any, ...], Frame]:
         raise NotImplementedError
 
-    def _compute(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
+    def _takes_fused(self, device: Any) -> bool:
+        """Whether the fused operator is to compute the result."""
         # Under a weight of 0 not even NaN counts, which the operators of MXNet's are made not to see.
-        if self._weight != 0 and reaches(None if facts is None else facts.device):
+        return self._weight != 0 and reaches(device)
+
+    def _compute(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
+        if self._takes_fused(None if facts is None else facts.device):
             return self._fused(F, facts, *inputs)
         return self._over_operators(F, facts, *inputs)
 
@@ -607,20 +623,25 @@ class CheckedLoss(Loss):
     def _observe(self, inputs: Sequence[Any], frame: Frame) -> Tuple[Sequence[Any], Facts]:
         """The checked inputs on one device, and what is known of them but for what autograd follows."""
         inputs, device = check_same_place(self._names, inputs)
-        dtypes = tuple([None if x is None or type(x) is float else _DTYPE_NAMES[x.dtype] for x in inputs])
+        dtypes = tuple([None if x is None else _NUMBER if type(x) is float else _DTYPE_NAMES[x.dtype] for x in inputs])
         shape, batch_axis, axis = frame
         weight, size = inputs[-1], math.prod(shape)
         row_weight = weight is None or axis is None or weight.shape[axis] == 1
         return inputs, Facts(len(shape), dtypes, (False,) * len(inputs), row_weight, device,
-                             size < SMALL and reaches(device), size > _LONG * shape[batch_axis],
-                             tuple([x if type(x) is float else None for x in inputs]) if self._numeric else ())
+                             size < SMALL and reaches(device), size > _LONG * shape[batch_axis])
 
     def _run(self, inputs: Sequence[Any], facts: Facts) -> Any:
         if not self._active:
             return self._compute(mx.nd, facts, *inputs)
-        graph = self._graphs.get(facts)
+        # The fused operator takes numbers as text, which a graph would hold for ever: without one it is as fast.
+        alone = _NUMBER in facts.dtypes and self._takes_fused(facts.device)
+        graph = None if alone else self._graphs.get(facts)
         if graph is None:
             self._called_with = [x.shape if isinstance(x, NDArray) else x for x in inputs]
+            if alone:
+                return self._compute(mx.nd, facts, *inputs)
+            for oldest in list(self._graphs)[:len(self._graphs) - _GRAPHS + 1]:
+                self._graphs.pop(oldest, None)
             graph = self._graphs.setdefault(facts, _Graph())
         return graph(self, facts, inputs)
 

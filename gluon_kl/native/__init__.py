@@ -26,6 +26,7 @@ _LOCK = threading.Lock()
 _INTERFACES = ("1.9.", "2.0.")  # of MXNet's releases, those whose interface has the version that we are built for
 _DEFAULTS = {"form": "kl", "pred": "log_probs", "target": "probs", "axis": -1, "batch_axis": 0, "reduction": "sum",
              "scale": 1.0, "epsilon": 1e-12, "temperature": 1.0, "beta": 0.5, "keep": 1, "value": 1}
+_TEXTS = 256  # how many calls' texts are remembered, as in call.h: a number that changes makes a new one each time
 SMALL = 1 << 15  # elements: below, MXNet's bookkeeping costs more than arithmetic
 
 
@@ -171,7 +172,7 @@ def carry(x: Any) -> Any:
     return x + 0
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=_TEXTS)
 def _call_text(inputs: Tuple[str, ...], grad: Tuple[str, ...], options: Tuple[Tuple[str, Any], ...]) -> str:
     """What a call asks for, as the operator reads it: what is at its default is left out."""
     words = {} if inputs == ("pred", "target") else {"inputs": ",".join(inputs)}

@@ -165,21 +165,20 @@ inline Call read(const std::string& text) {
 
 }  // namespace parsing
 
-// Read once for each text; a program has few.
-inline const Call& call_of(const std::string& text) {
+// How many calls are remembered. A program has few, or one with a number in it that never stops changing.
+constexpr size_t kCalls = 256;
+
+// Read once for each text that is remembered.
+inline std::shared_ptr<const Call> call_of(const std::string& text) {
   static std::mutex* const mutex = new std::mutex;  // never destroyed: MXNet may run operators while a process ends
-  static auto* const known = new std::unordered_map<std::string, std::unique_ptr<const Call>>;
+  static auto* const known = new std::unordered_map<std::string, std::shared_ptr<const Call>>;
   std::lock_guard<std::mutex> lock(*mutex);
-  auto& entry = (*known)[text];
-  if (!entry) {
-    try {
-      entry.reset(new Call(parsing::read(text)));
-    } catch (...) {
-      known->erase(text);
-      throw;
-    }
-  }
-  return *entry;
+  const auto found = known->find(text);
+  if (found != known->end()) return found->second;
+  auto call = std::make_shared<const Call>(parsing::read(text));
+  if (known->size() >= kCalls) known->clear();  // those in use live on in other threads
+  known->emplace(text, call);
+  return call;
 }
 
 }  // namespace gluon_kl

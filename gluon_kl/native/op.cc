@@ -18,7 +18,7 @@ using gluon_kl::Call;
 using gluon_kl::Divergence;
 using gluon_kl::Shape;
 
-const Call& call_of(const Attributes& attributes) {
+std::shared_ptr<const Call> call_of(const Attributes& attributes) {
   const auto found = attributes.find("call");
   return gluon_kl::call_of(found == attributes.end() ? "" : found->second);
 }
@@ -35,7 +35,8 @@ template <class F> ext::MXReturnValue guarded(F f) {
 
 ext::MXReturnValue parse_attributes(const Attributes& attributes, int* inputs, int* outputs) {
   return guarded([&] {
-    const Call& call = call_of(attributes);
+    const auto held = call_of(attributes);
+    const Call& call = *held;
     *inputs = static_cast<int>(call.inputs.size());
     *outputs = Divergence::kept(call) ? 2 : 1;
   });
@@ -46,7 +47,7 @@ bool is_float(int type) { return type >= gluon_kl::kFloat32 && type <= gluon_kl:
 ext::MXReturnValue infer_type(const Attributes& attributes, std::vector<int>* in, std::vector<int>* out) {
   return guarded([&] {
     bool in_double = false, known = true;
-    const int first = (*in)[call_of(attributes).position(gluon_kl::kPred)];
+    const int first = (*in)[call_of(attributes)->position(gluon_kl::kPred)];
     for (int& type : *in) {
       if (type < 0 && is_float(first)) type = first;  // what nobody says is as the first
       if (type < 0) known = false;
@@ -68,7 +69,8 @@ std::vector<unsigned int> shape_to(const Shape& shape) { return {shape.begin(), 
 ext::MXReturnValue infer_shape(const Attributes& attributes, std::vector<std::vector<unsigned int>>* in,
                                std::vector<std::vector<unsigned int>>* out) {
   return guarded([&] {
-    const Call& call = call_of(attributes);
+    const auto held = call_of(attributes);
+    const Call& call = *held;
     std::vector<Shape> shapes;
     for (const auto& shape : *in) shapes.push_back(shape_from(shape));
     const Shape result = gluon_kl::infer_shapes(call, &shapes);
@@ -92,7 +94,8 @@ std::vector<Array> arrays(const Call& call, std::vector<ext::MXTensor>* in, size
 ext::MXReturnValue forward(const Attributes& attributes, std::vector<ext::MXTensor>* in, std::vector<ext::MXTensor>* out,
                            const ext::OpResource&) {
   return guarded([&] {
-    const Call& call = call_of(attributes);
+    const auto held = call_of(attributes);
+    const Call& call = *held;
     Divergence plan(call, arrays(call, in, 0));
     if (out->size() > 1) plan.keep_in((*out)[1].data_ptr);
     plan.forward((*out)[0].data_ptr);
@@ -103,7 +106,8 @@ ext::MXReturnValue forward(const Attributes& attributes, std::vector<ext::MXTens
 ext::MXReturnValue backward(const Attributes& attributes, std::vector<ext::MXTensor>* in, std::vector<ext::MXTensor>* out,
                             const ext::OpResource&) {
   return guarded([&] {
-    const Call& call = call_of(attributes);
+    const auto held = call_of(attributes);
+    const Call& call = *held;
     const bool keeps = Divergence::kept(call);
     Divergence plan(call, arrays(call, in, keeps ? 2 : 1));
     if (keeps) plan.keep_in(in->back().data_ptr);

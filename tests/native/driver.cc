@@ -237,7 +237,8 @@ double now() {
 
 void bench_one(const char* name, const char* words, const Shape& shape, const Shape& weight = {}) {
   if (only && strcmp(name, only)) return;
-  const Call& c = call_of(words);
+  const auto held = call_of(words);
+  const Call& c = *held;
   const Geometry g(c, shape);
   Made made(c);
   for (int s : c.inputs) {
