@@ -603,7 +603,7 @@ class Divergence {
       use_terms_without_weight();
       if (weight_view_.whole) write_terms({out.data, out.type, nullptr, 0, nullptr}, false);
       else total = add_up_terms(weight.shape, false);
-      leave_out(total.empty() ? out : Output{total.data(), kFloat64}, weight);
+      if (!all_finite(total.empty() ? out : Output{total.data(), kFloat64}, size)) total = add_up_sound_terms(weight);
     }
     for (size_t i = 0; i < total.size(); ++i) convert_out(out.data, out.type, static_cast<int64_t>(i), &total[i], 1);
   }
@@ -618,18 +618,30 @@ class Divergence {
     });
     return values;
   }
-  // What is not finite under a weight of 0 becomes 0.
-  static void leave_out(const Output& x, const Array& weight) {
+  static bool all_finite(const Output& x, int64_t size) {
     constexpr int64_t kRun = 256;
-    const int64_t size = size_of(weight.shape);
     double run[kRun];
-    const double none = 0;
     for (int64_t i = 0; i < size; i += kRun) {
       const int64_t m = std::min(kRun, size - i);
       convert_in(run, x.data, x.type, i, m);
-      for (int64_t j = 0; j < m; ++j)
-        if (!std::isfinite(run[j]) && number(weight.data, weight.type, i + j) == 0) convert_out(x.data, x.type, i + j, &none, 1);
+      if (!std::all_of(run, run + m, [](double value) { return std::isfinite(value); })) return false;
     }
+    return true;
+  }
+  // The terms summed over the elements of each weight, those under a weight of 0 only where their row is finite: of the
+  // forms without categories, the term.
+  std::vector<double> add_up_sound_terms(const Array& weight) {
+    std::vector<double> terms(g_.rows * g_.n), total(size_of(weight.shape), 0.0);
+    write_terms({terms.data(), kFloat64, nullptr, 0, nullptr}, false);
+    for (int64_t r = 0; r < g_.rows; ++r) {
+      bool sound = true;
+      for (int64_t k = 0; call_.pair() && k < g_.n; ++k) sound &= std::isfinite(terms[g_.first_element(r) + k * g_.inner]);
+      for (int64_t k = 0; k < g_.n; ++k) {
+        const int64_t i = g_.first_element(r) + k * g_.inner, at = weight_place(i);
+        if (number(weight.data, weight.type, at) != 0 || (sound && std::isfinite(terms[i]))) total[at] += terms[i];
+      }
+    }
+    return total;
   }
   void use_terms_without_weight() {
     job_.weight = View{};

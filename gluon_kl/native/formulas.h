@@ -177,8 +177,8 @@ template <class T> struct JS {
     const V base = x.logs ? x.exp_of(p_is_base ? x.z_p : x.z_q) * (p_is_base ? x.s_p : x.s_q) : p_is_base ? x.p : x.q;
     const V other = base * e.e;
     const V m = own + share * e.e, y = log1p<T>(share * e.minus_one, m);
-    // Beyond a ratio of e^80 the other side adds nothing; the bound keeps its slope finite.
-    const V bounded = most<T>(T(-80), d);
+    // A side of 0 has the slope of one e^80 times smaller than the other, which is finite.
+    const V bounded = d == -inf<T>() ? splat(T(-80)) : d;
     const V by_base = -own * y, by_other = share * (bounded - y);
     return {x.logs ? p_is_base ? base : other : x.p, x.logs ? p_is_base ? other : base : x.q, u,
             p_is_base ? by_base : by_other, p_is_base ? by_other : by_base, times_plus<T>(share * bounded, e.e, -(m * y)), base};
