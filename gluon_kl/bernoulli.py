@@ -231,7 +231,9 @@ class BernoulliKLLoss(CheckedLoss):
         if self._weight == 0:  # all ones by now, which are finite as scores
             spaces = "logits", "logits"
 
-        def terms(pred: Any, label: Any) -> Any:
+        def terms(pred: Any, label: Any, mask: Any) -> Any:
+            pred, label = (divergence.silenced(F, x, mask, 0.5 if space == "probs" else 0)
+                           for x, space in zip((pred, label), spaces))
             return divergence.bernoulli_terms(F, pred, label, pred_space=spaces[0], label_space=spaces[1])
 
         weight_grad = facts is None or facts.recorded[-1]

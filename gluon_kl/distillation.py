@@ -11,7 +11,6 @@ from gluon_kl.inputs import (
     check_between,
     check_choice,
     check_flag,
-    check_positive,
     check_same_shape,
     fit_sample_weight,
     normal_axis,
@@ -46,7 +45,8 @@ class DistillationLoss(CheckedLoss):
     Parameters
     ----------
     temperature : float, default 1.0
-        Above 1 it softens both distributions, so that the teacher's small probabilities count.
+        Above 1 it softens both distributions, so that the teacher's small probabilities count. Between 1e-6 and
+        1e6.
     hard_weight : float, default 0.5
         Between 0 and 1, the share of the cross-entropy with the label. At 0 the label is not
         looked at and may be None; at 1 neither is `teacher_pred`.
@@ -95,8 +95,8 @@ class DistillationLoss(CheckedLoss):
     ------
     ValueError
         If shapes do not fit, an axis is out of range or both are the same, the arrays are on
-        different devices, `temperature` is not positive, `hard_weight` or `beta` not in [0, 1], or an argument not
-        among the allowed ones.
+        different devices, `temperature` is not in [1e-6, 1e6], `hard_weight` or `beta` not in [0, 1], or an argument
+        not among the allowed ones.
     TypeError
         If an input is not an MXNet array or Symbol, or an argument has the wrong type.
 
@@ -152,8 +152,7 @@ class DistillationLoss(CheckedLoss):
         beta: float = 0.5, teacher_space: str = "logits", prefix: Optional[str] = None, params: Any = None,
     ) -> None:
         super().__init__(weight, batch_axis, prefix=prefix, params=params)
-        check_positive("temperature", temperature)
-        self._temperature = check_between("temperature", temperature, 1e-150, 1e150)  # its square is a factor
+        self._temperature = check_between("temperature", temperature, 1e-6, 1e6)  # its square is a factor
         self._hard_weight = hard_weight = check_between("hard_weight", hard_weight, 0, 1)
         self._axis = check_axis("axis", axis)
         self._sparse_label = check_flag("sparse_label", sparse_label)
@@ -280,28 +279,30 @@ class DistillationLoss(CheckedLoss):
             if self._weight == 0:
                 label = F.zeros_like(label)  # the class that there always is
             label = divergence.one_hot(F, label, pred, self._axis, self._batch_axis)
-        whole_rows = weight is None if facts is None else facts.row_weight
+        rows = divergence.Rows(weight is None) if facts is None else divergence.Rows(facts.row_weight, facts.single)
 
         def terms(pred: Any, *targets: Any) -> Any:
-            given = iter(targets)
-            out = None if label is None else self._hard_terms(F, pred, next(given))
-            if teacher_pred is None:
-                return out
-            soft = self._soft_terms(F, pred, F.BlockGrad(next(given)), whole_rows)
-            return soft if out is None else out + soft
+            *given, mask = targets
+            parts = []
+            if label is not None:
+                parts.append(self._hard_terms(F, pred, given.pop(0), rows, mask))
+            if teacher_pred is not None:
+                parts.append(self._soft_terms(F, pred, F.BlockGrad(given.pop(0)), rows, mask))
+            return sum(parts[1:], parts[0])
 
         given = (pred, *(x for x in (label, teacher_pred) if x is not None))
         out = weigh(F, terms, given, weight, self._axis, facts is None or facts.recorded[-1])
         return self._reduced(F, facts, out, "row_mean", pred, weight, self._axis)
 
-    def _hard_terms(self, F: Any, pred: Any, label: Any) -> Any:
+    def _hard_terms(self, F: Any, pred: Any, label: Any, rows: divergence.Rows, mask: Any) -> Any:
         """Of the cross-entropy with the label, weighted."""
-        return self._hard_weight * divergence.cross_entropy(F, divergence.log_softmax(F, pred, self._axis), label)
+        log_pred = divergence.to_log(F, pred, "logits", self._axis, rows._replace(whole=False), mask)
+        return self._hard_weight * divergence.cross_entropy(F, log_pred, divergence.silenced(F, label, mask, 0))
 
-    def _soft_terms(self, F: Any, pred: Any, teacher_pred: Any, whole_rows: Any) -> Any:
+    def _soft_terms(self, F: Any, pred: Any, teacher_pred: Any, rows: divergence.Rows, mask: Any) -> Any:
         """Of the divergence from the teacher, weighted."""
         if self._teacher_space == "logits":
             teacher_pred = teacher_pred / self._temperature
         return (1 - self._hard_weight) * self._temperature**2 * divergence.pair_terms(
             F, pred / self._temperature, teacher_pred, pred_space="logits", label_space=self._teacher_space,
-            axis=self._axis, whole_rows=whole_rows, label_grad=False, **self._form())
+            axis=self._axis, rows=rows, mask=mask, label_grad=False, **self._form())

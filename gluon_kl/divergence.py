@@ -11,7 +11,7 @@ rows there too, no operator is used that fails on an unknown or empty shape (``s
 """
 
 import math
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, NamedTuple, Optional, Tuple
 
 import mxnet as mx
 
@@ -23,15 +23,39 @@ _HUGE = 1e38
 _FLOOR = 1e30
 
 
-def log_softmax(F: Any, logits: Any, axis: int) -> Any:
+# Below, a number's reciprocal may overflow in float32, and above once it is scaled.
+_TINY, _SCALE = 2.0**-126, 2.0**64
+
+
+class Rows(NamedTuple):
+    """What is known of the rows along the axis of the categories."""
+
+    whole: Any = False  # summed under one weight: True, False, or where only the graph can tell an array of shape (1,)
+    single: Optional[bool] = None  # one category; None where only the graph can tell
+
+
+UNKNOWN = Rows()
+
+
+class Mask(NamedTuple):
+    """1 where a weight is 0, in pred's shape: under the weights of a whole row, and under that of the term itself."""
+
+    rows: Any
+    terms: Any
+
+
+def log_softmax(F: Any, logits: Any, axis: int, rows: Rows = UNKNOWN) -> Any:
     """Logarithm of the softmax over `axis`; a row that holds NaN or +inf is NaN throughout.
 
-    MXNet's own (oneDNN) gives such a row finite values beside a single NaN.
+    MXNet's own (oneDNN) gives such a row finite values beside a single NaN, which makes no difference to the sum of a
+    whole row; and one category 1.4e-6 for 0.
     """
-    # Tiny weights keep the sum of large finite logits from overflowing; -inf, a mask, stays below inf.
-    total = F.sum(logits * 1e-30, axis=axis, keepdims=True)
-    sound = is_finite(total) + (total < -_HUGE)
-    return F.log_softmax(logits + F.broadcast_like(0.0 / sound, logits), axis=axis)
+    if rows.single:
+        return logits - logits
+    out = F.log_softmax(logits, axis=axis)
+    if rows.whole is not True:
+        out = F.broadcast_add(out, F.max(F.BlockGrad(logits), axis=axis, keepdims=True) * 0)
+    return out if rows.single is False else out * (F.softmax(F.zeros_like(logits), axis=axis) < 1)
 
 
 def is_finite(x: Any) -> Any:
@@ -45,16 +69,42 @@ def is_finite(x: Any) -> Any:
 
 def log_of_probs(F: Any, probs: Any) -> Any:
     """Logarithm of probabilities: -inf, with a gradient of 0, where one is 0."""
-    absent = probs == 0
-    here = 1 - absent
-    return F.log(probs * here + absent) - absent / here
+    # 1 / x, the derivative as MXNet computes it, overflows at the smallest numbers: they are scaled first.
+    tiny = probs < _TINY
+    scaled = F.where(probs, probs, F.zeros_like(probs)) * (tiny * (_SCALE - 1) + 1)
+    return F.log(scaled) - tiny * math.log(_SCALE)
 
 
-def to_log(F: Any, x: Any, space: str, axis: int) -> Any:
-    """The log-probabilities that `x` stands for."""
-    if space == "logits":
-        return log_softmax(F, x, axis)
-    return log_of_probs(F, x) if space == "probs" else x
+def to_log(F: Any, x: Any, space: str, axis: int, rows: Rows = UNKNOWN, mask: Optional[Mask] = None) -> Any:
+    """The log-probabilities that `x` stands for; under a weight of 0 those of a probability of 0."""
+    if space == "probs":
+        return log_of_probs(F, silenced(F, x, mask, 0))
+    log = log_softmax(F, open_rows(F, x, mask), axis, rows) if space == "logits" else x
+    return silenced(F, log, mask, -_HUGE)
+
+
+def to_weight(
+    F: Any, x: Any, space: str, axis: int, rows: Rows = UNKNOWN, mask: Optional[Mask] = None,
+) -> Tuple[Any, Any]:
+    """The probabilities that `x` stands for, 0 under a weight of 0, and their logarithms without a gradient."""
+    if space == "probs":
+        x = silenced(F, x, mask, 0)
+        return x, F.log(F.BlockGrad(x))
+    log = to_log(F, x, space, axis, rows, mask)
+    if space == "log_probs":
+        return F.exp(log), F.BlockGrad(log)
+    # Not exp(log): the error of MXNet's log_softmax, times a logarithm, would show in the gradient.
+    return silenced(F, F.softmax(open_rows(F, x, mask), axis=axis), mask, 0), F.BlockGrad(log)
+
+
+def silenced(F: Any, x: Any, mask: Optional[Mask], value: float) -> Any:
+    """`x`, but `value` under a weight of 0, and no gradient."""
+    return x if mask is None else F.where(mask.terms, mask.terms * value, x)
+
+
+def open_rows(F: Any, logits: Any, mask: Optional[Mask]) -> Any:
+    """Scores, but 0 in the rows that have no weight, whose softmax may not exist."""
+    return logits if mask is None else F.where(mask.rows, F.zeros_like(logits), logits)
 
 
 def sum_per_sample(
@@ -112,17 +162,14 @@ def relative_entropy(F: Any, log_pred: Any, label: Any, epsilon: float, label_gr
     The gradient to a label of 0 is ``log(epsilon) - log_pred``, and 0 where that is not finite;
     `label_grad=False` leaves out the passes that only this gradient needs.
     """
-    absent = label == 0
-    # Not log(1) at zeros: with zeros scattered among them, its short cut is a branch that processors mispredict.
-    log_label = F.log(label + 0.5 * absent)
-    surprise = log_label - _unless_absent(F, log_pred, label)
     if not label_grad:
-        return label * surprise
+        # The logarithm has no derivative here, and a difference passes on none that is not finite.
+        return label * F.where(label, F.log(label) - log_pred, label)
     # The logarithm's own derivative, label * (1 / label), overflows at the smallest labels: it is taken out of the
     # graph, and the 1 that it comes to is that of a difference which is 0.
-    at_zero = absent * (math.log(2) - 1 + math.log(epsilon) * is_finite(log_pred))
-    surprise = F.BlockGrad(log_label + at_zero) - _unless_absent(F, log_pred, label)
-    return label * surprise + (label - F.BlockGrad(label))
+    fixed = F.BlockGrad(label)
+    log_label = F.where(fixed, F.log(fixed), is_finite(log_pred) * math.log(epsilon) - 1)
+    return label * (F.BlockGrad(log_label) - _unless_absent(F, log_pred, label)) + (label - fixed)
 
 
 def _unless_absent(F: Any, log_pred: Any, label: Any) -> Any:
@@ -131,80 +178,143 @@ def _unless_absent(F: Any, log_pred: Any, label: Any) -> Any:
     return F.where(label + is_finite(log_pred), log_pred, label)
 
 
-def relative_entropy_of_logs(F: Any, log_pred: Any, log_label: Any) -> Any:
-    """``exp(log_label) * (log_label - log_pred)``; 0 where the label's probability is 0."""
-    label = F.exp(log_label)
-    absent = label == 0
-    zero = F.zeros_like(label)
-    return label * (F.where(absent, zero, log_label) - F.where(absent, zero, log_pred))
+def relative_entropy_of_logs(F: Any, log_pred: Any, label: Any, log_label: Any, whole: bool) -> Any:
+    """``label * (log_label - log_pred)``; 0 where `label` is 0. The logarithm of the label is a constant.
+
+    `whole` says that rows are summed whole, of a softmax: then the 1 in the derivative by the label,
+    ``log_label - log_pred + 1``, comes to nothing, and is left out.
+    """
+    terms = label * F.where(label, log_label - log_pred, label)
+    return terms if whole else terms + (label - F.BlockGrad(label))
 
 
-def relative_entropy_of_logits(F: Any, pred: Any, label: Any, axis: int, whole_rows: Any = True) -> Any:
+def log_ratio_of_logits(F: Any, pred: Any, label: Any, q: Any, p: Any, axis: int) -> Any:
+    """Log p - log q of q = softmax(pred) and p = softmax(label), right to the last digits of a small one.
+
+    Their two logarithms hold the rounding of log-sums, which are alike; here it is that of the ratio of the largest
+    probabilities. Not for masks.
+    """
+    tops = [F.max(x, axis=axis, keepdims=True) for x in (pred, label, q, p)]
+    from_top = F.broadcast_sub(label, tops[1]) - F.broadcast_sub(pred, tops[0])
+    return F.broadcast_add(from_top, F.log(tops[3] / tops[2]))
+
+
+def relative_entropy_of_logits(
+    F: Any, pred: Any, label: Any, axis: int, pred_grad: bool = True, label_grad: bool = True,
+) -> Any:
     """Non-negative terms whose sum over `axis` is KL(softmax(label) || softmax(pred)).
 
     With p, q the two softmaxes and u = log p - log q, a term is ``p*u + q - p``: the added
-    ``q - p`` sums to 0, and every term is 0 at u = 0. For |u| < 1 it is ``p * (u + expm1(-u))``,
-    which keeps the leading digits of nearly equal rows. Where `whole_rows` is an array that
-    holds 0, a term is plain ``p*u``.
+    ``q - p`` sums to 0, and every term is 0 at u = 0. For u > -1 it is ``p * (u + expm1(-u))``,
+    which keeps the leading digits of nearly equal rows. Gradients are their own closed forms: q - p to `pred`, and
+    p * (u - the sum of p * u) to `label`.
     """
-    log_ratio = log_softmax(F, label, axis) - log_softmax(F, pred, axis)
-    p, q = F.softmax(label, axis=axis), F.softmax(pred, axis=axis)
-    zero = F.zeros_like(p)
-    u = F.where(p == 0, zero, log_ratio)
-    near, excess = (F.abs(u) < 1) * (p != 0), q - p
-    if whole_rows is not True:
-        near, excess = F.broadcast_mul(near, whole_rows), F.broadcast_mul(excess, whole_rows)
-    small = F.where(near, u, zero)
-    return F.where(near, p * F.relu(small + F.expm1(-small)), p * u + excess)
+    fixed_pred, fixed_label = F.BlockGrad(pred) if pred_grad else pred, F.BlockGrad(label) if label_grad else label
+    q, p = F.softmax(fixed_pred, axis=axis), F.softmax(label, axis=axis)
+    fixed_p = F.BlockGrad(p) if label_grad else p
+    u = log_ratio_of_logits(F, fixed_pred, fixed_label, q, fixed_p, axis)
+    u = F.where(fixed_p, u, fixed_p - _HUGE)
+    excess = q - fixed_p
+    near = F.maximum(u, -1)
+    square = F.square(near)
+    # Below 3e-4, u + expm1(-u) has lost digits, and of its series two terms are enough.
+    value = fixed_p * F.where(square < 1e-7, square * (0.5 - near / 6), near + F.expm1(-near))
+    value = F.where(u < -1, fixed_p * u + excess, value)
+    carriers = [F.contrib.sign_ste(pred) * excess] if pred_grad else []
+    carriers += [p * F.minimum(u, _HUGE)] if label_grad else []
+    return sum([x - F.BlockGrad(x) for x in carriers], value)
 
 
 def kl_terms(
-    F: Any, pred: Any, label: Any, *, pred_space: str, label_space: str, axis: int,
-    epsilon: float = 1e-12, whole_rows: Any = False, label_grad: bool = True,
+    F: Any, pred: Any, label: Any, *, pred_space: str, label_space: str, axis: int, epsilon: float = 1e-12,
+    rows: Rows = UNKNOWN, mask: Optional[Mask] = None, pred_grad: bool = True, label_grad: bool = True,
 ) -> Any:
-    """Terms of KL(label || pred) in pred's shape.
+    """Terms of KL(label || pred) in pred's shape, for the gradients that are asked for.
 
-    `whole_rows` says that the terms will be summed over the whole of `axis` under one weight:
-    only then may rows of two softmaxes take the form that keeps the digits of small divergences.
-    Where only the running graph can tell, it is an array of shape (1,) that holds 0 or 1.
+    Only where `rows` says that the terms will be summed over the whole of `axis` under one weight may rows of two
+    softmaxes take the form that keeps the digits of small divergences.
     """
-    if whole_rows is not False and pred_space == label_space == "logits":
-        return relative_entropy_of_logits(F, pred, label, axis, whole_rows)
+    both_logits = pred_space == label_space == "logits"
+    if both_logits and rows.whole is not False:
+        of_whole = relative_entropy_of_logits(
+            F, open_rows(F, pred, mask), open_rows(F, label, mask), axis, pred_grad, label_grad)
+        if rows.whole is True:
+            return of_whole
+    if pred_space == "probs" and not pred_grad:
+        log_pred = F.log(silenced(F, pred, mask, 0))
+    else:
+        log_pred = to_log(F, pred, pred_space, axis, rows, mask)
     if label_space == "probs":
-        if pred_space == "logits":
-            # A whole row needs no care: its sum is NaN through the one NaN that MXNet leaves.
-            pred = F.log_softmax(pred, axis=axis) if whole_rows is True else log_softmax(F, pred, axis)
-        elif pred_space == "probs":
-            pred = log_of_probs(F, pred)
-        return relative_entropy(F, pred, label, epsilon, label_grad)
-    return relative_entropy_of_logs(F, to_log(F, pred, pred_space, axis), to_log(F, label, label_space, axis))
+        return relative_entropy(F, log_pred, silenced(F, label, mask, 0), epsilon, label_grad)
+    whole = rows.whole is True and label_space == "logits"
+    terms = relative_entropy_of_logs(F, log_pred, *to_weight(F, label, label_space, axis, rows, mask), whole)
+    if both_logits and rows.whole is not False:
+        terms = F.where(F.broadcast_like(rows.whole, terms), of_whole, terms)
+    return terms
 
 
 def js_terms(
     F: Any, pred: Any, label: Any, *, pred_space: str, label_space: str, axis: int, beta: float,
+    rows: Rows = UNKNOWN, mask: Optional[Mask] = None, label_grad: bool = True,
 ) -> Any:
     """Terms ``beta * p * log(p/m) + (1-beta) * q * log(q/m)`` of label p, pred q and their mixture m.
 
-    With u = log p - log q, ``log(m/p) = log1p((1-beta) * expm1(-u))``, which is exactly 0 at u = 0 and
-    keeps its digits nearby. In exact arithmetic no term is below 0, for any two positive numbers.
+    The derivatives by p and by q are ``beta * log(p/m)`` and ``(1-beta) * log(q/m)``, what they are multiplied by: so
+    these two are constants to autograd, and no derivative of theirs can overflow. In exact arithmetic no term is
+    below 0, for any two positive numbers.
     """
-    log_p, log_q = (F.clip(to_log(F, x, space, axis), -_FLOOR, _FLOOR)
-                    for x, space in ((label, label_space), (pred, pred_space)))
-    p = label if label_space == "probs" else F.exp(log_p)
-    q = pred if pred_space == "probs" else F.exp(log_q)
-    # Beyond a ratio of e^80 the smaller side adds nothing, and its m/p would overflow.
-    ratio = F.clip(log_p - log_q, -80, 80)
-    m = beta * p + (1 - beta) * q
-    log_m = F.log(m + (m == 0))
+    both_logits = rows.whole is not False and pred_space == label_space == "logits"
+    if both_logits:
+        pred, label = (open_rows(F, x, mask) for x in (pred, label))
+        q, p = F.softmax(pred, axis=axis), F.softmax(label, axis=axis)
+        u = log_ratio_of_logits(F, pred, label, q, p, axis)
+        u = F.clip(F.where(p + q, u, F.zeros_like(u)), -_FLOOR, _FLOOR)
+    else:
+        p, log_p = to_weight(F, label, label_space, axis, rows, mask)
+        q, log_q = to_weight(F, pred, pred_space, axis, rows, mask)
+        u = F.maximum(log_p, -_FLOOR) - F.maximum(log_q, -_FLOOR)  # log p - log q, and 0 where both are 0
+    u = F.BlockGrad(u)
+    of_p, of_q = _log_mixture(F, u, beta)
+    if label_space == "probs" and label_grad:
+        of_p = _bounded(F, of_p, of_q)
+    if pred_space == "probs":
+        of_q = _bounded(F, of_q, of_p)
+    terms = p * (of_p * -beta) + q * (of_q * (beta - 1))
+    # What is added changes a value alone: where rounding left less than 0, and where digits are lost.
+    fixed = F.BlockGrad(terms)
+    missing = F.relu(-fixed)
+    if both_logits:
+        square = F.square(u)
+        series = square * (beta * (1 - beta) / 2 - u * (beta * (1 - beta) * (1 + beta) / 6))
+        missing = F.where(square < 1e-6, F.BlockGrad(p) * series - fixed, missing)
+    return terms + missing
 
-    def log_share(log_side: Any, odds: Any) -> Any:
-        """``log(side / m)``, with odds = m/side - 1."""
-        # log1p loses odds close to -1, where the difference of the logarithms loses nothing.
-        most = odds < -0.5
-        return most * (log_side - log_m) - F.log1p(odds * (1 - most))
 
-    return F.relu(beta * (p * log_share(log_p, (1 - beta) * F.expm1(-ratio)))
-                  + (1 - beta) * (q * log_share(log_q, beta * F.expm1(ratio))))
+def _bounded(F: Any, log_share: Any, other: Any) -> Any:
+    """The logarithm of m / p, but where p is 0 as if it were e^80 times smaller than the other side."""
+    return F.where(log_share < _FLOOR / 2, log_share, other + 80)
+
+
+def _log_mixture(F: Any, u: Any, beta: float) -> Tuple[Any, Any]:
+    """The logarithms of m / p and of m / q with m = beta * p + (1-beta) * q, by u = log p - log q.
+
+    Of m divided by the larger side it is ``log1p(c * expm1(-|u|))``, c being the share of the smaller one: 0 at u = 0,
+    with its digits nearby. Of the other side it is |u| more.
+    """
+    size = -F.abs(u)
+    odds = F.expm1(size)
+    if beta == 0.5:
+        log_m = F.log1p(0.5 * odds)
+        return log_m - F.minimum(u, 0), log_m + F.relu(u)
+    ahead = u > 0
+    behind = 1 - ahead
+    smaller, larger = ahead * (1 - beta) + behind * beta, ahead * beta + behind * (1 - beta)
+    ratio = F.exp(size)
+    own = smaller * odds
+    # log1p loses the digits of what is close to -1, and |u| + log_m those of a small sum.
+    log_m = F.where(own < -0.5, F.log(larger + smaller * ratio), F.log1p(own))
+    other = F.where(size > -20, F.log1p(-larger * odds / ratio), log_m - size)
+    return F.where(ahead, log_m, other), F.where(ahead, other, log_m)
 
 
 def js_form(beta: float) -> Dict[str, Any]:
@@ -214,16 +324,20 @@ def js_form(beta: float) -> Dict[str, Any]:
 
 def pair_terms(
     F: Any, pred: Any, label: Any, *, pred_space: str, label_space: str, axis: int, form: str = "kl",
-    beta: float = 0.5, epsilon: float = 1e-12, whole_rows: Any = False, label_grad: bool = True,
+    beta: float = 0.5, epsilon: float = 1e-12, rows: Rows = UNKNOWN, mask: Optional[Mask] = None,
+    label_grad: bool = True,
 ) -> Any:
-    """Terms of "kl", KL(label || pred), of "reverse_kl", KL(pred || label), or of "js"."""
+    """Terms of "kl", KL(label || pred), of "reverse_kl", KL(pred || label), or of "js".
+
+    What a `mask` silences is finite, with gradients of 0.
+    """
+    own = {"pred_space": pred_space, "label_space": label_space}
+    given = {"axis": axis, "rows": rows, "mask": mask}
     if form == "kl":
-        return kl_terms(F, pred, label, pred_space=pred_space, label_space=label_space, axis=axis, epsilon=epsilon,
-                        whole_rows=whole_rows, label_grad=label_grad)
+        return kl_terms(F, pred, label, epsilon=epsilon, label_grad=label_grad, **own, **given)
     if form == "reverse_kl":
-        return kl_terms(F, label, pred, pred_space=label_space, label_space=pred_space, axis=axis, epsilon=epsilon,
-                        whole_rows=whole_rows)
-    return js_terms(F, pred, label, pred_space=pred_space, label_space=label_space, axis=axis, beta=beta)
+        return kl_terms(F, label, pred, pred_space=label_space, label_space=pred_space, pred_grad=label_grad, **given)
+    return js_terms(F, pred, label, beta=beta, label_grad=label_grad, **own, **given)
 
 
 def unit(F: Any, x: Any) -> Any:

@@ -285,10 +285,14 @@ class GaussianKLLoss(CheckedLoss):
         present = [x is not None for x in prior]
         least = self._free_nats * (2 if wide else 1)
 
-        def terms(mean: Any, log_variance: Any, *given: Any) -> Any:
-            values = iter(given)
+        def terms(*given: Any) -> Any:
+            *given, mask = given
+            silent = (0, 1 if std else 0) * 2  # of the means, and of the spreads
+            silent = [value for value, here in zip(silent, (True, True, *present)) if here]
+            kept = iter([divergence.silenced(F, x, mask, value) for x, value in zip(given, silent)])
+            mean, log_variance = next(kept), next(kept)
             differences = divergence.gaussian_differences(
-                F, mean, log_variance, *(next(values) if here else None for here in present), std=std)
+                F, mean, log_variance, *(next(kept) if here else None for here in present), std=std)
             out = divergence.gaussian_terms(F, *differences, doubled=wide)
             return F.where(out < least, F.ones_like(out) * least, out) if least else out
 

@@ -15,7 +15,7 @@ import threading
 from typing import Any, Callable, Container, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from gluon_kl import _mxnet
-from gluon_kl.divergence import as_rows, heard_rows, is_finite, sum_per_sample, unit
+from gluon_kl.divergence import Mask, as_rows, heard_rows, is_finite, sum_per_sample, unit
 from gluon_kl.native import SMALL, carry, fused, fused_in_graph, reaches
 
 import mxnet as mx
@@ -68,6 +68,7 @@ class Facts(NamedTuple):
     device: Any
     small: bool  # for the operator, and fewer elements than native.SMALL
     long: bool  # more terms a sample than _LONG
+    single: bool  # one category
 
 
 def is_number(value: Any) -> bool:
@@ -340,25 +341,25 @@ def narrowed(F: Any, column: Any, zero: Any) -> Any:
 def weigh(
     F: Any, terms: Callable[..., Any], inputs: Sequence[Any], weight: Any, axis: Optional[int], weight_grad: bool,
 ) -> Any:
-    """``terms(*inputs) * weight``, where weight 0 silences even NaN: a whole row along `axis`, or a term.
+    """``terms(*inputs, mask) * weight``, where weight 0 silences even NaN: a whole row along `axis`, or a term.
 
-    `inputs` have one shape; `weight` None is 1; `axis` None says that every term is a row of its own.
+    What the mask of a weight silences must be finite, with gradients of 0. `inputs` have one shape; `weight` None is 1,
+    without a mask; `axis` None says that every term is a row of its own.
     """
     if weight is None:
-        return terms(*inputs)
-    row_off = None if axis is None else F.sum(weight != 0, axis=axis, keepdims=True) == 0
-    weight = F.broadcast_like(weight, inputs[0])
+        return terms(*inputs, None)
     off = weight == 0
-    row_off = off if axis is None else F.broadcast_like(row_off, off)
-    zero = F.zeros_like(weight)
-    heard = terms(*(F.where(row_off, zero, x) for x in inputs))
-    weighted = F.where(off, zero, heard) * weight
+    rows_off = off if axis is None else F.min(off, axis=axis, keepdims=True)
+    weight, off, rows_off = (F.broadcast_like(x, inputs[0]) for x in (weight, off, rows_off))
+    heard = terms(*inputs, Mask(rows_off, off))
     if not weight_grad:
-        return weighted
+        return heard * weight
     # The derivative with respect to a weight of 0 is the term itself, if its row is finite.
-    silent = F.BlockGrad(terms(*(F.BlockGrad(x) for x in inputs)))
+    silent = F.BlockGrad(terms(*(F.BlockGrad(x) for x in inputs), None))
     finite = is_finite(silent if axis is None else F.sum(silent, axis=axis, keepdims=True))
-    return weighted + weight * F.where(off * F.broadcast_like(finite, off), silent, zero)
+    zero = F.zeros_like(weight)
+    silent = F.where(off * F.broadcast_like(finite, off), silent, zero)
+    return (F.where(off, zero, heard) + silent) * weight
 
 
 def _legacy(x: Any) -> Any:
@@ -628,7 +629,8 @@ class CheckedLoss(Loss):
         weight, size = inputs[-1], math.prod(shape)
         row_weight = weight is None or axis is None or weight.shape[axis] == 1
         return inputs, Facts(len(shape), dtypes, (False,) * len(inputs), row_weight, device,
-                             size < SMALL and reaches(device), size > _LONG * shape[batch_axis])
+                             size < SMALL and reaches(device), size > _LONG * shape[batch_axis],
+                             axis is not None and shape[axis] == 1)
 
     def _run(self, inputs: Sequence[Any], facts: Facts) -> Any:
         if not self._active:

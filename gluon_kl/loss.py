@@ -113,29 +113,30 @@ class PairLoss(CheckedLoss):
         diagnostics.check_pair(pred, label, weight, frame.batch_axis, axis, self._from_logits, self._given_pred_space,
                                self._label_space)
 
-    def _whole_rows(self, F: Any, facts: Optional[Facts], pred: Any, weight: Any) -> Any:
-        """Whether the whole of `axis` is summed into one result under one weight, as `kl_terms` takes it."""
-        if self._reduction == "none":
-            return False
+    def _rows(self, F: Any, facts: Optional[Facts], pred: Any, weight: Any) -> divergence.Rows:
+        """What is known of the rows: whole ones are summed into one result under one weight."""
+        summed = self._reduction != "none"
         if facts is not None:
-            return facts.row_weight and (self._axis - self._batch_axis) % facts.ndim != 0
-        if weight is not None:
-            return False
+            apart = (self._axis - self._batch_axis) % facts.ndim != 0
+            return divergence.Rows(summed and facts.row_weight and apart, facts.single)
+        if not summed or weight is not None:
+            return divergence.Rows()
         if (self._axis < 0) == (self._batch_axis < 0):
-            return self._axis != self._batch_axis
+            return divergence.Rows(self._axis != self._batch_axis)
+        if not self._pred_space == self._label_space == "logits":
+            return divergence.Rows()  # nothing depends on it
         # One counts from the back: they meet at one rank. (One category has nothing to lose.)
-        return divergence.more_than_one(F, pred, self._axis, self._batch_axis)
+        return divergence.Rows(divergence.more_than_one(F, pred, self._axis, self._batch_axis))
 
     def _over_operators(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
         pred, label, weight = self._lifted(F, facts, inputs)
-        both_logits = self._pred_space == self._label_space == "logits"
-        whole_rows = both_logits and self._whole_rows(F, facts, pred, weight)
+        rows = self._rows(F, facts, pred, weight)
         label_grad, weight_grad = (True, True) if facts is None else facts.recorded[1:]
 
-        def terms(pred: Any, label: Any) -> Any:
+        def terms(pred: Any, label: Any, mask: Any) -> Any:
             return divergence.pair_terms(
                 F, pred, label, pred_space=self._pred_space, label_space=self._label_space, axis=self._axis,
-                whole_rows=whole_rows, label_grad=label_grad, **self._form())
+                rows=rows, mask=mask, label_grad=label_grad, **self._form())
 
         out = weigh(F, terms, (pred, label), weight, self._axis, weight_grad)
         return self._reduced(F, facts, out, self._reduction, pred, weight, self._axis)

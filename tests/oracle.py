@@ -210,6 +210,35 @@ def js_terms(pred, label, pred_space="log_probs", label_space="probs", axis=-1, 
     return terms[0] + terms[1]
 
 
+def js_gradients(pred, label, pred_space="log_probs", label_space="probs", axis=-1, beta=0.5):
+    """Closed-form gradients of the sum of js_terms to pred and to label, for 0 < beta < 1.
+
+    By a side's probability it is its share times the logarithm of what m leaves it. A probability of 0 has the slope
+    of one e^80 times smaller than the other side's, and 0 where that is 0 too.
+    """
+    logs = log_of(pred, pred_space, axis), log_of(label, label_space, axis)
+    shares = np.log1p(-beta), np.log(beta)
+    gradients = []
+    for own, other, x, space in ((0, 1, pred, pred_space), (1, 0, label, label_space)):
+        probability = probability_of(x, space, axis)
+        with np.errstate(invalid="ignore"):
+            absent = (logs[own] == -np.inf) & (logs[other] > -np.inf)
+            log_own = np.where(absent, logs[other] - 80, logs[own])
+            log_m = np.logaddexp(shares[own] + log_own, shares[other] + logs[other])
+            slope = np.where(logs[own] == logs[other], 0.0, np.exp(shares[own]) * (log_own - log_m))
+        if space != "probs":
+            slope = probability * slope
+        gradients.append(through_softmax(slope, x, axis) if space == "logits" else slope)
+    return gradients
+
+
+def reverse_kl_gradients(pred, label, pred_space="log_probs", label_space="probs", axis=-1):
+    """Closed-form gradients of the sum of reverse_kl_terms to pred and to label; 0 to a label of 0."""
+    to_label, to_pred, _ = kl_gradients(label, pred, pred_space=label_space, label_space=pred_space, axis=axis,
+                                        reduction="sum")
+    return to_pred, to_label
+
+
 def weighted(terms, *, batch_axis=0, axis=-1, weight=None, reduction="mean", sample_weight=None):
     """Terms under their weights, reduced."""
     weights, _ = row_weights(sample_weight, terms.shape, batch_axis, axis)

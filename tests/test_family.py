@@ -180,7 +180,7 @@ def test_js_is_symmetric_at_one_half(eager, rng):
     (JSDivLoss, dict(beta=math.nan), ValueError, ["beta", "nan"]),
     (JSDivLoss, dict(beta="0.5"), TypeError, ["beta", "number", "'0.5'"]),
     (JSDivLoss, dict(from_logits=0), TypeError, ["from_logits", "0"]),
-    (DistillationLoss, dict(temperature=0), ValueError, ["temperature", "positive", "0"]),
+    (DistillationLoss, dict(temperature=0), ValueError, ["temperature", "between 1e-06 and 1000000.0", "0"]),
     (DistillationLoss, dict(temperature=math.inf), ValueError, ["temperature", "inf"]),
     (DistillationLoss, dict(temperature="2"), TypeError, ["temperature", "'2'"]),
     (DistillationLoss, dict(hard_weight=1.1), ValueError, ["hard_weight", "between 0 and 1", "1.1"]),

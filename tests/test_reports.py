@@ -1,6 +1,7 @@
 """Faults that users' programs met, a section each, on both paths; these tests always run whole."""
 
 import configparser
+import copy
 import inspect
 import itertools
 import json
@@ -46,6 +47,8 @@ import oracle
 from cases import FEW as FEW_OF_FAMILY
 from cases import MEMBERS as FAMILY
 from cases import NESTED, Model
+
+SPACES = ("probs", "log_probs", "logits")
 
 CLASSES = [KLDivLoss, ReverseKLDivLoss, JSDivLoss, DistillationLoss, BernoulliKLLoss, GaussianKLLoss]
 ROOT = Path(gluon_kl.__file__).resolve().parent.parent
@@ -129,11 +132,287 @@ def test_tiny_negative_gradients(run):
 
 # 2: Jensen-Shannon where a probability is subnormal
 
+GAPS = (0, 1e-6, 1e-3, 0.1, 0.34, 1, 2, 5, 20, 50, 79, 80, 81, 87, 87.5, 88, 90, 95, 100, 103, 104, 110, 150, 300, 700,
+        745, 746, 1000, 1e4, 1e6, math.inf)
+LOSSES = {"kl": KLDivLoss, "reverse": ReverseKLDivLoss, "js": JSDivLoss}
+
+
+def gap_rows(dtype):
+    """Two lots of log-probabilities: in each row the two are one of the gaps apart in some category."""
+    with np.errstate(divide="ignore"):
+        apart = np.array([[0, -gap, -1] for gap in GAPS])
+        fixed = np.log([[1, 0, 0], [0, 1, 0], [1 / 3] * 3, [0.5, 0.4, 0.1]])
+    others = [apart, apart[:, ::-1], apart[:, [1, 0, 2]], *(np.tile(row, (len(GAPS), 1)) for row in fixed)]
+    first, other = np.concatenate([apart] * len(others)), np.concatenate(others)
+    return [np.concatenate(pair).astype(dtype).astype("float64") for pair in ((first, other), (other, first))]
+
+
+def in_space(log_probs, space, dtype):
+    """Of log-probabilities; scores have another sum."""
+    x = oracle.log_softmax(log_probs)
+    return {"probs": np.exp(x), "log_probs": x, "logits": log_probs}[space].astype(dtype)
+
+
+def held(x, space, dtype):
+    """What weighs the terms, with the digits that its probability has in the dtype: few, or none."""
+    if space == "probs":
+        return x
+    log = oracle.log_of(x, space, -1)
+    with np.errstate(divide="ignore"):
+        return np.where(log < np.log(np.finfo(dtype).tiny), np.log(np.exp(log).astype(dtype).astype("float64")), log)
+
+
+def near(got, want, dtype, case):
+    """Right to 1e-5, in float64 to 1e-10, absolute or relative, whichever is larger; what overflows is infinite."""
+    with np.errstate(over="ignore"):
+        want = np.asarray(want, "float64").astype(dtype).astype("float64")
+    bound = {"float32": 1e-5, "float64": 1e-10}[dtype]
+    np.testing.assert_allclose(got, want, rtol=bound, atol=bound, err_msg=str(case))
+
+
+def pair_loss(name, spaces, **options):
+    return LOSSES[name](spaces[0] != "logits", pred_space=spaces[0], label_space=spaces[1], **options)
+
+
+@pytest.mark.parametrize("beta", [1e-3, 0.1, 0.5, 0.9])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_js_at_every_gap(run, dtype, beta):
+    for spaces in itertools.product(SPACES, SPACES):
+        pred, label = (in_space(x, space, dtype) for x, space in zip(gap_rows(dtype), spaces))
+        terms = oracle.js_terms(pred, label, *spaces, beta=beta)
+        wanted = oracle.js_gradients(pred, label, *spaces, beta=beta)
+        for reduction in ("sum", "none"):
+            loss, case = pair_loss("js", spaces, beta=beta, reduction=reduction), (dtype, beta, spaces, reduction)
+            near(run(loss, pred, label), oracle.reduce(terms, reduction=reduction), dtype, case)
+            for got, want in zip(run.gradients(loss, pred, label), wanted):
+                near(got, want, dtype, case)
+
+
+@pytest.mark.parametrize("name", ["kl", "reverse"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_kl_at_every_gap(run, dtype, name):
+    for spaces in itertools.product(SPACES, SPACES):
+        case = dtype, name, spaces
+        pred, label = (in_space(x, space, dtype) for x, space in zip(gap_rows(dtype), spaces))
+        if name == "kl":
+            given = pred, held(label, spaces[1], dtype)
+            terms = oracle.kl_terms(*given, *spaces).sum(-1)
+            wanted = oracle.kl_gradients(*given, pred_space=spaces[0], label_space=spaces[1], reduction="sum")
+        else:
+            given = held(pred, spaces[0], dtype), label
+            terms = oracle.reverse_kl_terms(*given, *spaces).sum(-1)
+            wanted = oracle.reverse_kl_gradients(*given, *spaces)
+        # Below the normal numbers, what weighs a term has few digits, or is 0.
+        log = oracle.log_of(*((label, spaces[1]) if name == "kl" else (pred, spaces[0])), -1)
+        clear = ~((log > -math.inf) & (log < np.log(np.finfo(dtype).tiny) + 0.1)).any(-1)
+        loss, finite = pair_loss(name, spaces, reduction="sum"), np.isfinite(terms)
+        value = run(loss, pred, label)
+        near(value[clear], terms[clear], dtype, case)
+        near(value[finite & np.isfinite(value)], terms[finite & np.isfinite(value)], dtype, case)
+        assert not np.isnan(value).any()
+        # The gradient of an infinite loss is none to descend by.
+        sure = finite & np.isfinite(value) & (clear | (spaces[name == "reverse"] != "probs"))
+        for got, want in zip(run.gradients(loss, pred, label), wanted):
+            near(got[sure], want[sure], dtype, case)
+            assert not np.isnan(got[finite & np.isfinite(value)]).any()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("label_space", ["probs", "logits"])
+def test_bernoulli_at_every_gap(run, dtype, label_space):
+    gaps = np.array(GAPS[:-1])  # between two scores of infinity there is none
+    score = np.concatenate([gaps, -gaps])[None].astype(dtype)
+    for other in (0.0, 3.0, -40.0):
+        label = np.full(score.shape, other if label_space == "logits" else 1 / (1 + np.exp(-other)), dtype)
+        loss = BernoulliKLLoss(label_space=label_space, reduction="none")
+        near(run(loss, score, label), oracle.bernoulli_terms(score, label, False, label_space), dtype, other)
+        p = label if label_space == "probs" else 1 / (1 + np.exp(-label.astype("float64")))
+        near(run.gradients(loss, score, label)[0], 1 / (1 + np.exp(-score.astype("float64"))) - p, dtype, other)
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 3.0}, {"teacher_space": "probs"}, {"beta": 0.9}], ids=str)
+def test_distillation_by_js_at_every_gap(run, options):
+    options = {"temperature": 1.0, "beta": 0.5, "teacher_space": "logits", **options}
+    temperature, beta, space = (options[name] for name in ("temperature", "beta", "teacher_space"))
+    pred, teacher = gap_rows("float32")
+    pred, teacher = pred.astype("float32"), in_space(teacher, space, "float32")
+    loss = DistillationLoss(hard_weight=0, divergence="js", **options)
+    near(run(loss, pred, None, teacher),
+         oracle.distillation(pred, None, teacher, hard_weight=0, divergence="js", **options), "float32", options)
+    softened = teacher if space == "probs" else teacher.astype("float64") / temperature
+    want = oracle.js_gradients(pred.astype("float64") / temperature, softened, "logits", space, beta=beta)
+    near(run.gradients(loss, pred, None, teacher)[0], temperature * want[0], "float32", options)
+
+
+def test_js_of_a_whole_vocabulary(run):
+    """248,320 categories, whose probabilities are small but no smaller than a gap of 13."""
+    n = 248320
+    equal, first = np.full((1, n), 1 / n, "float32"), np.eye(1, n, dtype="float32")
+    for label in (equal, first):
+        loss = JSDivLoss(False, reduction="sum")
+        pred = np.zeros((1, n), "float32")
+        near(run(loss, pred, label), oracle.js_terms(pred, label, "logits").sum(-1), "float32", "value")
+        for got, want in zip(run.gradients(loss, pred, label), oracle.js_gradients(pred, label, "logits")):
+            near(got, want, "float32", "gradients")
+
 
 # 3: an element of weight 0 in a row that counts
 
+def members():
+    """Every member with made inputs of shape (3, 4), and which of them learn: name, loss, inputs, learned."""
+    rng = np.random.RandomState(3)
+    score = rng.normal(size=(4, 3, 4)).astype("float32")
+    probs = np.exp(oracle.log_softmax(score))
+    for name, spaces in itertools.product(LOSSES, itertools.product(SPACES, SPACES)):
+        given = [in_space(x, space, "float32") for x, space in zip(oracle.log_softmax(score), spaces)]
+        yield f"{name} {spaces}", pair_loss(name, spaces, reduction="sum"), given, (0, 1)
+    for divergence in ("kl", "reverse_kl", "js"):
+        loss = DistillationLoss(2.0, 0.5, divergence=divergence)
+        yield divergence, loss, [score[0], np.array([0, 1, 2]), score[1]], (0,)
+    yield "dense", DistillationLoss(2.0, 0.5, False), [score[0], probs[1], score[2]], (0, 1)
+    for spaces in itertools.product(("probs", "logits"), repeat=2):
+        given = [x if space == "logits" else probs[i] for i, (x, space) in enumerate(zip(score, spaces))]
+        loss = BernoulliKLLoss(spaces[0] == "probs", reduction="sum", label_space=spaces[1])
+        yield f"bernoulli {spaces}", loss, given, (0, 1)
+    for spread in ("log_variance", "std"):
+        given = [*score[:2], *score[2:]] if spread == "log_variance" else [score[0], probs[0], score[1], probs[1]]
+        yield f"gaussian {spread}", GaussianKLLoss(spread=spread), given, (0, 1, 2, 3)
+
+
+def with_weight(loss, inputs, weight):
+    return [*inputs, *[None] * (len(loss._names) - 1 - len(inputs)), weight]
+
+
+def test_a_silent_element_of_a_living_row(run):
+    weight = np.array([[0, 1, 1]], "float32")
+    loss = ReverseKLDivLoss(False, reduction="sum")
+    scores, label = np.array([[0.1, 1, 2]], "float32"), np.array([[0, 0.3, 0.7]], "float32")
+    to_pred, to_label, _ = run.gradients(loss, scores, label, weight)
+    np.testing.assert_allclose(to_pred, [[-0.07983915, -0.00559177, 0.08543092]], atol=2e-6)
+    np.testing.assert_allclose(to_label, [[0, -0.8081099, -0.94143015]], rtol=5e-6)
+    masked, label = np.array([[-math.inf, -1, -0.5]], "float32"), np.array([[0.2, 0.3, 0.5]], "float32")
+    to_pred, to_label, _ = run.gradients(KLDivLoss(reduction="sum"), masked, label, weight)
+    np.testing.assert_allclose(to_pred, [[0, -0.3, -0.5]], rtol=1e-6)
+    np.testing.assert_allclose(to_label, [[0, 0.7960272, 0.8068528]], rtol=1e-6)
+
+
+def softmax_of(loss):
+    """The inputs whose softmax is taken: what an element of them holds counts in its whole row."""
+    spaces = {"pred": getattr(loss, "_pred_space", "logits"), "label": getattr(loss, "_label_space", "probs"),
+              "teacher_pred": "logits"}
+    return [] if loss._names[0] == "mean" or isinstance(loss, BernoulliKLLoss) else [
+        i for i, name in enumerate(loss._names) if spaces.get(name) == "logits"]
+
+
+@pytest.mark.parametrize("bad", [0.0, math.nan, math.inf, -math.inf, -1.0])
+def test_what_a_silent_element_holds(run, bad):
+    """Nothing of it shows, in the value or in a gradient, whatever input holds it; a masked score stays a mask."""
+    weight = np.ones((3, 4), "float32")
+    weight[0, 1] = weight[2, 0] = 0
+    for name, loss, inputs, learned in members():
+        for i in learned:
+            if i in softmax_of(loss) and bad != -math.inf:
+                continue
+            other = 0.5 if i not in softmax_of(loss) else bad
+            results = []
+            for value in (bad, other):
+                given = [x.copy() for x in inputs]
+                given[i][weight == 0] = value
+                given = with_weight(loss, given, weight)
+                results.append([run(loss, *given), *[run.gradients(loss, *given)[k] for k in learned]])
+            for got, want in zip(*results):
+                np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-7, err_msg=f"{name}, {bad} in input {i}")
+                assert np.isfinite(got).all(), (name, bad, i)
+            for k, got in zip(learned, results[0][1:]):
+                if k not in softmax_of(loss):
+                    assert not got[weight == 0].any(), (name, bad, i, k)
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["own", "nested"])
+def test_silent_elements_in_every_member(run, nested):
+    """The gradients are those by finite differences in float64, where the silent element holds what it likes."""
+    weight = np.array([[1.0, 0, 2, 1], [0, 0, 0, 0], [0.5, 1, 0, 1]])
+    for name, loss, inputs, learned in members():
+        given = with_weight(loss, [x.astype("float64") for x in inputs], weight)
+        if nested and any(x is None for x in given):
+            continue
+        block = Outer(loss) if nested else loss
+
+        def total(*arrays):
+            return loss(*[Run.array(x, mx.nd.array) for x in arrays]).asnumpy()
+
+        wanted = [i in learned or i == len(given) - 1 for i in range(len(given))]
+        numeric = oracle.numeric_gradients(total, given, wanted)
+        gradients = run.gradients(block, *given)
+        for i, want in enumerate(numeric[:-1]):
+            if want is not None:
+                np.testing.assert_allclose(gradients[i], want, rtol=1e-5, atol=1e-8, err_msg=f"{name}, input {i}")
+
+
+class Outer(mx.gluon.HybridBlock):
+    """A block of a user's that holds a loss."""
+
+    def __init__(self, loss):
+        super().__init__()
+        with self.name_scope():
+            self.loss = loss
+
+    def hybrid_forward(self, F, x, *inputs):
+        return self.loss(x, *inputs)
+
 
 # 4: the gradient to a weight of 0 beside an infinite term
+
+@pytest.mark.parametrize("size", [(3, 4), (1, 4), (3, 1)], ids=str)
+def test_a_weight_of_zero_in_a_row_that_is_not_finite(run, size):
+    """A weight has its term as gradient; one of 0 has 0 if its row holds a term that is not finite."""
+    for name, loss, inputs, learned in members():
+        if isinstance(loss, DistillationLoss):
+            continue  # a mean over rows: below
+        weight = np.array([[1.0, 0, 2, 0], [1, 1, 0, 1], [0, 0.5, 0, 1]])[:size[0], :size[1]]
+        given = [x.astype("float64") for x in inputs]
+        plain = type(loss).__name__ not in ("BernoulliKLLoss", "GaussianKLLoss")
+        bad = learned[0]
+        if bad not in softmax_of(loss):
+            given[bad][0, 2] = math.nan
+        else:
+            given[bad][0] = math.nan
+        each = copy.copy(loss)
+        each._reduction = "none"
+        terms = run(each, *given)
+        silent = np.broadcast_to(weight == 0, terms.shape)
+        lost = ~np.isfinite(terms)
+        lost = np.broadcast_to(lost.any(-1, keepdims=True), lost.shape) if plain else lost
+        want = np.where(silent & lost, 0, terms)
+        for axis in (0, 1):
+            want = want.sum(axis, keepdims=True) if size[axis] == 1 else want
+        got = run.gradients(loss, *with_weight(loss, given, weight))[-1]
+        np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-12, err_msg=name)
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean", "none"])
+def test_an_infinite_term_beside_a_weight_of_zero(run, reduction):
+    log_pred, label = np.array([[-math.inf, -1, -0.5]]), np.array([[0.2, 0.3, 0.5]])
+    terms = [label[0, i] * (math.log(label[0, i]) - log_pred[0, i]) for i in range(3)]
+    share = 1 / 3 if reduction == "mean" else 1
+    loss = KLDivLoss(reduction=reduction)
+    for weight, want in (([[1, 0, 1]], [math.inf, 0, share * terms[2]]), ([[0, 0, 2]], [0, 0, share * terms[2]]),
+                         ([[0]], [0]), ([[1]], [math.inf])):
+        got = run.gradients(loss, log_pred, label, np.array(weight, "float64"))[-1]
+        np.testing.assert_allclose(got[0], want, rtol=1e-12, err_msg=str(weight))
+
+
+@pytest.mark.parametrize("divergence", ["kl", "reverse_kl", "js"])
+def test_an_infinite_cross_entropy_beside_a_weight_of_zero(run, divergence):
+    scores, teacher = np.array([[-math.inf, -1, -0.5], [0.3, 0.2, 0.1]]), np.array([[0.2, 0.3, 0.5]] * 2)
+    weight = np.array([[1.0, 0, 1], [0, 1, 1]])
+    to_weight = run.gradients(DistillationLoss(1, 0.5, divergence=divergence, beta=0.3), scores, np.array([0.0, 0]),
+                              teacher, weight)[-1]
+    soft = {"kl": 0, "reverse_kl": 1, "js": 0.3}[divergence]
+    terms = 0.5 * oracle.js_terms(scores, teacher, "logits", "logits", beta=soft)
+    terms[:, 0] -= 0.5 * oracle.log_softmax(scores)[:, 0]
+    want = np.where((weight == 0) & ~np.isfinite(terms).all(-1, keepdims=True), 0, terms)
+    np.testing.assert_allclose(to_weight, want, rtol=1e-9)
 
 
 # 5: a subclass overrides hybrid_forward
@@ -511,8 +790,91 @@ def test_indices_that_are_no_class(run, rng, dtype):
 
 # 9: one category gives exactly 0
 
+@pytest.mark.parametrize("nested", [False, True], ids=["own", "nested"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("reduction", ["sum", "mean", "row_mean", "none"])
+def test_one_category(run, reduction, dtype, nested):
+    """No divergence, and no gradient to scores, exactly."""
+    scores = (20 * np.random.RandomState(0).normal(size=(2, 50, 1))).astype(dtype)
+    for name, spaces in itertools.product(LOSSES, itertools.product(SPACES, SPACES)):
+        inputs = [{"probs": 0 * x + 1, "log_probs": 0 * x, "logits": x}[space] for x, space in zip(scores, spaces)]
+        loss = pair_loss(name, spaces, reduction=reduction)
+        block = Outer(loss) if nested else loss
+        assert not run(block, *inputs).any(), (name, spaces)
+        for space, gradient in zip(spaces, run.gradients(block, *inputs)):
+            assert space != "logits" or not gradient.any(), (name, spaces, gradient)
+
+
+@pytest.mark.parametrize("options", [{}, {"divergence": "reverse_kl"}, {"divergence": "js"}, {"sparse_label": False}],
+                         ids=str)
+@pytest.mark.parametrize("nested", [False, True], ids=["own", "nested"])
+def test_distillation_of_one_category(run, nested, options):
+    rng = np.random.RandomState(0)
+    pred, teacher = (20 * rng.normal(size=(2, 50, 1))).astype("float32")
+    label = np.ones((50, 1)) if options.get("sparse_label") is False else np.zeros(50)
+    for temperature in (1.0, 7.0):
+        loss = DistillationLoss(temperature, 0.5, **options)
+        block = Outer(loss) if nested else loss
+        given = pred, label.astype("float32"), teacher
+        assert not run(block, *given).any()
+        assert not run.gradients(block, *given)[0].any()
+
 
 # 10: tiny divergences and extreme temperatures
+
+@pytest.mark.parametrize("name, form", [("kl", 0), ("reverse", 1), ("js", 0.3)])
+@pytest.mark.parametrize("categories", [3, 10, 1000])
+@pytest.mark.parametrize("scale", [1e-4, 1e-3, 1e-2])
+def test_two_nearly_equal_rows_of_scores(run, path, name, form, categories, scale):
+    """In float32 the divergence of scores of this scale, about its square, is right to 1e-3."""
+    rng = np.random.RandomState(5)
+    for shift in (0.0, 3.0):
+        pred, label = (scale * rng.normal(size=(2, 20, categories)) + shift).astype("float32")
+        options = {"beta": form} if name == "js" else {}
+        loss = pair_loss(name, ("logits", "logits"), reduction="sum", **options)
+        value = run(loss, pred, label)
+        log_q, log_p = (x - np.log(np.exp(x).sum(-1, keepdims=True)) for x in np.longdouble([pred, label]))
+        want = exact_divergence(log_p, log_q, form)
+        np.testing.assert_allclose(value, want.astype("float64"), rtol=1e-3, err_msg=f"{name}, {shift}")
+        assert (value > 0).all()
+
+
+def exact_divergence(log_p, log_q, beta):
+    """Of nearly equal rows in long double, each term with its leading digits."""
+    p, q, u = np.exp(log_p), np.exp(log_q), log_p - log_q
+    if beta in (0, 1):
+        u, p = (u, p) if beta == 0 else (-u, q)
+        return (p * (u + np.expm1(-u))).sum(-1)
+    behind, ahead = (1 - beta) * np.expm1(-u), beta * np.expm1(u)
+    return (beta * p * (behind - np.log1p(behind)) + (1 - beta) * q * (ahead - np.log1p(ahead))).sum(-1)
+
+
+@pytest.mark.parametrize("divergence, form", [("kl", 0), ("reverse_kl", 1), ("js", 0.5)])
+def test_extreme_temperatures(run, divergence, form):
+    pred, teacher = np.random.RandomState(1).normal(size=(2, 6, 10))
+    for temperature in (1e-6, 1e-3, 1e6):
+        for dtype in ("float32", "float64") if temperature < 1 else ("float64",):
+            given = pred.astype(dtype), np.zeros(6, dtype), teacher.astype(dtype)
+            loss = DistillationLoss(temperature, 0.5, divergence=divergence)
+            wide = [np.longdouble(x) / np.longdouble(temperature) for x in (given[0], given[2])]
+            log_q, log_p = (x - x.max(-1, keepdims=True) for x in wide)
+            log_q, log_p = (x - np.log(np.exp(x).sum(-1, keepdims=True)) for x in (log_q, log_p))
+            hard = -oracle.log_softmax(given[0])[:, 0]
+            if temperature < 1:
+                soft = oracle.js_terms(wide[0].astype("float64"), wide[1].astype("float64"), "logits", "logits",
+                                       beta=form).sum(-1)
+            else:
+                soft = exact_divergence(log_p, log_q, form).astype("float64")
+            want = 0.5 * hard + 0.5 * temperature ** 2 * soft
+            np.testing.assert_allclose(run(loss, *given), want, rtol=1e-5)
+            assert np.isfinite(run.gradients(loss, *given)[0]).all()
+
+
+@pytest.mark.parametrize("temperature", [1e-7, 9.9e-7, 1.1e6, 2e19, 1e150, 0, -1])
+def test_temperatures_that_are_refused(temperature):
+    with pytest.raises(ValueError) as caught:
+        DistillationLoss(temperature)
+    assert str(caught.value) == f"temperature must lie between 1e-06 and 1000000.0, not {temperature!r}"
 
 
 def long_softmax(x, axis):
@@ -686,6 +1048,7 @@ NUMBERS = {  # each numeric argument of each class, and what of the extremes bel
     (gluon_kl.metric.JSDivergence, "beta"): lambda x: 0 <= x <= 1,
     (DistillationLoss, "beta"): lambda x: 0 <= x <= 1,
     (DistillationLoss, "hard_weight"): lambda x: 0 <= x <= 1,
+    (DistillationLoss, "temperature"): lambda x: 1e-6 <= x <= 1e6,
     (GaussianKLLoss, "free_nats"): lambda x: x >= 0,
 }
 EXTREMES = [math.inf, -math.inf, math.nan, 10**400, np.float32("inf"), 5e-324, 1e-300, 1.7e308, -1.7e308]
@@ -702,7 +1065,7 @@ def argument_names():
 
 def test_every_numeric_argument_is_in_the_table():
     rest = set(argument_names()) - set(NUMBERS)
-    assert {name for _, name in rest} == {"axis", "batch_axis", "temperature"}
+    assert {name for _, name in rest} == {"axis", "batch_axis"}
 
 
 def some_inputs(cls, dtype):
