@@ -336,29 +336,28 @@ def test_silent_elements_in_every_member(run, nested):
         given = with_weight(loss, [x.astype("float64") for x in inputs], weight)
         if nested and any(x is None for x in given):
             continue
-        block = Outer(loss) if nested else loss
+        block = Model(loss) if nested else loss
 
         def total(*arrays):
             return loss(*[Run.array(x, mx.nd.array) for x in arrays]).asnumpy()
 
-        wanted = [i in learned or i == len(given) - 1 for i in range(len(given))]
-        numeric = oracle.numeric_gradients(total, given, wanted)
         gradients = run.gradients(block, *given)
-        for i, want in enumerate(numeric[:-1]):
-            if want is not None:
-                np.testing.assert_allclose(gradients[i], want, rtol=1e-5, atol=1e-8, err_msg=f"{name}, input {i}")
+        for i in learned:
+            want = central_differences(total, given, i)
+            np.testing.assert_allclose(gradients[i], want, rtol=1e-5, atol=1e-8, err_msg=f"{name}, input {i}")
 
 
-class Outer(mx.gluon.HybridBlock):
-    """A block of a user's that holds a loss."""
-
-    def __init__(self, loss):
-        super().__init__()
-        with self.name_scope():
-            self.loss = loss
-
-    def hybrid_forward(self, F, x, *inputs):
-        return self.loss(x, *inputs)
+def central_differences(function, inputs, i, step=1e-6):
+    """Of the sum of function(*inputs), to input i."""
+    gradient = np.zeros(inputs[i].shape)
+    for place in np.ndindex(*gradient.shape):
+        ends = []
+        for move in (step, -step):
+            moved = [*inputs[:i], inputs[i].copy(), *inputs[i + 1:]]
+            moved[i][place] += move
+            ends.append(function(*moved).sum())
+        gradient[place] = (ends[0] - ends[1]) / (2 * step)
+    return gradient
 
 
 # 4: the gradient to a weight of 0 beside an infinite term
@@ -799,7 +798,7 @@ def test_one_category(run, reduction, dtype, nested):
     for name, spaces in itertools.product(LOSSES, itertools.product(SPACES, SPACES)):
         inputs = [{"probs": 0 * x + 1, "log_probs": 0 * x, "logits": x}[space] for x, space in zip(scores, spaces)]
         loss = pair_loss(name, spaces, reduction=reduction)
-        block = Outer(loss) if nested else loss
+        block = Model(loss) if nested else loss
         assert not run(block, *inputs).any(), (name, spaces)
         for space, gradient in zip(spaces, run.gradients(block, *inputs)):
             assert space != "logits" or not gradient.any(), (name, spaces, gradient)
@@ -814,7 +813,7 @@ def test_distillation_of_one_category(run, nested, options):
     label = np.ones((50, 1)) if options.get("sparse_label") is False else np.zeros(50)
     for temperature in (1.0, 7.0):
         loss = DistillationLoss(temperature, 0.5, **options)
-        block = Outer(loss) if nested else loss
+        block = Model(loss) if nested else loss
         given = pred, label.astype("float32"), teacher
         assert not run(block, *given).any()
         assert not run.gradients(block, *given)[0].any()
