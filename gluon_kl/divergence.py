@@ -241,7 +241,7 @@ def kl_terms(
         if rows.whole is True:
             return of_whole
     if pred_space == "probs" and not pred_grad:
-        log_pred = F.log(silenced(F, pred, mask, 0))
+        log_pred = F.log(pred)
     else:
         log_pred = to_log(F, pred, pred_space, axis, rows, mask)
     if label_space == "probs":

@@ -166,8 +166,7 @@ MUTATIONS = [  # what breaks, file, the source, what it becomes
     ("kl: the derivative of a subnormal's logarithm", "divergence.py", "(tiny * (_SCALE - 1) + 1)", "(tiny * 0 + 1)"),
     # 3: an element of weight 0 in a row that counts
     ("the result is selected, not the argument", "divergence.py",
-     "log_pred = F.log(silenced(F, pred, mask, 0))",
-     "log_pred = F.log(pred)"),
+     "return log_of_probs(F, silenced(F, x, mask, 0))", "return log_of_probs(F, x)"),
     # 4: the gradient to a weight of 0 beside an infinite term
     ("a weight of 0 in a row that is not finite", "inputs.py", "off * F.broadcast_like(finite, off)",
      "off * is_finite(silent)"),
@@ -200,7 +199,7 @@ MUTATIONS = [  # what breaks, file, the source, what it becomes
      "label, used[1] = used[1], None\n        pred, _, teacher_pred, weight = self._lifted(F, facts, used)"),
     # 9: one category gives exactly 0
     ("one category in a graph of the user's", "divergence.py", "F.softmax(F.zeros_like(logits), axis=axis) < 1", "2"),
-    ("one category", "inputs.py", "axis is not None and shape[axis] == 1,", "False,"),
+    ("one category", "inputs.py", "axis is not None and shape[axis] == 1)", "False)"),
     # 10: tiny divergences and extreme temperatures
     ("a gap of two rounded logarithms", "native/kernel.h", "near ? -log1p<T>(sum[j].narrow()) :", ""),
     ("a gap from the first categories alone", "native/kernel.h", "open[j] = !rows.for_every_row(far[j], j);", ""),

@@ -276,7 +276,9 @@ def members():
         yield f"bernoulli {spaces}", loss, given, (0, 1)
     for spread in ("log_variance", "std"):
         given = [*score[:2], *score[2:]] if spread == "log_variance" else [score[0], probs[0], score[1], probs[1]]
-        yield f"gaussian {spread}", GaussianKLLoss(spread=spread), given, (0, 1, 2, 3)
+        for free_nats in (0.0, 0.5):
+            loss = GaussianKLLoss(spread=spread, free_nats=free_nats)
+            yield f"gaussian {spread} {free_nats}", loss, given, (0, 1, 2, 3)
 
 
 def with_weight(loss, inputs, weight):
