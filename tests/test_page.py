@@ -108,7 +108,7 @@ def test_a_search_engine_learns_what_a_page_is(soups):
 
 
 @pytest.mark.parametrize("word", ["vae", "elbo", "trpo", "pzero"])
-def test_the_search_finds(site, word):  # noqa: F811
+def test_the_search_finds(site, word):
     assert f'"{word}":' in (site / "searchindex.js").read_text()
 
 
