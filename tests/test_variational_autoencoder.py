@@ -27,21 +27,21 @@ def after(lines, start, count, step=1):
 @pytest.fixture(scope="module")
 def carried(page):
     """Nats that each dimension carries in the end, one row per run."""
-    awake = [i for i, line in enumerate(page) if line.startswith("awake:")]
-    return np.array([gallery.numbers(page[i - 1]) for i in awake[:3]])
+    active = [i for i, line in enumerate(page) if line.startswith("active:")]
+    return np.array([gallery.numbers(page[i - 1]) for i in active[:3]])
 
 
 @pytest.mark.site
 def test_the_plain_run_collapses(carried):
     plain = carried[0]
     assert 2 <= np.sum(plain > 0.4) <= 5
-    assert np.sum(plain < 0.03) == 8 - np.sum(plain > 0.4), "a dimension is awake or asleep, and little between"
+    assert np.sum(plain < 0.03) == 8 - np.sum(plain > 0.4), "a dimension is active or has collapsed, and little between"
 
 
 @pytest.mark.site
 def test_free_nats_prevent_the_collapse(page, carried):
     """The number that the page ends in: the least dimension carries about the half nat that is free."""
-    least = dict(zip(RUNS, after(page, "nats       least in the end", 3)))
+    least = dict(zip(RUNS, after(page, "nats       smallest at end", 3)))
     assert least["plain"][0] == 0
     assert least["free nats"][0] == carried[2].min() > 0.4
     assert carried[2].max() < 1.2
@@ -49,37 +49,37 @@ def test_free_nats_prevent_the_collapse(page, carried):
 
 @pytest.mark.site
 def test_annealing_alone_postpones_it(carried):
-    awake = (carried > 0.1).sum(axis=1)
-    assert awake[0] <= awake[1] < awake[2] == 8
+    active = (carried > 0.1).sum(axis=1)
+    assert active[0] <= active[1] < active[2] == 8
 
 
 @pytest.mark.site
-def test_what_is_awake_is_heard(page, carried):
+def test_the_decoder_uses_active_dimensions(page, carried):
     costs = np.array(after(page, "nats lost by shuffling each dimension", 3, step=2))
-    asleep = carried[0] < 0.03
-    assert (abs(costs[0][asleep]) < 0.1).all()
-    assert (costs[0][~asleep] > 1).all()
+    collapsed = carried[0] < 0.03
+    assert (abs(costs[0][collapsed]) < 0.1).all()
+    assert (costs[0][~collapsed] > 1).all()
     assert (costs[2] > 0.4).all()
 
 
 @pytest.mark.site
 def test_what_free_nats_cost(page):
-    measured = np.array(after(page, "nats       drawing  latent    sum", 3))
+    measured = np.array(after(page, "nats        pixels  latent    sum", 3))
     np.testing.assert_allclose(measured[:, 0] + measured[:, 1], measured[:, 2], atol=0.011)
-    drawing, latent, bound = measured[2] - measured[0]
-    assert drawing < -0.5
+    pixels, latent, bound = measured[2] - measured[0]
+    assert pixels < -0.5
     assert latent > 1
-    assert 0.3 < bound < 1.5, "better drawings are paid for in the bound"
+    assert 0.3 < bound < 1.5, "better reconstructions are paid for in the bound"
 
 
 @pytest.mark.site
 def test_the_plane_uses_both_dimensions(page):
-    awake = [i for i, line in enumerate(page) if line.startswith("awake:")]
-    assert page[awake[-1]] == "awake: 2 of 2"
+    active = [i for i, line in enumerate(page) if line.startswith("active:")]
+    assert page[active[-1]] == "active: 2 of 2"
 
 
 def test_arguments_are_obeyed(inside):
-    assert vars(inside["options"]).keys() >= {"epochs", "latent", "hidden", "free_nats", "seed", "figures"}
+    assert vars(inside["sizes"]).keys() >= {"epochs", "latent", "hidden", "free_nats", "seed", "figures"}
     assert [history.shape for _, history in inside["runs"].values()] == [(3, 3)] * 3
     assert inside["rising"].tolist() == [0, 1]
 
@@ -90,22 +90,22 @@ def test_the_runs_start_alike_and_differ_by_the_loss(inside):
     assert len(np.unique(last[:, 0])) >= 2
 
 
-def test_misdrawn_is_the_divergence_of_the_pixels(inside):
+def test_pixel_loss_is_the_divergence_of_the_pixels(inside):
     random = np.random.RandomState(0)
-    scans, scores = random.rand(5, 64), random.randn(5, 64)
-    scans[0, :3] = 0, 1, 0.5
+    images, scores = random.rand(5, 64), random.randn(5, 64)
+    images[0, :3] = 0, 1, 0.5
     ink = 1 / (1 + np.exp(-scores))
     terms = np.zeros((5, 64))
-    for share, drawn in ((scans, ink), (1 - scans, 1 - ink)):
+    for share, drawn in ((images, ink), (1 - images, 1 - ink)):
         some = share > 0
         terms[some] += share[some] * np.log(share[some] / drawn[some])
-    found = inside["misdrawn"](inside["array"](scores), inside["array"](scans)).asnumpy()
+    found = inside["pixel_loss"](inside["array"](scores), inside["array"](images)).asnumpy()
     np.testing.assert_allclose(found, terms.sum(axis=1), rtol=1e-9)
     perfect = inside["array"](np.log(ink / (1 - ink))), inside["array"](ink)
-    np.testing.assert_allclose(inside["misdrawn"](*perfect).asnumpy(), 0, atol=1e-9)
+    np.testing.assert_allclose(inside["pixel_loss"](*perfect).asnumpy(), 0, atol=1e-9)
 
 
-def test_carried_is_the_divergence_to_the_standard_normal(inside):
+def test_nats_per_dimension_is_the_divergence_to_the_standard_normal(inside):
     net, history = inside["runs"]["plain"]
     held_out = inside["array"](inside["held_out"])
     _, mean, log_variance = net(held_out, inside["array"](np.zeros((600, 3))))
@@ -117,13 +117,13 @@ def test_carried_is_the_divergence_to_the_standard_normal(inside):
 def test_the_draw_has_the_mean_and_the_spread(inside):
     """Noise moves the decoder's input by the standard deviation, no less and no more."""
     net = inside["make_network"](3)
-    scans, noise = inside["array"](inside["held_out"][:4]), np.random.RandomState(0).randn(4, 3)
-    drawing, mean, log_variance = net(scans, inside["array"](noise))
+    images, noise = inside["array"](inside["held_out"][:4]), np.random.RandomState(0).randn(4, 3)
+    drawing, mean, log_variance = net(images, inside["array"](noise))
     draw = mean.asnumpy() + np.exp(log_variance.asnumpy() / 2) * noise
     np.testing.assert_allclose(drawing.asnumpy(), net.decoder(inside["array"](draw)).asnumpy(), rtol=1e-9)
 
 
-def test_draw_dimensions_marks_the_sleepers(inside):
+def test_draw_dimensions_marks_collapsed_dimensions(inside):
     _, ax = plt.subplots()
     inside["plots"].draw_dimensions(ax, np.array([[1.0, 1.0], [0.8, 0.01]]), 0.1)
     assert [line.get_ydata().tolist() for line in ax.lines] == [[1, 0.8], [1, 0.01]]
