@@ -1,4 +1,4 @@
-"""The fused operator by itself: every form, space, axis, dtype, weight and reduction against float64 written here."""
+"""The fused operator by itself: every form, space, axis, dtype, weight and reduction against the oracle."""
 
 import itertools
 import os
@@ -30,74 +30,30 @@ EPSILON = 1e-12
 # ---- reference ---------------------------------------------------------------------------------------------------
 
 
-def log_softmax(x, axis):
-    with np.errstate(all="ignore"):
-        shifted = x - x.max(axis=axis, keepdims=True)
-        return shifted - np.log(np.exp(shifted).sum(axis=axis, keepdims=True))
-
-
-def log_and_prob(x, space, axis, t):
-    with np.errstate(all="ignore"):
-        if space == "probs":
-            return np.log(x), x
-        log = log_softmax(x * t, axis) if space == "logits" else x
-        return log, np.exp(log)
-
-
-def plogp(p, log_p, log_q):
-    return np.where(p == 0, 0, p * (log_p - log_q))
-
-
 def pair_terms(inputs, axis, *, form="kl", pred="log_probs", target="probs", temperature=1.0, beta=0.5, hard="index",
                hard_weight=0.0, **_):
     """Terms of a divergence between two distributions, and of hard labels."""
-    b = inputs["pred"]
     soft, hard_terms = 0.0, 0.0
     if "target" in inputs:
-        log_q, q = log_and_prob(b, pred, axis, 1 / temperature)
-        log_p, p = log_and_prob(inputs["target"], target, axis, 1 / temperature)
-        if form == "kl":
-            soft = plogp(p, log_p, log_q)
-        elif form == "reverse_kl":
-            soft = plogp(q, log_q, log_p)
-        else:
-            log_m = np.log(beta * p + (1 - beta) * q)
-            soft = beta * plogp(p, log_p, log_m) + (1 - beta) * plogp(q, log_q, log_m)
+        sides = [x / temperature if space == "logits" else x
+                 for x, space in ((inputs["pred"], pred), (inputs["target"], target))]
+        soft = oracle.js_terms(*sides, pred, target, axis, {"kl": 0, "reverse_kl": 1, "js": beta}[form])
     if "hard" not in inputs:
         return soft
-    y = inputs["hard"]
-    if hard == "index":
-        index = (y if y.ndim == b.ndim else np.expand_dims(y, axis)).astype(int)
-        shape = [-1 if d == axis % b.ndim else 1 for d in range(b.ndim)]
-        y = (np.arange(b.shape[axis]).reshape(shape) == index).astype("float64")
-    log_q = log_softmax(b, axis)
-    hard_terms = np.where(y == 0, 0, -y * log_q)
+    hard_terms = oracle.distillation_terms(inputs["pred"], inputs["hard"], None, axis, hard_weight=1,
+                                           sparse_label=hard == "index")
     if "target" not in inputs:
         return hard_terms
     return (1 - hard_weight) * temperature ** 2 * soft + hard_weight * hard_terms
 
 
-def gaussian_terms(inputs, *, spread="log_variance", free_nats=0.0, prior_mean=0.0, prior_log_variance=None, **_):
-    mean, prior_mean = inputs["mean"], inputs.get("prior_mean", prior_mean)
-    prior = inputs.get("prior_log_variance", prior_log_variance)
-    if spread == "std":
-        var, prior_log_variance = (2 * np.log(1 if x is None else x) for x in (inputs["log_variance"], prior))
-    else:
-        var, prior_log_variance = inputs["log_variance"], 0 if prior is None else prior
-    d = var - prior_log_variance
-    return np.maximum(((mean - prior_mean) ** 2 * np.exp(-prior_log_variance) + np.expm1(d) - d) / 2, free_nats)
+def gaussian_terms(inputs, *, spread="log_variance", free_nats=0.0, prior_mean=None, prior_log_variance=None, **_):
+    return oracle.gaussian_terms(inputs["mean"], inputs["log_variance"], inputs.get("prior_mean", prior_mean),
+                                 inputs.get("prior_log_variance", prior_log_variance), free_nats, spread)
 
 
 def bernoulli_terms(inputs, *, pred="logits", target="probs", target_value=None, **_):
-    def side(x, space):
-        if space == "probs":
-            return x, 1 - x, np.log(x), np.log1p(-x)
-        no, yes = -np.logaddexp(0, x), -np.logaddexp(0, -x)
-        return np.exp(yes), np.exp(no), yes, no
-
-    p, p_no, log_p, log_p_no = side(inputs["target"] if "target" in inputs else np.float64(target_value), target)
-    _, _, log_q, log_q_no = side(inputs["pred"], pred)
-    return plogp(p, log_p, log_q) + plogp(p_no, log_p_no, log_q_no)
+    return oracle.bernoulli_terms(inputs["pred"], inputs.get("target", target_value), pred == "probs", target)
 
 
 def terms_of(inputs, axis=-1, form="kl", **options):
@@ -112,27 +68,12 @@ def terms_of(inputs, axis=-1, form="kl", **options):
 def reference(inputs, *, axis=-1, batch_axis=0, reduction="sum", scale=1.0, counted=None, **options):
     """The operator's result in float64; `inputs` by name. `counted` replaces the weight where rows are counted."""
     inputs = {name: np.asarray(x, "float64") for name, x in inputs.items()}
-    terms = terms_of(inputs, axis, **options)
+    terms = np.asarray(terms_of(inputs, axis, **options), "float64") * scale
     weight = inputs.get("weight")
     if weight is not None:
-        terms = np.where(weight == 0, 0, terms * weight)
-    terms = np.asarray(terms) * scale
-    if reduction == "none":
-        return terms
-    shape = terms.shape
-    others = tuple(d for d in range(terms.ndim) if d != batch_axis % terms.ndim)
-    total = terms.sum(axis=others)
-    if reduction == "mean":
-        return total / np.prod([shape[d] for d in others])
-    if reduction == "row_mean":
-        counted = weight if counted is None else counted
-        rows = np.ones(shape) if counted is None else np.broadcast_to(counted, shape)
-        rows = (rows != 0).any(axis=axis, keepdims=True)
-        if axis % terms.ndim == batch_axis % terms.ndim:
-            return total / max(rows.sum(), 1)
-        count = rows.sum(axis=others)
-        return np.where(count == 0, 0, total / np.maximum(count, 1))
-    return total
+        with np.errstate(invalid="ignore"):
+            terms = np.where(weight == 0, 0, terms * weight)
+    return oracle.reduce(terms, batch_axis, reduction, axis, weight if counted is None else counted)
 
 
 def numerical(f, x, places, step=1e-6):
@@ -150,7 +91,7 @@ def sample(rng, shape, space, axis):
     x = rng.randn(*shape)
     if space == "logits":
         return x * 2
-    log = log_softmax(x / 2, axis) if x.size else x  # no tiny probability: differences of its log are inexact
+    log = oracle.log_softmax(x / 2, axis) if x.size else x  # no tiny probability: differences of its log are inexact
     return np.exp(log) if space == "probs" else log
 
 
@@ -446,7 +387,7 @@ class Many(mx.gluon.HybridBlock):
 def check_many(static, uses=(1, 2, 7, 8, 9, 10, 20)):
     rng = np.random.RandomState(0)
     spaces = ("logits", "log_probs")
-    arrays = [rng.randn(4, 5), log_softmax(rng.randn(4, 5), 1) / 1.5, rng.rand(4, 1) + 0.5]
+    arrays = [rng.randn(4, 5), oracle.log_softmax(rng.randn(4, 5), 1) / 1.5, rng.rand(4, 1) + 0.5]
     for intermediate in (False, True):
         once = run(*[x * (1.5 if intermediate else 1.0) for x in arrays], pred=spaces[0], target=spaces[1])
         for n in uses:
@@ -525,7 +466,7 @@ def test_every_length(n, axis):
     expected = reference({"pred": pred, "target": label}, **options)
     np.testing.assert_allclose(got[0], expected, rtol=4e-6, atol=1e-7)
     mass = label.astype("float64").sum(axis=axis, keepdims=True)
-    closed = np.exp(log_softmax(pred.astype("float64"), axis)) * mass - label
+    closed = np.exp(oracle.log_softmax(pred.astype("float64"), axis)) * mass - label
     np.testing.assert_allclose(got[1], closed, rtol=1e-5, atol=1e-8)
 
 
@@ -545,11 +486,11 @@ def check_neighbouring_rows(shape, label_type):
     """Rows that are read where they lie, or are not, and what of them fills no vector."""
     rng = np.random.RandomState(shape[1])
     pred = rng.randn(*shape).astype("float32")
-    label = np.exp(log_softmax(rng.randn(*shape), 1)).astype(label_type)
+    label = np.exp(oracle.log_softmax(rng.randn(*shape), 1)).astype(label_type)
     options = dict(axis=1, pred="logits", target="probs")
     value, to_pred, to_label = run(pred, label, **options)
     np.testing.assert_allclose(value, reference({"pred": pred, "target": label}, **options), rtol=4e-6)
-    log_q, p = log_softmax(pred.astype("float64"), 1), label.astype("float64")
+    log_q, p = oracle.log_softmax(pred.astype("float64"), 1), label.astype("float64")
     np.testing.assert_allclose(to_pred, np.exp(log_q) * p.sum(axis=1, keepdims=True) - p, rtol=1e-5, atol=1e-6)
     tolerance = 1e-5 if label_type == "float32" else 1e-2
     np.testing.assert_allclose(to_label, np.log(p) - log_q + 1, rtol=tolerance, atol=tolerance)
@@ -627,8 +568,8 @@ def test_accuracy(n, pred_space, label_space):
     pred, label = [np.array(sample(rng, (rows, n), space, 1), "float32") for space in (pred_space, label_space)]
     options = dict(pred=pred_space, target=label_space)
     got = divergence(mx.nd, mx.nd.array(pred), mx.nd.array(label), **options).asnumpy()
-    log_q, _ = log_and_prob(pred.astype("float64"), pred_space, 1, 1.0)
-    log_p, p = log_and_prob(label.astype("float64"), label_space, 1, 1.0)
+    log_q, log_p = oracle.log_of(pred, pred_space, 1), oracle.log_of(label, label_space, 1)
+    p = oracle.probability_of(label, label_space, 1)
     terms = p * (log_p - log_q)
     error = abs(got - terms.sum(axis=1)) / abs(terms).sum(axis=1)
     print(f"{pred_space}, {label_space}, {n} categories: largest error {error.max():.1e} of the sum of |term|")
@@ -649,8 +590,8 @@ def test_near_equal_logits_keep_their_digits(n, layout, shift, temperature):
         strided = [mx.nd.array(np.ascontiguousarray(x.T[None])) for x in (b, a)]
         return divergence(mx.nd, *strided, axis=1, batch_axis=2, **options).asnumpy()
 
-    log_q, _ = log_and_prob(pred.astype("float64"), "logits", 1, temperature)
-    log_p, p = log_and_prob(label.astype("float64"), "logits", 1, temperature)
+    log_q, log_p = (oracle.log_softmax(x.astype("float64") * temperature, 1) for x in (pred, label))
+    p = np.exp(log_p)
     u = log_p - log_q
     expected = (p * (u + np.expm1(-u))).sum(axis=1)
     error = abs(value(pred, label) - expected) / expected
@@ -751,7 +692,7 @@ def test_no_weight_whatever_is_there():
         weight[1] = 0
         value, to_pred, to_target, to_weight = run(pred, target, weight, pred="logits")
         assert value[1] == 0 and not to_pred[1].any() and not to_target[1].any() and np.isfinite(to_weight).all()
-        log_q = log_softmax(np.zeros((3, n)), 1)
+        log_q = oracle.log_softmax(np.zeros((3, n)), 1)
         log_q[1, 2] = -INF
         weight = np.ones((3, n))
         weight[1, 2] = 0
@@ -772,6 +713,41 @@ def test_gaussian_of_extremes():
             expected = np.float32(value) if value < 3.4e38 else INF
             np.testing.assert_allclose(got, np.full((1, n), expected), rtol=4e-7, err_msg=str((mean, spread, prior)))
             assert not any(np.isnan(g).any() for g in gradients.values())
+
+
+def test_gaussians_of_nearly_the_same_spread():
+    """Standard deviations that differ by a thousandth and less: the leading digits of the value and its slope."""
+    rng = np.random.RandomState(0)
+    for off in (1e-1, 1e-2, 1e-3, 1e-4, 1e-5):
+        prior = np.exp(rng.randn(4, 100)).astype("float32")
+        own = (prior * (1 + off * rng.randn(4, 100))).astype("float32")
+        zero = np.zeros_like(own)
+        inputs = {"mean": zero, "log_variance": own, "prior_mean": zero, "prior_log_variance": prior}
+        value, gradients = operate(inputs, form="gaussian", spread="std", reduction="none")
+        s, p = own.astype(np.longdouble), prior.astype(np.longdouble)
+        x = (s - p) / p
+        np.testing.assert_allclose(value, (x + x * x / 2 - np.log1p(x)).astype("float64"), rtol=1e-5)
+        slope = (x * (2 + x) / s).astype("float64")
+        np.testing.assert_allclose(gradients["log_variance"], slope, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(6, 10), (6, 300)])
+@pytest.mark.parametrize("form", ["kl", "reverse_kl", "js"])
+def test_scores_far_from_zero(form, shape):
+    """A common shift of one side's scores costs no digits, though the difference of the maxima is no float."""
+    rng = np.random.RandomState(0)
+    pred = rng.randn(*shape).astype("float32")
+    for shift in (1000.1, -12345.6, 1e5):
+        label = (pred + 1e-2 * rng.randn(*shape) + shift).astype("float32")
+        label[:3] += rng.randn(3, shape[1]).astype("float32")
+        options = dict(form=form, pred="logits", target="logits")
+        inputs = {"pred": pred.astype(np.longdouble), "target": label.astype(np.longdouble) - np.longdouble(shift)}
+        q, p = (x - x.max(axis=1, keepdims=True) for x in inputs.values())
+        q, p = (x - np.log(np.exp(x).sum(axis=1, keepdims=True)) for x in (q, p))
+        m = np.log((np.exp(p) + np.exp(q)) / 2)
+        expected = {"kl": np.exp(p) * (p - q), "reverse_kl": np.exp(q) * (q - p),
+                    "js": (np.exp(p) * (p - m) + np.exp(q) * (q - m)) / 2}[form].sum(axis=1).astype("float64")
+        np.testing.assert_allclose(run(pred, label, **options)[0], expected, rtol=2e-5)
 
 
 def test_bernoulli_of_extremes():
@@ -827,6 +803,15 @@ def test_shapes_are_inferred_both_ways():
     assert shapes == [(4, 5), (4, 5), (1, 4)]  # as a graph of the user's gives class indices
 
 
+def test_types_that_nobody_says():
+    """As that of pred where it is a float; the result in float64 if any is."""
+    graph = native.fused(mx.sym, {"pred": mx.sym.var("pred"), "target": mx.sym.var("target")}, ["pred"])
+    for dtype, result in (("float16", "float32"), ("float32", "float32"), ("float64", "float64")):
+        types, results, _ = graph.infer_type(pred=dtype)
+        assert types == [np.dtype(dtype)] * 2 and results[0] == np.dtype(result)
+    assert graph.infer_type(pred="float32", target="float64")[1][0] == np.float64
+
+
 def test_no_further_thread():
     """Where the system allows none, the calls go on with the threads that there are."""
     in_process("""
@@ -873,12 +858,18 @@ def test_after_fork():
         from test_native import divergence
         pred, label = mx.nd.random.normal(shape=(500, 200)), mx.nd.ones((500, 200)) / 200
         value = lambda: divergence(mx.nd, pred, label, pred="logits").asnumpy()
+        threads = lambda: len(os.listdir("/proc/self/task"))
         before = value()
         child = os.fork()
         if not child:
-            os._exit(0 if np.array_equal(value(), before) else 1)
+            divergence(mx.nd, pred[:2], label[:2], pred="logits").asnumpy()  # MXNet's own threads, and one of ours
+            others = threads()
+            same = np.array_equal(value(), before)
+            os._exit(0 if same and threads() == others + 2 else 1)
         assert os.waitpid(child, 0)[1] == 0
-        assert np.array_equal(value(), before)
+        divergence(mx.nd, pred[:2], label[:2], pred="logits").asnumpy()
+        others = threads()
+        assert np.array_equal(value(), before) and threads() == others
     """, GLUON_KL_NUM_THREADS="3")
 
 
@@ -936,6 +927,11 @@ def test_errors():
         inputs = {"pred": pred, "target": pred, name: mx.nd.ones(shape)}
         with pytest.raises(mx.MXNetError, match=message):
             native.fused(mx.nd, inputs, (), pred="logits").wait_to_read()
+    for space in ("probs", "log_probs"):
+        for teacher in ({}, {"target": pred}):
+            inputs = {"pred": pred, **teacher, "hard": mx.nd.ones((2,))}
+            with pytest.raises(mx.MXNetError, match="pred must be logits where hard is among the inputs"):
+                native.fused(mx.nd, inputs, (), pred=space).wait_to_read()
 
 
 # ---- absence -----------------------------------------------------------------------------------------------------
