@@ -1,5 +1,5 @@
 // The kernels' exp and log over `count` elements in the nearest cache: see ceiling.py.
-#include "vec.h"
+#include "vector_math.h"
 
 namespace {
 

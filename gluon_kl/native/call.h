@@ -99,9 +99,7 @@ inline double between(double low, double high, const std::string& key, double x)
   return x;
 }
 
-inline Call read(const std::string& text) {
-  using Spaces = std::map<std::string, Space>;
-  Call c;
+inline std::map<std::string, std::string> words_of(const std::string& text) {
   std::map<std::string, std::string> given;
   std::istringstream words(text);
   words.imbue(std::locale::classic());
@@ -110,56 +108,71 @@ inline Call read(const std::string& text) {
     if (equals == std::string::npos) throw std::invalid_argument("`" + word + "` is no key=value");
     given[word.substr(0, equals)] = word.substr(equals + 1);
   }
+  return given;
+}
+inline Space space(const Call& c, const std::string& key, const std::string& text) {
+  using Spaces = std::map<std::string, Space>;
+  if (c.form == kBernoulli) return choice(key, text, Spaces{{"probs", kProbs}, {"logits", kLogits}});
+  return choice(key, text, Spaces{{"probs", kProbs}, {"log_probs", kLogProbs}, {"logits", kLogits}});
+}
+// The numbers of a call by their names, and whether a key is one of them.
+inline bool set_number(Call* c, const std::string& key, const std::string& x) {
+  if (key == "scale") c->scale = number(key, x);
+  else if (key == "epsilon") c->epsilon = between(0, 2, key, number(key, x));
+  else if (key == "temperature") c->temperature = between(0, std::numeric_limits<double>::max(), key, number(key, x));
+  else if (key == "beta") c->beta = between(0, 1, key, number(key, x));
+  else if (key == "hard_weight") c->hard_weight = number(key, x);
+  else if (key == "prior_mean") c->prior_mean = number(key, x);
+  else if (key == "prior_log_variance") c->prior_log_variance = number(key, x);
+  else if (key == "target_value") c->target_value = number(key, x);
+  else if (key == "free_nats") c->free_nats = number(key, x);
+  else return false;
+  return true;
+}
+inline void set_choice(Call* c, const std::string& key, const std::string& x) {
+  using Flags = std::map<std::string, bool>;
+  if (key == "inputs") c->inputs = slots(key, x);
+  else if (key == "grad") {
+    c->grad = 0;
+    for (int slot : slots(key, x)) c->grad |= 1 << slot;
+  }
+  else if (key == "pred") c->space[0] = space(*c, key, x);
+  else if (key == "target") c->space[1] = space(*c, key, x);
+  else if (key == "axis") c->axis = integer(key, x);
+  else if (key == "batch_axis") c->batch_axis = integer(key, x);
+  else if (key == "reduction")
+    c->reduction = choice(key, x, std::map<std::string, Reduction>{{"sum", kSum}, {"mean", kMeanOver}, {"none", kNone},
+                                                                   {"row_mean", kRowMean}});
+  else if (key == "hard") c->dense = choice(key, x, Flags{{"index", false}, {"dense", true}});
+  else if (key == "spread") c->spread_is_std = choice(key, x, Flags{{"log_variance", false}, {"std", true}});
+  else if (key == "keep") c->keep = flag(key, x);
+  else if (key == "value") c->value = flag(key, x);
+  else throw std::invalid_argument("there is no `" + key + "`");
+}
+inline void check_inputs(const Call& c) {
+  if (!c.has(kPred)) throw std::invalid_argument(c.gaussian() ? "inputs must name mean" : "inputs must name pred");
+  if (c.gaussian() && !c.has(kLogVariance)) throw std::invalid_argument("inputs must name log_variance");
+  if (c.pair() && !c.has(kTarget) && !c.has(kHard)) throw std::invalid_argument("inputs must name target, hard or both");
+  if (c.form == kBernoulli && !c.has(kTarget) && std::isnan(c.target_value))
+    throw std::invalid_argument("inputs must name target, or target_value give it");
+  if (!c.pair() || !c.has(kHard)) return;
+  if (c.space[0] != kLogits) throw std::invalid_argument("pred must be logits where hard is among the inputs");
+  if (c.grad & (1 << kTarget | (c.dense ? 0 : 1 << kHard)))
+    throw std::invalid_argument("where hard is among the inputs, gradients go to pred, to weight, and to hard if that is dense");
+}
+
+inline Call read(const std::string& text) {
+  std::map<std::string, std::string> given = words_of(text);
+  Call c;
   const std::string form = given.count("form") ? given["form"] : "kl";
   c.form = choice("form", form, std::map<std::string, Form>{{"kl", kKL}, {"reverse_kl", kReverseKL}, {"js", kJS},
                                                             {"gaussian", kGaussian}, {"bernoulli", kBernoulli}});
-  const Spaces spaces = c.form == kBernoulli ? Spaces{{"probs", kProbs}, {"logits", kLogits}}
-                                             : Spaces{{"probs", kProbs}, {"log_probs", kLogProbs}, {"logits", kLogits}};
   if (c.form == kBernoulli) c.space[0] = kLogits;
-  for (const auto& entry : given) {
-    const std::string &key = entry.first, &x = entry.second;
-    if (key == "form") continue;
-    else if (key == "inputs") c.inputs = slots(key, x);
-    else if (key == "grad") {
-      c.grad = 0;
-      for (int slot : slots(key, x)) c.grad |= 1 << slot;
-    }
-    else if (key == "pred") c.space[0] = choice(key, x, spaces);
-    else if (key == "target") c.space[1] = choice(key, x, spaces);
-    else if (key == "axis") c.axis = integer(key, x);
-    else if (key == "batch_axis") c.batch_axis = integer(key, x);
-    else if (key == "reduction")
-      c.reduction = choice(key, x, std::map<std::string, Reduction>{{"sum", kSum}, {"mean", kMeanOver}, {"none", kNone},
-                                                                    {"row_mean", kRowMean}});
-    else if (key == "scale") c.scale = number(key, x);
-    else if (key == "epsilon") c.epsilon = between(0, 2, key, number(key, x));
-    else if (key == "temperature") c.temperature = between(0, std::numeric_limits<double>::max(), key, number(key, x));
-    else if (key == "beta") c.beta = between(0, 1, key, number(key, x));
-    else if (key == "hard") c.dense = choice(key, x, std::map<std::string, bool>{{"index", false}, {"dense", true}});
-    else if (key == "hard_weight") c.hard_weight = number(key, x);
-    else if (key == "prior_mean") c.prior_mean = number(key, x);
-    else if (key == "prior_log_variance") c.prior_log_variance = number(key, x);
-    else if (key == "target_value") c.target_value = number(key, x);
-    else if (key == "spread")
-      c.spread_is_std = choice(key, x, std::map<std::string, bool>{{"log_variance", false}, {"std", true}});
-    else if (key == "free_nats") c.free_nats = number(key, x);
-    else if (key == "keep") c.keep = flag(key, x);
-    else if (key == "value") c.value = flag(key, x);
-    else throw std::invalid_argument("there is no `" + key + "`");
-  }
-  if (!c.has(kPred)) throw std::invalid_argument(c.gaussian() ? "inputs must name mean" : "inputs must name pred");
-  if (c.gaussian() && !c.has(kLogVariance)) throw std::invalid_argument("inputs must name log_variance");
-  if (c.pair() && !c.has(kTarget)) {
-    if (!c.has(kHard)) throw std::invalid_argument("inputs must name target, hard or both");
-    c.form = kCrossEntropy;
-    c.hard_weight = 1;
-  }
-  if (c.form == kBernoulli && !c.has(kTarget) && std::isnan(c.target_value))
-    throw std::invalid_argument("inputs must name target, or target_value give it");
-  if (c.pair() && c.has(kHard) && c.space[0] != kLogits)
-    throw std::invalid_argument("pred must be logits where hard is among the inputs");
-  if (c.pair() && c.has(kHard) && (c.grad & (1 << kTarget | (c.dense ? 0 : 1 << kHard))))
-    throw std::invalid_argument("where hard is among the inputs, gradients go to pred, to weight, and to hard if that is dense");
+  given.erase("form");
+  for (const auto& entry : given)
+    if (!set_number(&c, entry.first, entry.second)) set_choice(&c, entry.first, entry.second);
+  check_inputs(c);
+  if (c.pair() && !c.has(kTarget)) c.form = kCrossEntropy, c.hard_weight = 1;
   return c;
 }
 

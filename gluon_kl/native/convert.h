@@ -3,7 +3,7 @@
 #define GLUON_KL_CONVERT_H_
 
 #include "job.h"
-#include "vec.h"
+#include "vector_math.h"
 
 namespace {
 

@@ -36,7 +36,7 @@ enum Stat { kPredMax, kPredSum, kHardSum, kTargetMax, kTargetSum, kFirstSum, kSe
 
 // One merged axis of an array that broadcasts: element e of the call's shape lies at the sum of
 // e / stride % size * step over the array's axes, innermost first.
-struct Walk { int64_t stride, size, step; };
+struct BroadcastAxis { int64_t stride, size, step; };
 
 // An array to be read at every element of the call's shape. If `categories` is not 0, it holds class indices, one a
 // row, and reads as 1 at the row's class and 0 elsewhere, or as NaN throughout where there is no such class.
@@ -45,8 +45,8 @@ struct View {
   Type type;
   bool whole;        // it has the call's shape
   int64_t categories, inner;
-  int walks;
-  const Walk* walk;
+  int axes;
+  const BroadcastAxis* axis;
 };
 
 // Where results go: an array of the call's shape, or sums over the elements that share a place.
@@ -54,8 +54,8 @@ struct Sink {
   void* data;  // null: not wanted
   Type type;
   double* totals;  // not null: instead of data
-  int walks;
-  const Walk* walk;
+  int axes;
+  const BroadcastAxis* axis;
 };
 
 constexpr int kSeriesTerms = 18;
@@ -77,7 +77,7 @@ struct Job {
   double log_epsilon;  // stands in for log(0) in the gradient of a target given as probability
   double free_nats;
   double beta;         // share of the target in the mixture
-  double series[kSeriesTerms];  // of a mixed term near equality, see JS in formulas.h
+  double series[kSeriesTerms];  // of a mixed term near equality, see JS in pair.h
   void* stats[kStats]; // of the computing type
   bool kept;           // the stats are there, from the forward
   bool stream;         // gradients too large for the cache: write past it

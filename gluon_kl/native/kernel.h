@@ -1,12 +1,12 @@
 // The sweep over rows, for one instruction set: included once by each kernel_*.cc. Layouts are in layout.h, what is
-// computed at each place in formulas.h.
+// computed at each place is a form (form.h).
 #ifndef GLUON_KL_KERNEL_H_
 #define GLUON_KL_KERNEL_H_
 
-#include "formulas.h"
+#include "forms.h"
 #include "job.h"
 #include "layout.h"
-#include "vec.h"
+#include "vector_math.h"
 
 namespace {
 
@@ -45,13 +45,13 @@ template <class T, class F, bool kTerms> void add_block(const Constants<T>& c, c
   for (int side = 0; side < 2; ++side)
     if (F::kTaken & 1 << side) r.side[side].scale *= exp_down<T>((load(part.base(side)) - r.side[side].max) * constants.t[side]);
   const bool elements = part.at[kFactor];
-  const T full = elements ? T(1) : T(0);
+  const T per_element = elements ? T(1) : T(0);
   V total = {}, sum[2] = {};
   for (int64_t i = 0; i < part.count; ++i) {
     const int64_t m = part.lanes(i);
     const Values<T> x = part.template values<F::kReads, F::kTaken>(i, m);
     V term = {}, s[2] = {};
-    form.template add<kTerms>(r, x, whole, full, sums, &term, s);
+    form.template add<kTerms>(r, x, whole, per_element, sums, &term, s);
     if (elements) {
       const V w = x.x[kFactor];
       const auto none = w == T(0);
@@ -89,9 +89,9 @@ template <class T, class F> void terms_block(const Constants<T>& c, const RowSta
   }
 }
 template <int i, bool kNearRows, class T, class F>
-KL_INLINE Vec<T> one_gradient(const F& form, const RowState<T>& r, const Values<T>& x, Vec<T> g, T full) {
-  if constexpr (kNearRows) return form.template gradient<i, true>(r, x, g, full);
-  else return form.template gradient<i>(r, x, g, full);
+KL_INLINE Vec<T> one_gradient(const F& form, const RowState<T>& r, const Values<T>& x, Vec<T> g, T per_element) {
+  if constexpr (kNearRows) return form.template gradient<i, true>(r, x, g, per_element);
+  else return form.template gradient<i>(r, x, g, per_element);
 }
 template <class T, class F, int i, bool kNearRows>
 void gradient_block(const Constants<T>& c, const RowState<T>* state, const Part<T>& block, const Vec<T>* g, T* out, int64_t step,
@@ -142,7 +142,7 @@ template <class T, class F> constexpr Blocks<T> blocks = {
 
 // ---- the sweep ---------------------------------------------------------------------------------------------------
 
-// How far log p - log q may be from its gap in a row that is near: beyond, two rounded logarithms leave digits enough.
+// How far log p - log q may be from `log_sums` in a row that is near: beyond, two rounded logarithms leave digits enough.
 template <class T> constexpr T kNear = sizeof(T) == 4 ? T(0x1p-5) : T(0x1p-10);
 // Below this logarithm a category of both sides adds nothing to a row that is near.
 template <class T> constexpr T kNoMass = sizeof(T) == 4 ? T(-50) : T(-100);
@@ -150,12 +150,12 @@ template <class T> constexpr T kNoMass = sizeof(T) == 4 ? T(-50) : T(-100);
 // Everything about the rows in hand that their values or gradients need: found, kept, loaded.
 template <class T, class L> struct Work {
   using V = Vec<T>;
-  static constexpr int kMost = L::kMost;
+  static constexpr int kMaxVectors = L::kMaxVectors;
   const L& rows;
   const Job& job;
   const Constants<T>& c;
   const Blocks<T>& form;
-  RowState<T> state[kMost];
+  RowState<T> state[kMaxVectors];
   bool near_rows = false;  // there are some
 
   Work(const L& l, const Constants<T>& constants, const Blocks<T>& blocks) : rows(l), job(l.job), c(constants), form(blocks) {
@@ -215,30 +215,30 @@ template <class T, class L> struct Work {
     state[j].hard_scale = T(1) / sum;
   }
   // The difference of the maxima in two parts, exact: a common shift of a side costs no digits.
-  void find_gap() {
+  void find_differences() {
     if (!c.softmax[kPred] || !c.softmax[kTarget]) return;
     for (int j = 0; j < rows.vectors(); ++j) {
       RowState<T>& r = state[j];
       const V a = r.side[kTarget].max, b = r.side[kPred].max, back = (a - b) - a;
       r.shift = a - b;
       r.shift_low = (a - (r.shift - back)) - (b + back);
-      r.gap = r.side[kTarget].log - r.side[kPred].log;
+      r.log_sums = r.side[kTarget].log - r.side[kPred].log;
       r.near = V{};
     }
-    refine_gaps();
+    refine_log_sums();
   }
-  // Where both sides hardly differ, two rounded logarithms leave their difference no digits. With w = log p - log q + gap,
-  // `difference`, 1 = sum of q = e^gap sum of p e^-w, whose terms near equality differ from p by little, and exactly.
+  // Where both sides hardly differ, two rounded logarithms leave their difference no digits. With d `log_sums` and
+  // w = log p - log q + d, which is `difference`, 1 = sum of q = e^d sum of p e^-w, whose terms near equality differ from p by little, and exactly.
   // Of other rows hardly more than the first categories are looked at.
-  void refine_gaps() {
-    bool open[kMost], any_open = false;  // neighbours that hold rows which may be near
+  void refine_log_sums() {
+    bool open[kMaxVectors], any_open = false;  // neighbours that hold rows which may be near
     for (int j = 0; j < rows.vectors(); ++j) {
       open[j] = !rows.for_every_row(Place(*this, j, rows.first(kPred, j), rows.first(kTarget, j)).far, j);
       any_open |= open[j];
     }
     if (!any_open) return;
-    Sums<T> sum[kMost];
-    V far[kMost] = {};
+    Sums<T> sum[kMaxVectors];
+    V far[kMaxVectors] = {};
     for (int j = 0; j < rows.vectors(); ++j) sum[j].clear();
     rows.sweep(1 << kPred | 1 << kTarget, [&](int64_t, const Part<T>& block) {
       for (int j = 0; j < rows.vectors(); ++j) {
@@ -249,7 +249,7 @@ template <class T, class L> struct Work {
           const int64_t m = part.lanes(i);
           const Place at(*this, j, part.load_at(kPred, i, m, -inf<T>()), part.load_at(kTarget, i, m, -inf<T>()));
           added += at.excess(*this, j);
-          far[j] = larger<T>(far[j], at.far);
+          far[j] = Max<T>(far[j], at.far);
           open[j] = !rows.for_every_row(far[j], j);
         }
         sum[j].add(added);
@@ -259,7 +259,7 @@ template <class T, class L> struct Work {
       if (!open[j]) continue;
       rows.join(sum[j]);
       const auto near = rows.for_each_row(far[j]) == T(0);
-      state[j].gap = near ? -log1p<T>(sum[j].narrow()) : state[j].gap;
+      state[j].log_sums = near ? -log1p<T>(sum[j].narrow()) : state[j].log_sums;
       state[j].near = near ? splat(T(1)) : V{};
       near_rows |= any<T>(state[j].near);
     }
@@ -277,13 +277,13 @@ template <class T, class L> struct Work {
     }
     KL_INLINE V excess(const Work& work, int j) const {  // p e^-w - p
       const V scale = work.state[j].side[kTarget].scale, p = scale * exp_down<T>(z_p);
-      return (w < T(1)) & (w > T(-1)) ? p * (gap<T>(w) - w) : scale * exp_down<T>(z_q) - p;
+      return (w < T(1)) & (w > T(-1)) ? p * (unit_excess<T>(w) - w) : scale * exp_down<T>(z_q) - p;
     }
   };
   bool another_temperature() const { return job.hard && c.t[0] != T(1); }
 
   void compute_softmax() {
-    Sums<T> sum[kMost], again[kMost];
+    Sums<T> sum[kMaxVectors], again[kMaxVectors];
     for (int side = 0; side < 2; ++side) {
       if (!c.softmax[side]) continue;
       const bool twice = side == kPred && another_temperature();
@@ -299,7 +299,7 @@ template <class T, class L> struct Work {
         rows.store_stat(kHardSum, j, hard);
       }
     }
-    find_gap();
+    find_differences();
   }
   void load_softmax() {
     for (int side = 0; side < 2; ++side) {
@@ -310,7 +310,7 @@ template <class T, class L> struct Work {
         if (side == kPred && job.hard) normalise_hard(j, rows.load_stat(another_temperature() ? kHardSum : kPredSum, j));
       }
     }
-    find_gap();
+    find_differences();
   }
   void prepare() { job.kept ? load_softmax() : compute_softmax(); }
 
@@ -329,7 +329,7 @@ template <class T, class L> struct Work {
     for (int j = 0; j < rows.vectors(); ++j) set_sums(j, V{});
   }
   template <class Take> void add_up(bool terms, Take take) {
-    Sums<T> total[kMost], sum[2][kMost];
+    Sums<T> total[kMaxVectors], sum[2][kMaxVectors];
     const bool known = knows_sums();
     const int sums = known ? 0 : form.sums;
     const auto add = (terms ? form.add : form.add_sums)[rows.room != 0];
@@ -454,8 +454,8 @@ template <class T> void forward(const Job& job, int64_t begin, int64_t end, doub
 }
 template <class T> void terms(const Job& job, int64_t begin, int64_t end, const double* factor) {
   each_rows<T>(job, begin, end, false, [&](auto& work, int64_t done) {
-    Vec<T> g[work.kMost];
-    work.rows.spread(factor + done, g);
+    Vec<T> g[work.kMaxVectors];
+    work.rows.broadcast(factor + done, g);
     work.prepare();
     work.terms(g);
   });
@@ -463,8 +463,8 @@ template <class T> void terms(const Job& job, int64_t begin, int64_t end, const 
 }
 template <class T> void backward(const Job& job, int64_t begin, int64_t end, const double* factor) {
   each_rows<T>(job, begin, end, !job.kept, [&](auto& work, int64_t done) {
-    Vec<T> g[work.kMost];
-    work.rows.spread(factor + done, g);
+    Vec<T> g[work.kMaxVectors];
+    work.rows.broadcast(factor + done, g);
     work.prepare();
     work.prepare_sums(g);
     work.gradients(g);

@@ -8,7 +8,7 @@
 
 #include "convert.h"
 #include "job.h"
-#include "vec.h"
+#include "vector_math.h"
 
 namespace {
 
@@ -32,22 +32,22 @@ template <class T> struct Values { Vec<T> x[kStreams], e[2]; };
 
 // ---- runs of consecutive elements --------------------------------------------------------------------------------
 
-inline int64_t place(int walks, const Walk* walk, int64_t element) {
+inline int64_t place(int axes, const BroadcastAxis* axis, int64_t element) {
   int64_t at = 0;
-  for (int i = 0; i < walks; ++i) at += element / walk[i].stride % walk[i].size * walk[i].step;
+  for (int i = 0; i < axes; ++i) at += element / axis[i].stride % axis[i].size * axis[i].step;
   return at;
 }
 // f(done, length, place, moves) for each stretch of elements [first, first + count) that lie side by side, or on one place.
-template <class F> KL_INLINE void stretches(int walks, const Walk* walk, int64_t first, int64_t count, F f) {
+template <class F> KL_INLINE void stretches(int axes, const BroadcastAxis* axis, int64_t first, int64_t count, F f) {
   for (int64_t i = 0; i < count;) {
     const int64_t e = first + i;
     int64_t length = count - i;
-    const bool moves = walks && walk[0].stride == 1;
-    if (walks) {
-      const int64_t left = moves ? walk[0].size - e % walk[0].size : walk[0].stride - e % walk[0].stride;
+    const bool moves = axes && axis[0].stride == 1;
+    if (axes) {
+      const int64_t left = moves ? axis[0].size - e % axis[0].size : axis[0].stride - e % axis[0].stride;
       length = left < length ? left : length;
     }
-    f(i, length, place(walks, walk, e), moves);
+    f(i, length, place(axes, axis, e), moves);
     i += length;
   }
 }
@@ -80,7 +80,7 @@ template <class T> void read_classes(const View& v, T* to, int64_t first, int64_
 template <class T> void read(const View& v, T* to, int64_t first, int64_t count) {
   if (v.categories) return read_classes(v, to, first, count);
   if (v.whole) return convert_in(to, v.data, v.type, first, count);
-  stretches(v.walks, v.walk, first, count, [&](int64_t done, int64_t length, int64_t at, bool moves) {
+  stretches(v.axes, v.axis, first, count, [&](int64_t done, int64_t length, int64_t at, bool moves) {
     if (moves) return convert_in(to + done, v.data, v.type, at, length);
     const T x = static_cast<T>(number(v.data, v.type, at));
     for (int64_t i = 0; i < length; ++i) to[done + i] = x;
@@ -88,7 +88,7 @@ template <class T> void read(const View& v, T* to, int64_t first, int64_t count)
 }
 template <class T> void put(const Sink& s, const T* from, int64_t first, int64_t count) {
   if (!s.totals) return convert_out(s.data, s.type, first, from, count);
-  stretches(s.walks, s.walk, first, count, [&](int64_t done, int64_t length, int64_t at, bool moves) {
+  stretches(s.axes, s.axis, first, count, [&](int64_t done, int64_t length, int64_t at, bool moves) {
     for (int64_t i = 0; i < length; ++i) s.totals[moves ? at + i : at] += from[done + i];
   });
 }
@@ -199,7 +199,8 @@ template <class T> struct Part {
     });
     if (last != kLanes<T>) each(count - 1, load_part(x + (count - 1) * s, last, -inf<T>()));
   }
-  // The largest of each lane of neighbour j and of `best`; four at a time, since each step waits for the one before.
+  // The largest of each lane of neighbour j and of `best`; four at a time, since each step waits for the one before. NaN
+  // is passed over: the sum of exponentials that follows keeps it.
   V largest(int stream, int64_t j, V best) const {
     V m[4] = {best, best, best, best};
     int64_t i = 0;
@@ -208,11 +209,11 @@ template <class T> struct Part {
     for (; i + 4 < count; i += 4)
       for (int k = 0; k < 4; ++k) {
         if (far) __builtin_prefetch(x + (i + k) * s + kAhead);
-        m[k] = max_over<T>(m[k], load(x + (i + k) * s));
+        m[k] = Max<T>(load(x + (i + k) * s), m[k]);
       }
-    for (; i + 1 < count; ++i) m[0] = max_over<T>(m[0], load(x + i * s));
-    m[0] = max_over<T>(m[0], last == kLanes<T> ? load(x + i * s) : load_part(x + i * s, last, -inf<T>()));
-    return max_over<T>(max_over<T>(m[0], m[1]), max_over<T>(m[2], m[3]));
+    for (; i + 1 < count; ++i) m[0] = Max<T>(load(x + i * s), m[0]);
+    m[0] = Max<T>(last == kLanes<T> ? load(x + i * s) : load_part(x + i * s, last, -inf<T>()), m[0]);
+    return Max<T>(Max<T>(m[3], m[2]), Max<T>(m[1], m[0]));
   }
 };
 
@@ -226,7 +227,7 @@ template <class T> int64_t in_cache(int64_t count, int64_t width) {
 
 template <class T> struct Row {
   using V = Vec<T>;
-  static constexpr int kMost = 1;  // vectors at once
+  static constexpr int kMaxVectors = 1;  // vectors at once
 
   const Job& job;
   const int64_t row;
@@ -307,9 +308,9 @@ template <class T> struct Row {
   bool for_every_row(V yes, int) const { return any<T>(yes); }
   V for_each_row(V yes) const { return splat(any<T>(yes) ? T(1) : T(0)); }
 
-  V join(V largest) const { return splat<T>(hmax<T>(largest)); }
+  V join(V largest) const { return splat<T>(MaxOfLanes<T>(largest)); }
   KL_INLINE void join(Sums<T>& sums) const { sums.join(); }
-  void spread(const double* factor, V* g) const { g[0] = splat(static_cast<T>(*factor)); }
+  void broadcast(const double* factor, V* g) const { g[0] = splat(static_cast<T>(*factor)); }
   V load_stat(int stat, int) const { return splat<T>(static_cast<const T*>(job.stats[stat])[row]); }
   void store_stat(int stat, int, V v) const {
     if (job.stats[stat]) static_cast<T*>(job.stats[stat])[row] = v[0];
@@ -340,7 +341,7 @@ template <class T> void transpose_out(const T* from, int64_t stride, int64_t row
 // first, category-major, whole where it fits.
 template <class T> struct Lanes {
   using V = Vec<T>;
-  static constexpr int kMost = kWideBytes / kBytes;  // vectors at once
+  static constexpr int kMaxVectors = kWideBytes / kBytes;  // vectors at once
 
   const Job& job;
   const int64_t begin;
@@ -352,10 +353,10 @@ template <class T> struct Lanes {
 
   static bool long_runs(const Job& job) { return job.inner >= kRunRows; }
   static int64_t lanes(const Job& job) {
-    const int64_t most = kMost * kLanes<T>;
-    if (long_runs(job)) return most;
+    const int64_t limit = kMaxVectors * kLanes<T>;
+    if (long_runs(job)) return limit;
     const int64_t fit = kTileBytes / (static_cast<int64_t>(sizeof(T)) * job.n) / kLanes<T> * kLanes<T>;
-    return fit > most ? most : fit > kLanes<T> ? fit : kLanes<T>;
+    return fit > limit ? limit : fit > kLanes<T> ? fit : kLanes<T>;
   }
   static bool fits(const Job& job) { return !long_runs(job) && job.n <= 4096; }
   static int64_t size(const Job& job) {
@@ -442,8 +443,8 @@ template <class T> struct Lanes {
 
   V join(V largest) const { return largest; }
   KL_INLINE void join(Sums<T>&) const {}
-  void spread(const double* factor, V* g) const {
-    T lanes[kMost * kLanes<T>];
+  void broadcast(const double* factor, V* g) const {
+    T lanes[kMaxVectors * kLanes<T>];
     for (int64_t i = 0; i < stride; ++i) lanes[i] = i < rows ? static_cast<T>(factor[i]) : T(0);
     for (int j = 0; j < vectors(); ++j) g[j] = load(lanes + j * kLanes<T>);
   }

@@ -1,5 +1,5 @@
 // Registers the operator with MXNet through its extension interface; what the call's text may say is in
-// call.h, the plan of a call in divergence.h, the arithmetic in formulas.h.
+// call.h, the plan of a call in plan.h, the arithmetic in the forms (form.h).
 //
 //   _gluon_kl_divergence(*inputs, call="form=... inputs=... ...") -> result [, kept (stats, rows)]
 //
@@ -7,7 +7,7 @@
 // other. native/__init__.py stands guard in front of it.
 #include <lib_api.cc>  // MXNet wants its half of the interface compiled into the library
 
-#include "divergence.h"
+#include "plan.h"
 
 namespace {
 
@@ -15,7 +15,7 @@ namespace ext = mxnet::ext;
 using Attributes = std::unordered_map<std::string, std::string>;
 using gluon_kl::Array;
 using gluon_kl::Call;
-using gluon_kl::Divergence;
+using gluon_kl::Plan;
 using gluon_kl::Shape;
 
 std::shared_ptr<const Call> call_of(const Attributes& attributes) {
@@ -38,7 +38,7 @@ ext::MXReturnValue parse_attributes(const Attributes& attributes, int* inputs, i
     const auto held = call_of(attributes);
     const Call& call = *held;
     *inputs = static_cast<int>(call.inputs.size());
-    *outputs = Divergence::kept(call) ? 2 : 1;
+    *outputs = Plan::kept(call) ? 2 : 1;
   });
 }
 
@@ -77,7 +77,7 @@ ext::MXReturnValue infer_shape(const Attributes& attributes, std::vector<std::ve
     for (size_t i = 0; i < in->size(); ++i) (*in)[i] = shape_to(shapes[i]);
     if (result.empty()) return;
     (*out)[0] = shape_to(result);
-    if (out->size() > 1) (*out)[1] = shape_to({Divergence::kept(call), gluon_kl::Geometry(call, shapes[call.position(gluon_kl::kPred)]).rows});
+    if (out->size() > 1) (*out)[1] = shape_to({Plan::kept(call), gluon_kl::Geometry(call, shapes[call.position(gluon_kl::kPred)]).rows});
   });
 }
 
@@ -96,7 +96,7 @@ ext::MXReturnValue forward(const Attributes& attributes, std::vector<ext::MXTens
   return guarded([&] {
     const auto held = call_of(attributes);
     const Call& call = *held;
-    Divergence plan(call, arrays(call, in, 0));
+    Plan plan(call, arrays(call, in, 0));
     if (out->size() > 1) plan.keep_in((*out)[1].data_ptr);
     plan.forward((*out)[0].data_ptr);
   });
@@ -108,8 +108,8 @@ ext::MXReturnValue backward(const Attributes& attributes, std::vector<ext::MXTen
   return guarded([&] {
     const auto held = call_of(attributes);
     const Call& call = *held;
-    const bool keeps = Divergence::kept(call);
-    Divergence plan(call, arrays(call, in, keeps ? 2 : 1));
+    const bool keeps = Plan::kept(call);
+    Plan plan(call, arrays(call, in, keeps ? 2 : 1));
     if (keeps) plan.keep_in(in->back().data_ptr);
     std::vector<gluon_kl::Output> grads(gluon_kl::kSlots, gluon_kl::Output{});
     for (size_t i = 0; i < call.inputs.size(); ++i)

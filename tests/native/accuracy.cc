@@ -1,4 +1,4 @@
-// How far the functions of vec.h and the terms of formulas.h are from long double, over their whole range: compiled for
+// How far the functions of vector_math.h and the terms of the forms are from long double, over their whole range: compiled for
 // one instruction set by run.py. Prints a table; fails where a bound is passed. Errors are in ULP of the result (for a
 // result below the smallest normal number, in units of its last place), those of terms relative to the exact term in
 // units of the type's epsilon.
@@ -6,8 +6,8 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "divergence.h"
-#include "formulas.h"
+#include "plan.h"
+#include "forms.h"
 
 namespace {
 
@@ -71,9 +71,9 @@ template <class T, class Term, class Exact> void term(const char* name, double l
 
 template <class T> void all() {
   const bool single = sizeof(T) == 4;
-  const double most = single ? 88.7 : 709.7, least = single ? -103.9 : -745.1, top = single ? 3e38 : 1e308, small = single ? 1e-45 : 5e-324;
+  const double highest = single ? 88.7 : 709.7, lowest = single ? -103.9 : -745.1, top = single ? 3e38 : 1e308, small = single ? 1e-45 : 5e-324;
   const auto expl_ = [](long double x) { return expl(x); };
-  measure<T>("exp", least, most, false, 1.5, [](Vec<T> x) { return exp<T>(x); }, expl_);
+  measure<T>("exp", lowest, highest, false, 1.5, [](Vec<T> x) { return exp<T>(x); }, expl_);
   measure<T>("exp_down", ExpRange<T>::least_normal, ExpRange<T>::fits, false, 1.5, [](Vec<T> x) { return exp_down<T>(x); }, expl_);
   measure<T>("expm1 of exp_pair_down", 1e-12, ExpRange<T>::fits, true, 2.5, [](Vec<T> x) { return exp_pair_down<T>(x).minus_one; }, [](long double x) { return expm1l(x); });
   measure<T>("the same below 0", -1e-12, -1e3, true, 2.0, [](Vec<T> x) { return exp_pair_down<T>(x).minus_one; }, [](long double x) { return expm1l(x); });
@@ -82,8 +82,8 @@ template <class T> void all() {
   measure<T>("log near 1", 0.5, 2, false, 1.5, [](Vec<T> x) { return log<T>(x); }, [](long double x) { return logl(x); });
   measure<T>("log1p", 1e-12, 1e6, true, 3.0, [](Vec<T> x) { return log1p<T>(x); }, [](long double x) { return log1pl(x); });
   measure<T>("log1p below 0", -1e-12, -0.5, true, 4.0, [](Vec<T> x) { return log1p<T>(x); }, [](long double x) { return log1pl(x); });
-  measure<T>("gap", 1e-3, 1, true, 4.0, [](Vec<T> x) { return gap<T>(x); }, [](long double x) { return expm1l(-x) + x; });
-  measure<T>("gap below 0", -1e-3, -1, true, 4.0, [](Vec<T> x) { return gap<T>(x); }, [](long double x) { return expm1l(-x) + x; });
+  measure<T>("u + expm1(-u)", 1e-3, 1, true, 4.0, [](Vec<T> x) { return unit_excess<T>(x); }, [](long double x) { return expm1l(-x) + x; });
+  measure<T>("u + expm1(-u) below 0", -1e-3, -1, true, 4.0, [](Vec<T> x) { return unit_excess<T>(x); }, [](long double x) { return expm1l(-x) + x; });
 
   Job job{};
   job.form = kJS;
@@ -123,7 +123,7 @@ template <class T> void all() {
   const auto slope = [&](Vec<T> x) { return gaussian.half_expm1(x * T(0.5)); };
   const auto exact_slope = [](long double x) { return expm1l(x) / 2; };
   measure<T>("Gaussian's slope, narrower", -1e-12, -1e3, true, 4.0, slope, exact_slope);
-  measure<T>("Gaussian's slope, wider", 1e-12, most, true, 5.0, slope, exact_slope);
+  measure<T>("Gaussian's slope, wider", 1e-12, highest, true, 5.0, slope, exact_slope);
   const RowState<T> row{};
   for (int sign = -1; sign <= 1; sign += 2)
     measure<T>(sign < 0 ? "Gaussian, narrower" : "Gaussian, wider", sign * 1e-3, sign * 80.0, true, 10.0,

@@ -11,7 +11,7 @@
 #include <memory>
 #include <random>
 
-#include "divergence.h"
+#include "plan.h"
 
 using namespace gluon_kl;
 
@@ -69,14 +69,14 @@ struct Made {
     return twin;
   }
   void run(const std::vector<double>& head) {
-    Divergence forward(call, arrays);
+    Plan forward(call, arrays);
     const Type type = forward.in_double() ? kFloat64 : kFloat32;
     out.reset(new Buffer(static_cast<int64_t>(head.size()), type));
-    Buffer ograd(out->count, type), kept(Divergence::kept(call) * forward.rows(), type);
+    Buffer ograd(out->count, type), kept(Plan::kept(call) * forward.rows(), type);
     for (int64_t i = 0; i < ograd.count; ++i) ograd.set(i, head[i]);
     forward.keep_in(kept.data);
     forward.forward(out->data);
-    Divergence backward(call, arrays);
+    Plan backward(call, arrays);
     backward.keep_in(kept.data);
     std::vector<Output> grads(kSlots, Output{});
     for (int s = 0; s < kSlots; ++s)
@@ -94,6 +94,18 @@ double value_in(const Call& c, int slot, Type type, int64_t categories) {
   if (c.form == kBernoulli && space == kProbs) return whole ? pick(0, 1) * (slot == kTarget) : 0.05 + 0.9 * uniform();
   if (space == kProbs) return slot == kTarget && uniform() < 0.2 && c.form == kKL ? 0 : uniform() * 3 + 0.1;
   return space == kLogProbs ? -3 * uniform() - 0.1 : uniform() * 6 - 3;
+}
+
+std::string described(const Call& c, const Shape& shape, const Array& weight) {
+  return "form " + std::to_string(c.form) + " shape " + text(shape) + " axis " + std::to_string(c.axis) + " batch " +
+         std::to_string(c.batch_axis) + " spaces " + std::to_string(c.space[0]) + std::to_string(c.space[1]) + " reduction " +
+         std::to_string(c.reduction) + (c.has(kHard) ? " hard" : "") + (weight.data ? " weight " + text(weight.shape) : "");
+}
+
+std::vector<double> random_head(int64_t count) {
+  std::vector<double> head(count);
+  for (double& h : head) h = static_cast<float>(uniform() * 2 - 1);
+  return head;
 }
 
 void check_one(Call c, const Shape& shape, bool weighted) {
@@ -117,15 +129,10 @@ void check_one(Call c, const Shape& shape, bool weighted) {
     made.add(s, own, type);
     for (int64_t i = 0; i < made.in[s]->count; ++i) made.in[s]->set(i, value_in(c, s, type, g.n));
   }
-  std::vector<double> head(c.reduction == kNone ? gluon_kl::size_of(shape) : g.batch);
-  for (double& h : head) h = static_cast<float>(uniform() * 2 - 1);
-  made.run(head);
+  const std::vector<double> head = random_head(c.reduction == kNone ? gluon_kl::size_of(shape) : g.batch);
   Made twin = made.in_double();
-  twin.run(head);
-  const std::string where = "form " + std::to_string(c.form) + " shape " + text(shape) + " axis " + std::to_string(c.axis) + " batch " +
-                            std::to_string(c.batch_axis) + " spaces " + std::to_string(c.space[0]) + std::to_string(c.space[1]) +
-                            " reduction " + std::to_string(c.reduction) + (c.has(kHard) ? " hard" : "") +
-                            (weighted ? " weight " + text(made.arrays[kWeight].shape) : "");
+  made.run(head), twin.run(head);
+  const std::string where = described(c, shape, made.arrays[kWeight]);
   for (int64_t i = 0; i < made.out->count; ++i)
     expect("value", made.out->get(i), twin.out->get(i), made.out->type == kFloat64 ? 1e-12 : 3e-6, where);
   const char* const names[] = {"gradient 0", "gradient 1", "gradient 2", "gradient 3", "weight's gradient"};
@@ -197,6 +204,21 @@ void check_large() {
   }
 }
 
+// Of a tiny negative number the half is -0.
+void check_zeros() {
+  const double tiny[] = {-5e-324, -7e-46, -1e-45, -1e-40, -1e-10, -0.0};
+  for (double x : tiny) {
+    uint16_t half[12];
+    double twelve[12];
+    float narrow[12];
+    for (int j = 0; j < 12; ++j) narrow[j] = static_cast<float>(twelve[j] = x);
+    convert_out(half, kFloat16, 0, twelve, 12);
+    for (uint16_t h : half) expect("half of a tiny double", h, 0x8000, 0, std::to_string(x));
+    convert_out(half, kFloat16, 0, narrow, 12);
+    for (uint16_t h : half) expect("half of a tiny float", h, 0x8000, 0, std::to_string(x));
+  }
+}
+
 // Halves between two neighbours go to the even one, from float and double, in vectors and in what is left over.
 void check_conversions() {
   const double ties[] = {1 + 0x1p-11, 1 + 3 * 0x1p-11, 65519.99, 65520, 0x1p-25, 3 * 0x1p-25, 0x1p-14 - 0x1p-25, -1 - 0x1p-11,
@@ -261,11 +283,11 @@ void bench_one(const char* name, const char* words, const Shape& shape, const Sh
   double there = INFINITY, back = INFINITY;
   for (int i = 0; i < (size < 100000 ? 200 : size < 4000000 ? 15 : 5) + 1; ++i) {
     const double start = now();
-    Divergence f(c, made.arrays);
+    Plan f(c, made.arrays);
     f.keep_in(kept.data);
     f.forward(out.data);
     const double middle = now();
-    Divergence b(c, made.arrays);
+    Plan b(c, made.arrays);
     b.keep_in(kept.data);
     b.backward(head.data, grads);
     const double end = now();
@@ -315,6 +337,7 @@ int main(int argc, char** argv) {
   if (argc > 1 && !strcmp(argv[1], "bench")) return aligned = true, only = argc > 2 ? argv[2] : nullptr, bench(), 0;
   const int rounds = argc > 2 ? atoi(argv[2]) : 2000;
   check_conversions();
+  check_zeros();
   check(rounds);
   if (rounds >= 400) check_large();
   printf("%d calls on %s with %d threads: %d failures\n", rounds, kernels(kSingle).isa, Threads::get().count(), failures);

@@ -1,7 +1,7 @@
 // The plan of a call: how its arrays become rows, which rows go to which thread, weights, and the reduction. No MXNet
 // here, and no formula.
-#ifndef GLUON_KL_DIVERGENCE_H_
-#define GLUON_KL_DIVERGENCE_H_
+#ifndef GLUON_KL_PLAN_H_
+#define GLUON_KL_PLAN_H_
 
 #include <stdint.h>
 
@@ -10,46 +10,14 @@
 #include <stdexcept>
 #include <string>
 #include <vector>
-#if defined(__x86_64__)
-#include <cpuid.h>
-#endif
 
 #include "call.h"
+#include "dispatch.h"
 #include "job.h"
 #include "layout.h"
 #include "threads.h"
 
 namespace gluon_kl {
-
-#if defined(__x86_64__)
-// Asked of the processor itself: not every compiler's runtime fills what __builtin_cpu_supports reads. The system must
-// save the wide registers too (xgetbv), or a switch of tasks would lose them.
-inline int widest_vectors() {
-  unsigned a, b, c, d;
-  if (!__get_cpuid(1, &a, &b, &c, &d)) return 0;
-  const unsigned leaf_1 = bit_FMA | bit_OSXSAVE | bit_AVX | bit_F16C;
-  if ((c & leaf_1) != leaf_1) return 0;
-  unsigned saved, high;
-  __asm__("xgetbv" : "=a"(saved), "=d"(high) : "c"(0));
-  if ((saved & 0x6) != 0x6 || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(b & bit_AVX2)) return 0;
-  const unsigned leaf_7 = bit_AVX512F | bit_AVX512VL | bit_AVX512BW | bit_AVX512DQ;
-  return (saved & 0xe6) == 0xe6 && (b & leaf_7) == leaf_7 ? 2 : 1;
-}
-#endif
-
-// GLUON_KL_ISA=baseline|avx2 keeps to less than the processor has (tests compare them).
-inline const Kernels& kernels(Precision precision) {
-#if defined(__x86_64__)
-  static const int level = [] {
-    const char* text = getenv("GLUON_KL_ISA");
-    const std::string cap = text ? text : "";
-    return std::min(widest_vectors(), cap == "baseline" ? 0 : cap == "avx2" ? 1 : 2);
-  }();
-  if (level == 2) return *kernels_avx512(precision);
-  if (level == 1) return *kernels_avx2(precision);
-#endif
-  return *kernels_baseline(precision);
-}
 
 using Shape = std::vector<int64_t>;
 
@@ -83,8 +51,8 @@ inline int64_t product(const Shape& shape, size_t begin, size_t end) {
 inline int64_t size_of(const Shape& shape) { return product(shape, 0, shape.size()); }
 
 // Merged axes of an array of `shape` (each axis 1 or the call's) in a call of shape `over`.
-inline std::vector<Walk> walks(const Shape& shape, const Shape& over) {
-  std::vector<Walk> found;
+inline std::vector<BroadcastAxis> broadcast_axes(const Shape& shape, const Shape& over) {
+  std::vector<BroadcastAxis> found;
   int64_t stride = 1, step = 1;
   for (size_t d = over.size(); d-- > 0;) {
     if (shape[d] == over[d] && over[d] > 1) {
@@ -176,62 +144,66 @@ inline const char* name_of(const Call& call, int slot) {
   static const char* const gaussian[] = {"mean", "log_variance", "prior_mean", "prior_log_variance", "weight", "anchor", "rank"};
   return (call.gaussian() ? gaussian : pair)[slot];
 }
+// Class indices have pred's shape without `axis` or with 1 there; in a user's graph they come behind a 1.
+inline void fit_indices(Shape* own, const Shape& shape, int axis) {
+  Shape without = shape, with_one = shape;
+  without.erase(without.begin() + axis);
+  with_one[axis] = 1;
+  const auto behind_one = [](Shape inner) {
+    inner.insert(inner.begin(), 1);
+    return inner;
+  };
+  for (const Shape& allowed : {behind_one(without), without, with_one, behind_one(with_one)})
+    if (may_be(*own, allowed)) return fill(own, allowed);
+  throw std::invalid_argument("hard must have pred's shape without axis " + std::to_string(axis) + " or with 1 there, not " +
+                              text(*own) + " for pred " + text(shape));
+}
+inline void check_weight(const Shape& own, const Shape& shape, const std::string& first) {
+  bool fits = own.size() == shape.size();
+  for (size_t d = 0; fits && d < shape.size(); ++d) fits = own[d] == 1 || own[d] == shape[d];
+  if (!fits)
+    throw std::invalid_argument("the weight must have as many axes as " + first + ", each 1 or " + first + "'s length, not " +
+                                text(own) + " for " + first + " " + text(shape));
+}
+// Whether an input has the shape of the first.
+inline bool same_shape(const Call& call, int slot) {
+  return slot < kInputs && !(slot == kHard && call.pair() && !call.dense);
+}
 // Fills in what is open and follows from the other inputs; gives the results' shape, empty where it does not follow.
 // A weight's shape follows from nothing.
 inline Shape infer_shapes(const Call& call, std::vector<Shape>* shapes) {
-  const auto full = [&](int slot) { return slot < kInputs && !(slot == kHard && call.pair() && !call.dense); };
   Shape shape;
   for (int pass = 0; pass < 2; ++pass)
     for (size_t i = 0; i < shapes->size(); ++i) {
-      if (!full(call.inputs[i])) continue;
+      if (!same_shape(call, call.inputs[i])) continue;
       fill(&shape, (*shapes)[i]);
       if (pass) fill(&(*shapes)[i], shape);
     }
   if (!known(shape)) return {};
   const int rank = static_cast<int>(shape.size());
   const int axis = call.pair() ? normal_axis(call.axis, rank, "axis") : -1;
-  const int batch_axis = normal_axis(call.batch_axis, rank, "batch_axis");
+  const int64_t batch = shape[normal_axis(call.batch_axis, rank, "batch_axis")];
+  const std::string first = name_of(call, kPred);
   for (size_t i = 0; i < shapes->size(); ++i) {
     const int slot = call.inputs[i];
     Shape& own = (*shapes)[i];
-    const std::string first = name_of(call, kPred), name = name_of(call, slot);
-    if (full(slot)) {
-      if (own != shape)
-        throw std::invalid_argument(first + " and " + name + " must have the same shape, not " + text(shape) + " and " + text(own));
-    } else if (slot == kHard) {
-      Shape without = shape, with_one = shape;
-      without.erase(without.begin() + axis);
-      with_one[axis] = 1;
-      const auto behind_one = [](Shape inner) {
-        inner.insert(inner.begin(), 1);
-        return inner;
-      };
-      bool fits = false;  // a graph of the user's gives them behind a 1
-      for (const Shape& allowed : {behind_one(without), without, with_one, behind_one(with_one)})
-        if (!fits && (fits = may_be(own, allowed))) fill(&own, allowed);
-      if (!fits)
-        throw std::invalid_argument("hard must have pred's shape without axis " + std::to_string(axis) +
-                                    " or with 1 there, not " + text(own) + " for pred " + text(shape));
-    } else if (slot == kAnchor) {
-      fill(&own, {shape[batch_axis], 1});
-    } else if (slot == kWeight && !own.empty()) {
-      bool fits = static_cast<int>(own.size()) == rank;
-      for (int d = 0; fits && d < rank; ++d) fits = own[d] == 1 || own[d] == shape[d];
-      if (!fits)
-        throw std::invalid_argument("the weight must have as many axes as " + first + ", each 1 or " + first +
-                                    "'s length, not " + text(own) + " for " + first + " " + text(shape));
-    }
+    if (same_shape(call, slot) && own != shape)
+      throw std::invalid_argument(first + " and " + name_of(call, slot) + " must have the same shape, not " + text(shape) +
+                                  " and " + text(own));
+    if (slot == kHard && !same_shape(call, slot)) fit_indices(&own, shape, axis);
+    if (slot == kAnchor) fill(&own, {batch, 1});
+    if (slot == kWeight && !own.empty()) check_weight(own, shape, first);
   }
   if (call.reduction == kNone) return shape;
-  return call.value ? Shape{shape[batch_axis]} : Shape{shape[batch_axis], 1};
+  return call.value ? Shape{batch} : Shape{batch, 1};
 }
 
 // ---- the plan ----------------------------------------------------------------------------------------------------
 
-class Divergence {
+class Plan {
  public:
   // Arrays by slot; those that the call has no input for are null.
-  Divergence(const Call& call, const std::vector<Array>& arrays) : call_(call), arrays_(arrays), g_(call, arrays[kPred].shape) {
+  Plan(const Call& call, const std::vector<Array>& arrays) : call_(call), arrays_(arrays), g_(call, arrays[kPred].shape) {
     double_ = false;
     for (const Array& a : arrays_) double_ |= a.data && a.type == kFloat64;
     weighted_ = arrays_[kWeight].data != nullptr;
@@ -334,8 +306,8 @@ class Divergence {
     const Array& a = arrays_[slot];
     if (!a.data) return View{};
     const bool whole = a.shape == g_.shape;
-    if (!whole) walk_[slot] = walks(a.shape, g_.shape);
-    return {a.data, a.type, whole, 0, 1, static_cast<int>(walk_[slot].size()), walk_[slot].data()};
+    if (!whole) axes_[slot] = broadcast_axes(a.shape, g_.shape);
+    return {a.data, a.type, whole, 0, 1, static_cast<int>(axes_[slot].size()), axes_[slot].data()};
   }
   View constant(int slot, double value) {
     constant_[slot] = value;
@@ -420,7 +392,7 @@ class Divergence {
     }
   }
   int64_t weight_place(int64_t element) const {
-    return weight_view_.whole ? element : place(weight_view_.walks, weight_view_.walk, element);
+    return weight_view_.whole ? element : place(weight_view_.axes, weight_view_.axis, element);
   }
   double weight_at(int64_t element) const { return number(weight_view_.data, weight_view_.type, weight_place(element)); }
   double out_grad(int64_t i) const {
@@ -469,8 +441,8 @@ class Divergence {
     if (call_.reduction == kNone) {
       job_.head = {ograd_, type(), true, 0, 1, 0, nullptr};
     } else if (g_.sample_per_category()) {
-      head_walk_ = walks(sample_shape(), g_.shape);
-      job_.head = {ograd_, type(), false, 0, 1, static_cast<int>(head_walk_.size()), head_walk_.data()};
+      head_axes_ = broadcast_axes(sample_shape(), g_.shape);
+      job_.head = {ograd_, type(), false, 0, 1, static_cast<int>(head_axes_.size()), head_axes_.data()};
     }
   }
 
@@ -560,7 +532,7 @@ class Divergence {
   // The terms summed over the elements that share a place in an array of `shape`; how many sums are kept at a time does
   // not depend on the threads.
   std::vector<double> add_up_terms(const Shape& shape, bool weighed = true) {
-    const std::vector<Walk> walk = walks(shape, g_.shape);
+    const std::vector<BroadcastAxis> axes = broadcast_axes(shape, g_.shape);
     const int64_t size = size_of(shape);
     const Pieces pieces = split();
     const int64_t groups = std::max<int64_t>(1, std::min({int64_t(16), pieces.count(), g_.rows * g_.n / (16 * size)}));
@@ -569,7 +541,7 @@ class Divergence {
     share_out(groups, [&](int64_t group) {
       Job job = job_;
       job.stream = false;
-      job.terms = {nullptr, kFloat64, totals[group].data(), static_cast<int>(walk.size()), walk.data()};
+      job.terms = {nullptr, kFloat64, totals[group].data(), static_cast<int>(axes.size()), axes.data()};
       for (int64_t i = pieces.count() * group / groups; i < pieces.count() * (group + 1) / groups; ++i) {
         int64_t begin, end;
         pieces.bounds(i, &begin, &end);
@@ -647,8 +619,8 @@ class Divergence {
     job_.weight = View{};
     for (Sink& s : job_.grad) s = Sink{};
     if (job_.head.data) return;
-    head_walk_ = walks(sample_shape(), g_.shape);  // rows have the gradient of their sample
-    job_.head = {ograd_, type(), false, 0, 1, static_cast<int>(head_walk_.size()), head_walk_.data()};
+    head_axes_ = broadcast_axes(sample_shape(), g_.shape);  // rows have the gradient of their sample
+    job_.head = {ograd_, type(), false, 0, 1, static_cast<int>(head_axes_.size()), head_axes_.data()};
   }
 
   static constexpr double kSmall = 32768;          // elements: below, waking a thread costs more than it brings
@@ -661,11 +633,11 @@ class Divergence {
   bool double_, weighted_, weight_per_row_;
   double scale_, factor_;
   std::vector<double> shares_;  // of each sample, where they differ
-  std::vector<Walk> walk_[kSlots], head_walk_;
+  std::vector<BroadcastAxis> axes_[kSlots], head_axes_;
   double constant_[kSlots];
   View weight_view_{};
   const void* ograd_ = nullptr;
 };
 
 }  // namespace gluon_kl
-#endif  // GLUON_KL_DIVERGENCE_H_
+#endif  // GLUON_KL_PLAN_H_

@@ -1,10 +1,9 @@
-// Vectors of the widest kind this translation unit may use, with exp and log. GCC's vector extensions carry the
-// arithmetic (Clang has them too); intrinsics stand only where they save what the extensions cannot say. By hand, since
-// no portable SIMD library can be had as a build requirement from PyPI, and those that distributions carry are too old
-// for dispatch at run time. tests/native/accuracy.cc states the error of each function in ULP, and its range.
+// Vectors of the widest kind this translation unit may use. GCC's vector extensions carry the arithmetic (Clang has them
+// too); intrinsics stand only where they save what the extensions cannot say. By hand, since no portable SIMD library can
+// be had as a build requirement from PyPI, and those that distributions carry are too old for dispatch at run time.
 // No standard C++ header here: a function template instantiated under -mavx512f could be the copy the linker keeps.
-#ifndef GLUON_KL_VEC_H_
-#define GLUON_KL_VEC_H_
+#ifndef GLUON_KL_SIMD_H_
+#define GLUON_KL_SIMD_H_
 
 #include <stdint.h>
 #include <stdlib.h>
@@ -99,7 +98,7 @@ KL_INLINE void stream_fence() {
 }
 
 // a > b ? a : b, and a < b ? a : b, as the processor has them: b where one is NaN.
-template <class T> KL_INLINE Vec<T> larger(Vec<T> a, Vec<T> b) {
+template <class T> KL_INLINE Vec<T> Max(Vec<T> a, Vec<T> b) {
   [[maybe_unused]] constexpr bool single = sizeof(T) == 4;
 #if defined(__AVX512F__)
   if constexpr (single) return (Vec<T>)_mm512_max_ps((__m512)a, (__m512)b);
@@ -111,7 +110,7 @@ template <class T> KL_INLINE Vec<T> larger(Vec<T> a, Vec<T> b) {
   return a > b ? a : b;
 #endif
 }
-template <class T> KL_INLINE Vec<T> smaller(Vec<T> a, Vec<T> b) {
+template <class T> KL_INLINE Vec<T> Min(Vec<T> a, Vec<T> b) {
   [[maybe_unused]] constexpr bool single = sizeof(T) == 4;
 #if defined(__AVX512F__)
   if constexpr (single) return (Vec<T>)_mm512_min_ps((__m512)a, (__m512)b);
@@ -125,7 +124,7 @@ template <class T> KL_INLINE Vec<T> smaller(Vec<T> a, Vec<T> b) {
 }
 
 // a * b + c, where c may be a product: it is rounded. Left to itself a compiler rounds one in one loop, another in the next.
-template <class T> KL_INLINE Vec<T> times_plus(Vec<T> a, Vec<T> b, Vec<T> c) {
+template <class T> KL_INLINE Vec<T> MulAdd(Vec<T> a, Vec<T> b, Vec<T> c) {
   [[maybe_unused]] constexpr bool single = sizeof(T) == 4;
 #if defined(__AVX512F__)
   if constexpr (single) return (Vec<T>)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
@@ -138,12 +137,9 @@ template <class T> KL_INLINE Vec<T> times_plus(Vec<T> a, Vec<T> b, Vec<T> c) {
 #endif
 }
 
-// NaN in x is passed over: the sum of exponentials that follows keeps it.
-template <class T> KL_INLINE Vec<T> max_over(Vec<T> best, Vec<T> x) { return larger<T>(x, best); }
-
-// The larger and the smaller of a bound and x; NaN stays.
-template <class T> KL_INLINE Vec<T> most(T bound, Vec<T> x) { return larger<T>(splat<T>(bound), x); }
-template <class T> KL_INLINE Vec<T> least(T bound, Vec<T> x) { return smaller<T>(splat<T>(bound), x); }
+// Of a bound and x; NaN stays.
+template <class T> KL_INLINE Vec<T> Max(T bound, Vec<T> x) { return Max<T>(splat<T>(bound), x); }
+template <class T> KL_INLINE Vec<T> Min(T bound, Vec<T> x) { return Min<T>(splat<T>(bound), x); }
 
 // Whether a lane of v, which holds no -0, is not 0.
 template <class T> KL_INLINE bool any(Vec<T> v) {
@@ -153,7 +149,7 @@ template <class T> KL_INLINE bool any(Vec<T> v) {
   return all;
 }
 
-template <class T> KL_INLINE T hmax(Vec<T> v) {
+template <class T> KL_INLINE T MaxOfLanes(Vec<T> v) {
   T best = v[0];
   for (int i = 1; i < kLanes<T>; ++i) best = v[i] > best ? v[i] : best;
   return best;
@@ -288,186 +284,5 @@ inline int64_t transpose_out_vectors(const float* from, int64_t stride, int64_t 
   return i;
 }
 
-// ---- exp ---------------------------------------------------------------------------------------------------------
-// x = k ln 2 + r, |r| <= ln(2)/2; e^r by a polynomial; times 2^k in two steps, so that results below the smallest
-// normal number round once and do not vanish early. exp(-inf) = 0, exp(NaN) = NaN, overflow gives inf.
-KL_INLINE Vec<float> exp_slope(Vec<float> r) {  // (e^r - 1) / r
-  // Fitted for the least relative error of e^r on |r| <= ln(2)/2: 3e-9.
-  Vec<float> p = splat(0.001381459878757596f);
-  p = p * r + 0.008368716575205326f;
-  p = p * r + 0.04166838899254799f;
-  p = p * r + 0.1666652113199234f;
-  p = p * r + 0.4999999403953552f;
-  return p * r + 1.0f;
-}
-KL_INLINE Vec<double> exp_slope(Vec<double> r) {
-  // Taylor to r^13: the next term is below 5e-18.
-  constexpr double c[] = {1.0 / 6227020800, 1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320,
-                          1.0 / 5040,       1.0 / 720,       1.0 / 120,      1.0 / 24,      1.0 / 6,      0.5};
-  Vec<double> p = splat(c[0]);
-  for (int i = 1; i < 12; ++i) p = p * r + c[i];
-  return p * r + 1.0;
-}
-
-template <class T> struct ExpRange;
-template <> struct ExpRange<float> {
-  static constexpr float low = -104.0f, high = 89.0f, shift = 12582912.0f;  // 1.5 * 2^23
-  static constexpr float log2e = 1.44269504088896341f, ln2_hi = 0.693145751953125f, ln2_lo = 1.42860682030941723e-6f;
-  static constexpr float least_normal = -87.33654f, fits = 88.0f;  // between them exponentials are normal numbers
-  static constexpr int mantissa = 23, bias = 127;
-};
-template <> struct ExpRange<double> {
-  static constexpr double low = -746.0, high = 710.0, shift = 6755399441055744.0;  // 1.5 * 2^52
-  static constexpr double log2e = 1.44269504088896341, ln2_hi = 0.693147180369123816490, ln2_lo = 1.90821492927058770002e-10;
-  static constexpr double least_normal = -708.396418532264, fits = 709.0;
-  static constexpr int mantissa = 52, bias = 1023;
-};
-
-// v * 2^k, where k = shifted - shift.
-template <class T> KL_INLINE Vec<T> times_power(Vec<T> v, Vec<T> k, Vec<T> shifted) {
-#if defined(__AVX512F__)
-  (void)shifted;
-  if constexpr (sizeof(T) == 4) return (Vec<T>)_mm512_scalef_ps((__m512)v, (__m512)k);
-  else return (Vec<T>)_mm512_scalef_pd((__m512d)v, (__m512d)k);
-#else
-  using R = ExpRange<T>;
-  using I = typename VecOf<T>::I;
-  using U = typename VecOf<T>::U;
-  const U ik = (U)shifted - (U)splat<T>(R::shift);
-  const U half = (U)((I)ik >> 1);
-  const Vec<T> s1 = (Vec<T>)((half + R::bias) << R::mantissa);
-  const Vec<T> s2 = (Vec<T>)((ik - half + R::bias) << R::mantissa);
-  return v * s1 * s2;
-#endif
-}
-
-// e^r - 1, k, and k + shift, whose low bits are k as an integer.
-template <class T> struct Reduced {
-  Vec<T> p, k, shifted;
-  explicit KL_INLINE Reduced(Vec<T> x) {
-    using R = ExpRange<T>;
-    shifted = x * R::log2e + R::shift;
-    k = shifted - R::shift;
-    const Vec<T> r = (x - k * R::ln2_hi) - k * R::ln2_lo;
-    p = exp_slope(r) * r;
-  }
-};
-
-// e^x and e^x - 1, each to its last digits, of an x that is not below `low` nor above `fits`; up to `high` e^x alone.
-template <class T> struct ExpPair { Vec<T> e, minus_one; };
-template <class T> KL_INLINE ExpPair<T> exp_pair_within(Vec<T> x) {
-  const Reduced<T> by(x);
-  const Vec<T> e = times_power<T>(by.p + T(1), by.k, by.shifted);
-  const Vec<T> power = times_power<T>(splat(T(1)), by.k, by.shifted);
-  return {e, by.p * power + (power - T(1))};
-}
-template <class T> KL_INLINE Vec<T> exp(Vec<T> x) {
-  return exp_pair_within<T>(least<T>(ExpRange<T>::high, most<T>(ExpRange<T>::low, x))).e;
-}
-
-// The same of an x that is not above `fits`; 0 and -1 where e^x is below the smallest normal number. Two thirds of the
-// work where no instruction scales by a power of 2.
-template <class T> KL_INLINE ExpPair<T> exp_pair_down(Vec<T> x) {
-#if defined(__AVX512F__)
-  return exp_pair_within<T>(most<T>(ExpRange<T>::low, x));
-#else
-  using R = ExpRange<T>;
-  using U = typename VecOf<T>::U;
-  const Reduced<T> by(x);
-  const U k = (U)by.shifted << R::mantissa;
-  const Vec<T> e = (Vec<T>)((U)(by.p + T(1)) + k), power = (Vec<T>)((U)splat(T(1)) + k);
-  const auto none = x < R::least_normal;
-  const Vec<T> minus_one = by.p * power + (power - T(1));
-  return {none ? Vec<T>{} : e, none ? splat(T(-1)) : minus_one};
-#endif
-}
-template <class T> KL_INLINE Vec<T> exp_down(Vec<T> x) { return exp_pair_down<T>(x).e; }  // in a softmax, x <= 0
-
-// ---- log ---------------------------------------------------------------------------------------------------------
-// x = 2^e m, 3/4 <= m < 3/2, f = m - 1. log(0) = -inf, log(inf) = inf, log of a negative number = NaN.
-KL_INLINE Vec<float> log1p_poly(Vec<float> f, Vec<float> e_lo) {
-  // Fitted for the least relative error on -0.293 <= f <= 0.5: 1.2e-8.
-  constexpr float c[] = {-0.055683985352516174f, 0.11690684407949448f, -0.13479763269424438f, 0.14389750361442566f,
-                         -0.1660766303539276f,   0.1999133825302124f,  -0.2500109374523163f,  0.33333471417427063f};
-  // In pairs, so that fewer steps wait for the one before; where two logarithms follow each other that shows.
-  const Vec<float> f2 = f * f, f4 = f2 * f2;
-  const Vec<float> p = ((c[0] * f + c[1]) * f2 + (c[2] * f + c[3])) * f4 + ((c[4] * f + c[5]) * f2 + (c[6] * f + c[7]));
-  return f + times_plus<float>(f2, p * f - 0.5f, e_lo);
-}
-KL_INLINE Vec<double> log1p_poly(Vec<double> f, Vec<double> e_lo) {
-  // log1p(f) = 2 atanh(s), s = f / (2 + f), |s| <= 1/5: the series to s^25, then f - (f^2/2 - s (f^2/2 + R)).
-  const Vec<double> s = f / (f + 2.0), z = s * s, half = f * f * 0.5;
-  Vec<double> p = splat(2.0 / 25);
-  for (int i = 23; i >= 3; i -= 2) p = p * z + 2.0 / i;
-  return f - (half - times_plus<double>(s, half + z * p, e_lo));
-}
-
-// log m of m = 1 + x: from x itself where that is near 0, so that the result keeps the digits that m has lost.
-template <bool kNearOne, class T> KL_INLINE Vec<T> log_of(Vec<T> x, Vec<T> value) {
-  using R = ExpRange<T>;
-  const auto near = (x > T(-0.2499)) & (x < T(0.4999));  // so that value is one whose e is 0
-  Vec<T> m, e;
-#if defined(__AVX512F__)
-  // getmant and getexp know denormals, 0, inf and NaN, and turn a negative number into NaN.
-  if constexpr (sizeof(T) == 4) {
-    m = (Vec<T>)_mm512_getmant_ps((__m512)value, _MM_MANT_NORM_p75_1p5, _MM_MANT_SIGN_nan);
-    e = (Vec<T>)_mm512_getexp_ps((__m512)value);
-  } else {
-    m = (Vec<T>)_mm512_getmant_pd((__m512d)value, _MM_MANT_NORM_p75_1p5, _MM_MANT_SIGN_nan);
-    e = (Vec<T>)_mm512_getexp_pd((__m512d)value);
-  }
-  e = m < T(1) ? e + T(1) : e;
-  Vec<T> f = m - T(1);
-  if (kNearOne) f = near ? x : f;  // there e is 0
-  return e * R::ln2_hi + log1p_poly(f, e * R::ln2_lo);
-#else
-  using I = typename VecOf<T>::I;
-  using U = typename VecOf<T>::U;
-  constexpr T smallest = sizeof(T) == 4 ? T(1.17549435e-38) : T(2.2250738585072014e-308);
-  constexpr T lift = T(int64_t(1) << R::mantissa) * T(2);
-  const Vec<T> lifted = value < smallest ? value * lift : value;  // denormals become normal
-  const Vec<T> unlift = value < smallest ? splat<T>(R::mantissa + 1) : Vec<T>{};
-  const U base = (U)splat<T>(T(0.75));
-  const U offset = (U)lifted - base;
-  constexpr auto mantissa = (typename VecOf<T>::Bits(1) << R::mantissa) - 1;
-  m = (Vec<T>)((offset & mantissa) + base);
-  e = __builtin_convertvector((I)offset >> R::mantissa, Vec<T>) - unlift;
-  Vec<T> f = m - T(1);
-  if (kNearOne) f = near ? x : f;
-  Vec<T> r = e * R::ln2_hi + log1p_poly(f, Vec<T>(e * R::ln2_lo));
-  r = value < inf<T>() ? r : value;  // inf and NaN are their own logarithm
-  const Vec<T> outside = value < T(0) ? splat(nan<T>()) : splat(-inf<T>());
-  return value <= T(0) ? outside : r;
-#endif
-}
-template <class T> KL_INLINE Vec<T> log(Vec<T> x) { return log_of<false, T>(Vec<T>{}, x); }
-template <class T> KL_INLINE Vec<T> log1p(Vec<T> x, Vec<T> one_more) { return log_of<true, T>(x, one_more); }
-template <class T> KL_INLINE Vec<T> log1p(Vec<T> x) { return log1p<T>(x, x + T(1)); }
-
-// g(u) = u + expm1(-u) >= 0 for |u| < 1, with its leading digits near 0, where the sum would lose them: u^2 times
-// 1/2! - u/3! + u^2/4! - ...
-template <class T> struct GapSeries {  // to the next term below 1e-17 of the sum
-  static constexpr int terms = 18;
-  T c[terms] = {};
-  constexpr GapSeries() {
-    double factorial = 1;
-    for (int i = 0; i < terms; ++i) {
-      factorial *= i + 2;
-      c[i] = static_cast<T>((i % 2 ? -1 : 1) / factorial);
-    }
-  }
-};
-template <> struct GapSeries<float> {  // fitted for the least relative error: 1e-8
-  static constexpr int terms = 8;
-  float c[terms] = {0.5f,                   -0.1666666716337204f,     0.04166673496365547f,   -0.00833331048488617f,
-                    0.001388545148074627f, -0.00019844024791382253f, 2.535482963139657e-05f, -2.772278776319581e-06f};
-};
-template <class T> KL_INLINE Vec<T> gap(Vec<T> u) {
-  constexpr GapSeries<T> series;
-  Vec<T> p = splat<T>(series.c[series.terms - 1]);
-  for (int i = series.terms - 2; i >= 0; --i) p = p * u + series.c[i];
-  return p * (u * u);
-}
-
 }  // namespace
-#endif  // GLUON_KL_VEC_H_
+#endif  // GLUON_KL_SIMD_H_

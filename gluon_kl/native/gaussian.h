@@ -1,0 +1,71 @@
+// KL between diagonal Gaussians.
+#ifndef GLUON_KL_GAUSSIAN_H_
+#define GLUON_KL_GAUSSIAN_H_
+
+#include "form.h"
+
+namespace {
+
+using namespace gluon_kl;
+
+// KL(N(mean, e^l) || N(prior mean, e^l')) = (g^2 e^-l' + expm1(d) - d) / 2, g the difference of the means, d = l - l'.
+template <class T, bool kPrior, bool kStd> struct Gaussian {
+  using V = Vec<T>;
+  using R = RowState<T>;
+  using Given = Gaussian;
+  explicit Gaussian(const Constants<T>& c) : free_nats(c.free_nats) {}
+  const T free_nats;
+
+  static constexpr int kReads = kPrior ? 15 : 3, kSums = 0, kGradients = kReads;
+  static constexpr int kByValue = -1, kTaken = 0, kNear = 0;
+
+  struct Point { V distance, narrow, narrow_again, half; };  // g / s', factors of 1 / s', d / 2
+  KL_INLINE Point point(const Values<T>& x) const {
+    const V spread = x.x[kLogVariance], one = splat(T(1));
+    if (!kPrior) return {x.x[kMean], one, one, kStd ? log<T>(spread) : T(0.5) * spread};
+    const V prior = x.x[kPriorLogVariance], g = x.x[kMean] - x.x[kPriorMean];
+    if (kStd) {
+      const V off = (spread - prior) / prior;
+      const V half = (off < T(0.25)) & (off > T(-0.25)) ? log1p<T>(off) : log<T>(spread) - log<T>(prior);
+      return {g == T(0) ? V{} : g / prior, one / prior, one, half};
+    }
+    // In two steps, since e^(-l'/2) may overflow where the product fits; and 0 * inf at no distance is 0.
+    const V root = exp<T>(T(-0.25) * prior);
+    return {g == T(0) ? V{} : g * root * root, root, root, T(0.5) * spread - T(0.5) * prior};
+  }
+  static KL_INLINE auto is_near(V half) { return (half < T(0.5)) & (half > T(-0.5)); }
+  KL_INLINE V value(const Point& p) const {
+    const V near = T(0.5) * unit_excess<T>(p.half * T(-2)), root = root_of(p.half).e;  // e^d may overflow where its half fits
+    const V off = p.half < T(1e38) ? p.half : splat(T(1e38));  // lest inf - inf
+    const V far = root * (T(0.5) * root) + (T(-0.5) - off);
+    return p.distance * (T(0.5) * p.distance) + (is_near(p.half) ? near : far);
+  }
+  // e^(d/2) and that less 1; where they would be infinite, their squares still are.
+  static KL_INLINE ExpPair<T> root_of(V half) { return exp_pair_down<T>(Min<T>(ExpRange<T>::fits, half)); }
+  static KL_INLINE V half_expm1(V half) {
+    const ExpPair<T> root = root_of(half);
+    return root.minus_one * (T(0.5) * root.e + T(0.5));
+  }
+  KL_INLINE V term(const R&, const Values<T>& x) const {
+    const V v = value(point(x));
+    return v < free_nats ? splat(free_nats) : v;
+  }
+  template <bool kTerms> KL_INLINE void add(const R& r, const Values<T>& x, bool, T, bool, V* own, V*) const { *own = term(r, x); }
+  template <int i> KL_INLINE V gradient(const R&, const Values<T>& x, V g, T) const {
+    const Point p = point(x);
+    V by;
+    const V pull = p.distance == T(0) ? V{} : p.distance * p.narrow * p.narrow_again;  // narrow may be inf
+    if (i == kMean) by = pull;
+    if (i == kPriorMean) by = -pull;
+    if (i == kLogVariance) by = half_expm1(p.half);
+    if (i == kPriorLogVariance) by = -(p.distance * (T(0.5) * p.distance) + half_expm1(p.half));
+    if (kStd && (i == kLogVariance || i == kPriorLogVariance)) by *= T(2) / x.x[i];
+    // Between free_nats and none only a call with free nats has to look at the value.
+    V out = g == T(0) ? V{} : g * by;
+    if (free_nats > T(0)) out = value(p) < free_nats ? V{} : out;
+    return out;
+  }
+};
+
+}  // namespace
+#endif  // GLUON_KL_GAUSSIAN_H_

@@ -1,0 +1,194 @@
+// Divergences between two distributions: KL, its reverse and Jensen-Shannon.
+#ifndef GLUON_KL_PAIR_H_
+#define GLUON_KL_PAIR_H_
+
+#include "form.h"
+
+namespace {
+
+using namespace gluon_kl;
+
+// One element of two distributions: probabilities p and q, their logarithms, u = log p - log q. A side that is given by
+// logarithms has the probability s exp(z). The compiler leaves out what a formula does not use.
+template <class T> struct Point {
+  Vec<T> p, q, log_p, log_q, u;
+  Vec<T> z_p, z_q, s_p, s_q;
+  bool logs, logits;  // constants: whether both probabilities are exponentials, and those of softmaxes
+  KL_INLINE Vec<T> exp_of(Vec<T> z) const { return logits ? exp_down<T>(z) : exp<T>(z); }
+  KL_INLINE Point swapped() const { return {q, p, log_q, log_p, -u, z_q, z_p, s_q, s_p, logs, logits}; }
+};
+
+// A point formula has
+//   at(point)                   what the other functions need of an element, computed once
+//   term(at), whole_term(at)    the term; another with the same sum over a whole row, if kWhole
+//   p_slope, q_slope(at, per_element)
+//                               its derivative by a side's logarithm. Where the row has one factor, a multiple of the side's
+//                               own probability adds nothing to a gradient through a softmax: per_element = 0 leaves it out,
+//                               which keeps digits
+//   by_p, by_q(at)              its derivative by a side's probability
+//   q_less_p(at)                if kWhole: q - p (p - q where the sides are swapped), with all digits where they hardly
+//                               differ
+//   kWeighs                     the sides, as bits, whose probabilities its term multiplies
+//   kByValue                    as of a form, between two softmaxes
+
+template <class T> struct KL {
+  using V = Vec<T>;
+  using P = Point<T>;
+  explicit KL(const Constants<T>& c) : log_epsilon(c.log_epsilon) {}
+  const T log_epsilon;
+
+  static constexpr bool kWhole = true;
+  static constexpr int kByValue = kTarget, kWeighs = 1 << kTarget;
+  KL_INLINE P at(const P& x) const { return x; }
+  KL_INLINE V term(const P& x) const { return x.p == T(0) ? V{} : x.p * x.u; }
+  KL_INLINE V whole_term(const P& x) const { return excess<T>(x.p, x.q, x.u); }
+  KL_INLINE V q_less_p(const P& x) const {
+    return (x.u < T(1)) & (x.u > T(-1)) ? x.p * (unit_excess<T>(x.u) - x.u) : x.q - x.p;
+  }
+  KL_INLINE V q_slope(const P& x, T) const { return -x.p; }
+  KL_INLINE V p_slope(const P& x, T per_element) const { return x.p == T(0) ? V{} : x.p * (x.u + per_element); }
+  // At a probability of 0 that the other side does not share the slope is infinite, and 0 serves: nothing could move it
+  // in the direction that this asks for.
+  KL_INLINE V by_q(const P& x) const { return (x.p == T(0)) | (x.q == T(0)) ? V{} : -x.p / x.q; }
+  KL_INLINE V by_p(const P& x) const {
+    const V at_zero = x.log_q > -inf<T>() ? log_epsilon - x.log_q : V{};
+    return x.p == T(0) ? at_zero : x.u + T(1);
+  }
+};
+
+template <class T> struct ReverseKL {
+  using V = Vec<T>;
+  using P = Point<T>;  // with the sides swapped
+  explicit ReverseKL(const Constants<T>& c) : kl(c) {}
+  const KL<T> kl;
+
+  static constexpr bool kWhole = true;
+  static constexpr int kByValue = kPred, kWeighs = 1 << kPred;
+  KL_INLINE P at(const P& x) const { return x.swapped(); }
+  KL_INLINE V term(const P& x) const { return kl.term(x); }
+  KL_INLINE V whole_term(const P& x) const { return kl.whole_term(x); }
+  KL_INLINE V q_less_p(const P& x) const { return kl.q_less_p(x); }
+  KL_INLINE V q_slope(const P& x, T per_element) const { return kl.p_slope(x, per_element); }
+  KL_INLINE V p_slope(const P& x, T per_element) const { return kl.q_slope(x, per_element); }
+  KL_INLINE V by_q(const P& x) const { return kl.by_p(x); }
+  KL_INLINE V by_p(const P& x) const { return kl.by_q(x); }
+};
+
+// beta p log(p / m) + (1 - beta) q log(q / m), m = beta p + (1 - beta) q.
+//
+// With b the side whose share of m is the larger, o the other, c the share that o has by weight and d = log(o / b), m / b
+// is 1 + c expm1(d), and the term b f(d), f = c d e^d - (m/b) log(m/b): no part of it overflows, and the derivatives keep
+// their digits. Near d = 0, f is a power series, (1 - c) c d^2 / 2 + ...; there p always serves as b.
+template <class T> struct JS {
+  using V = Vec<T>;
+  using P = Point<T>;
+  explicit JS(const Constants<T>& constants) : c(constants) {}
+  const Constants<T>& c;
+
+  static constexpr bool kWhole = false;
+  static constexpr int kByValue = -1, kWeighs = 1 << kPred | 1 << kTarget;
+  static constexpr double kNear = 0.34;  // where the series holds: the next term is below 2e-8 (float), 1e-16 (double)
+
+  struct Mixed { V p, q, u, by_p, by_q, f, base; };
+  KL_INLINE Mixed at(const P& x) const {
+    const V u = (x.log_p == -inf<T>()) & (x.log_q == -inf<T>()) ? V{} : x.u;
+    const auto p_is_base = u >= c.limit;
+    const V d = p_is_base ? -u : u;
+    const V share = p_is_base ? splat(c.rest) : splat(c.beta), own = p_is_base ? splat(c.beta) : splat(c.rest);
+    const ExpPair<T> e = exp_pair_down<T>(Min<T>(ExpRange<T>::fits, d));
+    // One exponential for both sides, where they are given by logarithms.
+    const V base = x.logs ? x.exp_of(p_is_base ? x.z_p : x.z_q) * (p_is_base ? x.s_p : x.s_q) : p_is_base ? x.p : x.q;
+    const V other = base * e.e;
+    const V m = own + share * e.e, y = log1p<T>(share * e.minus_one, m);
+    // A side of 0 has the slope of one e^80 times smaller than the other, which is finite.
+    const V bounded = d == -inf<T>() ? splat(T(-80)) : d;
+    const V by_base = -own * y, by_other = share * (bounded - y);
+    return {x.logs ? p_is_base ? base : other : x.p, x.logs ? p_is_base ? other : base : x.q, u,
+            p_is_base ? by_base : by_other, p_is_base ? by_other : by_base, MulAdd<T>(share * bounded, e.e, -(m * y)), base};
+  }
+  KL_INLINE V term(const Mixed& m) const {
+    V f = splat(c.series[c.kTerms - 1]);
+    for (int i = c.kTerms - 2; i >= 0; --i) f = f * m.u + c.series[i];
+    f *= m.u * m.u;
+    const auto near = (m.u < T(kNear)) & (m.u > T(-kNear));
+    const V inside = near ? f : m.f;
+    return (near ? m.p : m.base) * Max<T>(T(0), inside);
+  }
+  KL_INLINE V q_slope(const Mixed& m, T) const { return m.q * m.by_q; }
+  KL_INLINE V p_slope(const Mixed& m, T) const { return m.p * m.by_p; }
+  KL_INLINE V by_q(const Mixed& m) const { return m.by_q; }
+  KL_INLINE V by_p(const Mixed& m) const { return m.by_p; }
+};
+
+// ---- two distributions -------------------------------------------------------------------------------------------
+
+// kDifference: both are logits, whose difference gives log p - log q to the last digits where they are nearly equal.
+// kTakes: as kTaken of a form.
+template <class T, template <class> class D, bool kPredLog, bool kTargetLog, bool kDifference, int kTakes = 0> struct Pair {
+  using V = Vec<T>;
+  using R = RowState<T>;
+  explicit Pair(const Constants<T>& constants) : c(constants), divergence(constants) {}
+  const Constants<T>& c;
+  const D<T> divergence;
+
+  static constexpr int kBoth = 1 << kPred | 1 << kTarget, kReads = kBoth, kGradients = kBoth;
+  static constexpr int kSums = kTargetLog ? 2 : kPredLog ? 1 : 0;
+  static constexpr bool kWhole = kDifference && D<T>::kWhole;
+  static constexpr int kByValue = kWhole ? D<T>::kByValue : -1;
+  static constexpr int kNear = kWhole ? kBoth & ~(1 << kByValue) : 0;  // which is q - p, or p - q
+  static constexpr int kTaken = kTakes, kUse = kDifference ? kBoth : kPredLog && !kTargetLog ? D<T>::kWeighs & 1 << kPred : 0;
+  template <int kSides> using Taking = Pair<T, D, kPredLog, kTargetLog, kDifference, kSides>;
+  using Given = Taking<kUse>;
+
+  KL_INLINE V log_ratio(const R& r, V b, V a) const { return difference<T>(r, b, a) * c.t[0] - r.log_sums; }
+  template <int kSoftmax, int side> static KL_INLINE V exponential(const Values<T>& x, V z) {
+    return kTaken >> side & 1 ? x.e[side] : kSoftmax >> side & 1 ? exp_down<T>(z) : exp<T>(z);
+  }
+  // kSoftmax: the sides, as bits, of which it is known that they are logits.
+  template <int kSoftmax> KL_INLINE Point<T> point(const R& r, const Values<T>& x) const {
+    const V b = x.x[kPred], a = x.x[kTarget];
+    Point<T> p;
+    p.logs = kPredLog && kTargetLog && kTaken != kBoth, p.logits = kSoftmax == kBoth;
+    p.z_q = (b - r.side[0].max) * c.t[0], p.s_q = r.side[0].scale;
+    p.z_p = (a - r.side[1].max) * c.t[1], p.s_p = r.side[1].scale;
+    p.log_q = kPredLog ? p.z_q - r.side[0].log : log<T>(b);
+    p.log_p = kTargetLog ? p.z_p - r.side[1].log : log<T>(a);
+    p.q = !kPredLog ? b : p.s_q * exponential<kSoftmax, kPred>(x, p.z_q);
+    p.p = !kTargetLog ? a : p.s_p * exponential<kSoftmax, kTarget>(x, p.z_p);
+    p.u = kDifference ? log_ratio(r, b, a) : p.log_p - p.log_q;
+    return p;
+  }
+  KL_INLINE Point<T> point(const R& r, const Values<T>& x) const { return point<kDifference ? kBoth : 0>(r, x); }
+  KL_INLINE V term(const R& r, const Values<T>& x) const { return divergence.term(divergence.at(point(r, x))); }
+  template <bool kTerms> KL_INLINE void add(const R& r, const Values<T>& x, bool whole, T per_element, bool sums, V* term, V* s) const {
+    const auto at = divergence.at(point(r, x));
+    if constexpr (kTerms && kWhole) *term = whole ? divergence.whole_term(at) : divergence.term(at);
+    else if constexpr (kTerms) *term = divergence.term(at);
+    if (kSums > 0 && sums) s[0] = divergence.q_slope(at, per_element);
+    if (kSums > 1 && sums) s[1] = divergence.p_slope(at, per_element);
+  }
+  template <int i, bool kNearRows = false> KL_INLINE V gradient(const R& r, const Values<T>& x, V g, T per_element) const {
+    constexpr bool log = i == kPred ? kPredLog : kTargetLog;
+    if (log && (kDifference || c.softmax[i])) return softmax_gradient<i, kNearRows>(r, x, g, per_element);
+    const auto at = divergence.at(point(r, x));
+    if (log) return g == T(0) ? V{} : g * (i == kPred ? divergence.q_slope(at, T(1)) : divergence.p_slope(at, T(1)));
+    return g == T(0) ? V{} : g * (i == kPred ? divergence.by_q(at) : divergence.by_p(at));
+  }
+  // From the slope by the logarithm.
+  template <int i, bool kNearRows> KL_INLINE V softmax_gradient(const R& r, const Values<T>& x, V g, T per_element) const {
+    const Point<T> p = point<kDifference ? kBoth : 1 << i>(r, x);
+    const auto at = divergence.at(p);
+    const V own = i == kPred ? divergence.q_slope(at, per_element) : divergence.p_slope(at, per_element);
+    const V scale = (i == kPred ? p.s_q : p.s_p) * r.sum[i];  // the same along a row
+    const V pull = r.sum[i] == T(0) ? V{} : scale * exponential<kBoth, i>(x, i == kPred ? p.z_q : p.z_p);
+    if (per_element == T(0)) {
+      V both = MulAdd<T>(splat(T(-1)), pull, own);
+      if constexpr (kNearRows) both = r.near == T(0) ? both : divergence.q_less_p(at);
+      return g == T(0) ? V{} : g * c.t[i] * both;
+    }
+    return c.t[i] * ((g == T(0) ? V{} : g * own) - pull);
+  }
+};
+
+}  // namespace
+#endif  // GLUON_KL_PAIR_H_
