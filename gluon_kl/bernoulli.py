@@ -236,6 +236,5 @@ class BernoulliKLLoss(CheckedLoss):
                            for x, space in zip((pred, label), spaces))
             return divergence.bernoulli_terms(F, pred, label, pred_space=spaces[0], label_space=spaces[1])
 
-        weight_grad = facts is None or facts.recorded[-1]
-        out = weigh(F, terms, (pred, label), weight, None, weight_grad)
+        out = weigh(F, terms, (pred, label), weight, None, facts)
         return self._reduced(F, facts, out, self._reduction)

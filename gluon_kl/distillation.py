@@ -291,7 +291,7 @@ class DistillationLoss(CheckedLoss):
             return sum(parts[1:], parts[0])
 
         given = (pred, *(x for x in (label, teacher_pred) if x is not None))
-        out = weigh(F, terms, given, weight, self._axis, facts is None or facts.recorded[-1])
+        out = weigh(F, terms, given, weight, self._axis, facts)
         return self._reduced(F, facts, out, "row_mean", pred, weight, self._axis)
 
     def _hard_terms(self, F: Any, pred: Any, label: Any, rows: divergence.Rows, mask: Any) -> Any:

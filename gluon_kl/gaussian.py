@@ -296,9 +296,8 @@ class GaussianKLLoss(CheckedLoss):
             out = divergence.gaussian_terms(F, *differences, doubled=wide)
             return F.where(out < least, F.ones_like(out) * least, out) if least else out
 
-        weight_grad = facts is None or facts.recorded[-1]
         given = (mean, log_variance, *(x for x in prior if x is not None))
-        out = self._reduced(F, facts, weigh(F, terms, given, weight, None, weight_grad), self._reduction,
+        out = self._reduced(F, facts, weigh(F, terms, given, weight, None, facts), self._reduction,
                             scale=0.5 if wide else 1.0)
         return F.cast(out, dtype="float32") if wide else out
 

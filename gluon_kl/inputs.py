@@ -339,7 +339,7 @@ def narrowed(F: Any, column: Any, zero: Any) -> Any:
 
 
 def weigh(
-    F: Any, terms: Callable[..., Any], inputs: Sequence[Any], weight: Any, axis: Optional[int], weight_grad: bool,
+    F: Any, terms: Callable[..., Any], inputs: Sequence[Any], weight: Any, axis: Optional[int], facts: Optional[Facts],
 ) -> Any:
     """``terms(*inputs, mask) * weight``, where weight 0 silences even NaN: a whole row along `axis`, or a term.
 
@@ -348,11 +348,12 @@ def weigh(
     """
     if weight is None:
         return terms(*inputs, None)
-    off = weight == 0
-    rows_off = off if axis is None else F.min(off, axis=axis, keepdims=True)
-    weight, off, rows_off = (F.broadcast_like(x, inputs[0]) for x in (weight, off, rows_off))
+    by_row = axis is None or (facts is not None and facts.row_weight)
+    none = weight == 0
+    weight, off = F.broadcast_like(weight, inputs[0]), F.broadcast_like(none, inputs[0])
+    rows_off = off if by_row else F.broadcast_like(F.min(none, axis=axis, keepdims=True), inputs[0])
     heard = terms(*inputs, Mask(rows_off, off))
-    if not weight_grad:
+    if facts is not None and not facts.recorded[-1]:
         return heard * weight
     # The derivative with respect to a weight of 0 is the term itself, if its row is finite.
     silent = F.BlockGrad(terms(*(F.BlockGrad(x) for x in inputs), None))

@@ -131,14 +131,14 @@ class PairLoss(CheckedLoss):
     def _over_operators(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
         pred, label, weight = self._lifted(F, facts, inputs)
         rows = self._rows(F, facts, pred, weight)
-        label_grad, weight_grad = (True, True) if facts is None else facts.recorded[1:]
+        label_grad = facts is None or facts.recorded[1]
 
         def terms(pred: Any, label: Any, mask: Any) -> Any:
             return divergence.pair_terms(
                 F, pred, label, pred_space=self._pred_space, label_space=self._label_space, axis=self._axis,
                 rows=rows, mask=mask, label_grad=label_grad, **self._form())
 
-        out = weigh(F, terms, (pred, label), weight, self._axis, weight_grad)
+        out = weigh(F, terms, (pred, label), weight, self._axis, facts)
         return self._reduced(F, facts, out, self._reduction, pred, weight, self._axis)
 
     def _form(self) -> Dict[str, Any]:

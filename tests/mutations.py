@@ -62,7 +62,7 @@ MUTATIONS = [  # what breaks, file, the source, what it becomes
      "F.Flatten(terms if batch_axis == 0 else", "F.Flatten(terms if True else"),
     ("weight 0 lets NaN through", "divergence.py", "F.where(mask.rows, F.zeros_like(logits), logits)", "logits"),
     ("an element of weight 0 counts", "divergence.py", "F.where(mask.terms, mask.terms * value, x)", "x"),
-    ("no gradient to a weight of 0", "inputs.py", "if not weight_grad:", "if True:"),
+    ("no gradient to a weight of 0", "inputs.py", "if facts is not None and not facts.recorded[-1]:", "if True:"),
     ("a weight per sample runs along columns", "inputs.py", "if i == batch_axis else 1 for",
      "if i == len(shape) - 1 else 1 for"),
     ("float16 is not lifted", "inputs.py", '"float64" if own or "float64" in facts.dtypes else "float32" for own',
