@@ -1,23 +1,13 @@
 """The divergence of Bernoulli distributions: independent yes-or-no probabilities, one per element."""
 
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Optional
 
-from gluon_kl import diagnostics, divergence
-from gluon_kl.inputs import (
-    REDUCTIONS,
-    CheckedLoss,
-    Facts,
-    Frame,
-    check_choice,
-    check_flag,
-    check_number,
-    check_same_shape,
-    fit_sample_weight,
-    is_number,
-    normal_axis,
-    own,
-    weigh,
-)
+from gluon_kl import diagnostics
+from gluon_kl.checks import REDUCTIONS, check_choice, check_flag, check_number, is_number
+from gluon_kl.description import BernoulliDescription, Description
+from gluon_kl.gluon1 import CheckedLoss, own
+
+from mxnet.ndarray import NDArray
 
 SPACES = ("probs", "logits")
 
@@ -133,8 +123,6 @@ class BernoulliKLLoss(CheckedLoss):
     [1.3416]
     """
 
-    _numeric = ("label",)
-    _alike = ("label",)
     _direction = "KL(Bernoulli(label) ‖ Bernoulli(pred)) in nats"
 
     def __init__(
@@ -148,6 +136,7 @@ class BernoulliKLLoss(CheckedLoss):
         self._reduction = reduction
         self._label_space = label_space
         self._pred_space = "probs" if from_sigmoid else "logits"
+        self._set_out()
 
     def _describe(self) -> str:
         return (f"from_sigmoid={self._from_sigmoid}, weight={self._weight}, batch_axis={self._batch_axis}, "
@@ -156,7 +145,8 @@ class BernoulliKLLoss(CheckedLoss):
     @own
     def hybrid_forward(self, F: Any, pred: Any, label: Any, sample_weight: Any = None) -> Any:
         """The loss of arrays or Symbols, for subclasses that override this method."""
-        return self._loss(pred, self._fit_number(label), sample_weight)
+        label = label if isinstance(label, NDArray) else self._fit_number(label)
+        return self._road(self, (pred, label, sample_weight))
 
     def _fit_number(self, label: Any) -> Any:
         """A label that is a number, checked with every call, as a float."""
@@ -167,13 +157,9 @@ class BernoulliKLLoss(CheckedLoss):
             raise ValueError(f"label must lie between 0 and 1, a probability since label_space='probs', not {label!r}")
         return number
 
-    def _check(self, *arrays: Any) -> Tuple[Tuple[Any, ...], Frame]:
-        pred, label, weight = arrays
-        shape = pred.shape
-        if not is_number(label):
-            check_same_shape("pred", "label", shape, label.shape)
-        frame = Frame(shape, normal_axis("batch_axis", self._batch_axis, shape, "pred"), None)
-        return (pred, label, None if weight is None else fit_sample_weight(weight, frame)), frame
+    def _description(self) -> Description:
+        return BernoulliDescription(self._weight, self._batch_axis, self._reduction, self._pred_space,
+                                    self._label_space)
 
     def check_inputs(self, pred: Any, label: Any, sample_weight: Any = None) -> None:
         """Look at the values once, on a first batch or while debugging, and name a likely mistake.
@@ -215,26 +201,3 @@ class BernoulliKLLoss(CheckedLoss):
         label = self._fit_number(label)
         (pred, label, weight), frame = self._check(*self._real(pred, label, sample_weight))
         diagnostics.check_bernoulli(pred, label, weight, frame.batch_axis, self._pred_space, self._label_space)
-
-    def _fused(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
-        pred, label, weight = inputs
-        value: Dict[str, Any] = {}
-        if is_number(label):
-            label, value = None, {"target_value": label}
-        return self._call_fused(
-            F, facts, {"pred": pred, "target": label, "weight": weight}, form="bernoulli",
-            pred=self._pred_space, target=self._label_space, **value)
-
-    def _over_operators(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
-        pred, label, weight = self._lifted(F, facts, inputs)
-        spaces = self._pred_space, self._label_space
-        if self._weight == 0:  # all ones by now, which are finite as scores
-            spaces = "logits", "logits"
-
-        def terms(pred: Any, label: Any, mask: Any) -> Any:
-            pred, label = (divergence.silenced(F, x, mask, 0.5 if space == "probs" else 0)
-                           for x, space in zip((pred, label), spaces))
-            return divergence.bernoulli_terms(F, pred, label, pred_space=spaces[0], label_space=spaces[1])
-
-        out = weigh(F, terms, (pred, label), weight, None, facts)
-        return self._reduced(F, facts, out, self._reduction)

@@ -1,22 +1,12 @@
 """Knowledge distillation: a student learns from a teacher's softened predictions, and from labels."""
 
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, Optional
 
-from gluon_kl import diagnostics, divergence
-from gluon_kl.inputs import (
-    CheckedLoss,
-    Facts,
-    Frame,
-    check_axis,
-    check_between,
-    check_choice,
-    check_flag,
-    check_same_shape,
-    fit_sample_weight,
-    normal_axis,
-    own,
-    weigh,
-)
+from gluon_kl import diagnostics
+from gluon_kl.checks import check_axis, check_between, check_choice, check_flag, normal_axis
+from gluon_kl.description import Description, DistillationDescription
+from gluon_kl.gluon1 import CheckedLoss, own
+from gluon_kl.operators import js_form
 
 DIVERGENCES = ("kl", "reverse_kl", "js")
 
@@ -143,9 +133,6 @@ class DistillationLoss(CheckedLoss):
     [0.2103 1.3094]
     """
 
-    _names = ("pred", "label", "teacher_pred", "sample_weight")
-    _reduction = "row_mean"
-
     def __init__(
         self, temperature: float = 1.0, hard_weight: float = 0.5, sparse_label: bool = True,
         weight: Optional[float] = None, batch_axis: int = 0, *, axis: int = -1, divergence: str = "kl",
@@ -161,17 +148,14 @@ class DistillationLoss(CheckedLoss):
         check_choice("teacher_space", teacher_space, ("logits", "probs", "log_probs"))
         self._divergence = divergence
         self._teacher_space = teacher_space
-        self._unused = {0: "label", 1: "teacher_pred"}[int(hard_weight)] if hard_weight in (0, 1) else ""
-        self._optional = ("sample_weight", self._unused)
-        self._alike = ("teacher_pred",) if self._sparse_label else ("label", "teacher_pred")
-        self._fixed = ("label", "teacher_pred") if self._sparse_label else ("teacher_pred",)
         soft = {"kl": "KL(teacher_pred ‖ pred)", "reverse_kl": "KL(pred ‖ teacher_pred)",
                 "js": "JS(teacher_pred, pred)"}[divergence]
         self._direction = f"hard_weight * CE(label, pred) + (1 - hard_weight) * T² * {soft} in nats"
+        self._set_out()
 
     def _form(self) -> Dict[str, Any]:
-        """Which divergence it is, in the words of `divergence.pair_terms` and of the operator."""
-        return divergence.js_form(self._beta) if self._divergence == "js" else {"form": self._divergence}
+        """Which divergence it is, in the words of `operators.pair_terms` and of the fused operator."""
+        return js_form(self._beta) if self._divergence == "js" else {"form": self._divergence}
 
     def _describe(self) -> str:
         return (f"temperature={self._temperature}, hard_weight={self._hard_weight}, "
@@ -182,33 +166,11 @@ class DistillationLoss(CheckedLoss):
     @own
     def hybrid_forward(self, F: Any, pred: Any, label: Any, teacher_pred: Any, sample_weight: Any = None) -> Any:
         """The loss of arrays or Symbols, for subclasses that override this method."""
-        return self._loss(pred, label, teacher_pred, sample_weight)
+        return self._road(self, (pred, label, teacher_pred, sample_weight))
 
-    def _used(self, pred: Any, label: Any, teacher_pred: Any, weight: Any) -> Tuple[Any, ...]:
-        """The inputs, without the one whose part has no weight."""
-        return tuple(None if name == self._unused else x
-                     for name, x in zip(self._names, (pred, label, teacher_pred, weight)))
-
-    def _check(self, *arrays: Any) -> Tuple[Tuple[Any, ...], Frame]:
-        pred, label, teacher_pred, weight = self._used(*arrays)
-        shape = pred.shape
-        axis = normal_axis("axis", self._axis, shape, "pred")
-        batch_axis = normal_axis("batch_axis", self._batch_axis, shape, "pred")
-        if axis == batch_axis:
-            raise ValueError(f"axis = {self._axis} and batch_axis = {self._batch_axis} are the same axis "
-                             f"of pred of shape {shape}: categories and samples need one each")
-        if teacher_pred is not None:
-            check_same_shape("pred", "teacher_pred", shape, teacher_pred.shape)
-        if label is not None and not self._sparse_label:
-            check_same_shape("pred", "label", shape, label.shape)
-        elif label is not None and label.shape not in diagnostics.index_shapes(shape, axis):
-            per_row, column = diagnostics.index_shapes(shape, axis)
-            raise ValueError(
-                f"label of class indices must have the shape of pred without axis {self._axis}, {per_row}, or with 1 "
-                f"there, {column}, not {label.shape}; for one-hot rows set sparse_label=False")
-        frame = Frame(shape, batch_axis, axis)
-        weight = None if weight is None else fit_sample_weight(weight, frame)
-        return (pred, label, teacher_pred, weight), frame
+    def _description(self) -> Description:
+        return DistillationDescription(self._weight, self._batch_axis, self._axis, self._temperature, self._hard_weight,
+                                       self._sparse_label, self._teacher_space, self._form())
 
     def check_inputs(self, pred: Any, label: Any, teacher_pred: Any, sample_weight: Any = None) -> None:
         """Look at the values once, on a first batch or while debugging, and name a likely mistake.
@@ -258,51 +220,3 @@ class DistillationLoss(CheckedLoss):
         (pred, label, teacher_pred, weight), frame = self._check(*inputs)
         diagnostics.check_distillation(pred, label, teacher_pred, weight, frame.batch_axis, axis, self._sparse_label,
                                        self._teacher_space)
-
-    def _fused(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
-        pred, label, teacher_pred, weight = self._used(*inputs)
-        soft: Dict[str, Any] = {}
-        if teacher_pred is not None:
-            soft = {"target": self._teacher_space, "temperature": float(self._temperature), **self._form()}
-        return self._call_fused(
-            F, facts, {"pred": pred, "hard": label, "target": teacher_pred, "weight": weight},
-            axis=self._axis, pred="logits", hard="index" if self._sparse_label else "dense",
-            hard_weight=float(self._hard_weight), scale=self._temperature**2 if label is None else 1.0, **soft)
-
-    def _over_operators(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
-        used = list(self._used(*inputs))
-        sparse = self._sparse_label and used[1] is not None
-        if sparse:  # before it is lifted, while a graph knows its shape
-            used[1] = F.reshape_like(used[1], divergence.first_along(F, inputs[0], self._axis))
-        pred, label, teacher_pred, weight = self._lifted(F, facts, used)
-        if sparse:
-            if self._weight == 0:
-                label = F.zeros_like(label)  # the class that there always is
-            label = divergence.one_hot(F, label, pred, self._axis, self._batch_axis)
-        rows = divergence.Rows(weight is None) if facts is None else divergence.Rows(facts.row_weight, facts.single)
-
-        def terms(pred: Any, *targets: Any) -> Any:
-            *given, mask = targets
-            parts = []
-            if label is not None:
-                parts.append(self._hard_terms(F, pred, given.pop(0), rows, mask))
-            if teacher_pred is not None:
-                parts.append(self._soft_terms(F, pred, F.BlockGrad(given.pop(0)), rows, mask))
-            return sum(parts[1:], parts[0])
-
-        given = (pred, *(x for x in (label, teacher_pred) if x is not None))
-        out = weigh(F, terms, given, weight, self._axis, facts)
-        return self._reduced(F, facts, out, "row_mean", pred, weight, self._axis)
-
-    def _hard_terms(self, F: Any, pred: Any, label: Any, rows: divergence.Rows, mask: Any) -> Any:
-        """Of the cross-entropy with the label, weighted."""
-        log_pred = divergence.to_log(F, pred, "logits", self._axis, rows._replace(whole=False), mask)
-        return self._hard_weight * divergence.cross_entropy(F, log_pred, divergence.silenced(F, label, mask, 0))
-
-    def _soft_terms(self, F: Any, pred: Any, teacher_pred: Any, rows: divergence.Rows, mask: Any) -> Any:
-        """Of the divergence from the teacher, weighted."""
-        if self._teacher_space == "logits":
-            teacher_pred = teacher_pred / self._temperature
-        return (1 - self._hard_weight) * self._temperature**2 * divergence.pair_terms(
-            F, pred / self._temperature, teacher_pred, pred_space="logits", label_space=self._teacher_space,
-            axis=self._axis, rows=rows, mask=mask, label_grad=False, **self._form())

@@ -1,28 +1,13 @@
 """The divergence of diagonal Gaussians, as variational autoencoders use it."""
 
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, List, Optional
 
-from gluon_kl import diagnostics, divergence
-from gluon_kl.inputs import (
-    REDUCTIONS,
-    CheckedLoss,
-    Facts,
-    Frame,
-    check_choice,
-    check_not_negative,
-    check_number,
-    check_same_shape,
-    fit_sample_weight,
-    is_number,
-    narrowed,
-    normal_axis,
-    own,
-    weigh,
-    widened,
-)
-from gluon_kl.native import reaches
+from gluon_kl import diagnostics
+from gluon_kl.checks import REDUCTIONS, check_choice, check_not_negative, check_number, is_number
+from gluon_kl.description import Description, GaussianDescription
+from gluon_kl.gluon1 import CheckedLoss, own
 
-import mxnet as mx
+from mxnet.ndarray import NDArray
 
 SPREADS = ("log_variance", "std")
 
@@ -140,11 +125,6 @@ class GaussianKLLoss(CheckedLoss):
     [0.7613 1.7782]
     """
 
-    _names = ("mean", "log_variance", "prior_mean", "prior_log_variance", "sample_weight")
-    _optional = ("prior_mean", "prior_log_variance", "sample_weight")
-    _numeric = ("prior_mean", "prior_log_variance")
-    _alike = ("log_variance",)
-
     def __init__(
         self, weight: Optional[float] = None, batch_axis: int = 0, *, reduction: str = "sum", free_nats: float = 0.0,
         spread: str = "log_variance", prefix: Optional[str] = None, params: Any = None,
@@ -157,6 +137,7 @@ class GaussianKLLoss(CheckedLoss):
         self._spread = spread
         own = "exp(log_variance)" if spread == "log_variance" else "std²"
         self._direction = f"KL(N(mean, {own}) ‖ prior) in nats"
+        self._set_out()
 
     def _describe(self) -> str:
         return (f"weight={self._weight}, batch_axis={self._batch_axis}, reduction={self._reduction!r}, "
@@ -169,14 +150,14 @@ class GaussianKLLoss(CheckedLoss):
     ) -> Any:
         """The loss of arrays or Symbols, for subclasses that override this method."""
         prior = self._fit_numbers(prior_mean, prior_log_variance)
-        return self._loss(mean, log_variance, *prior, sample_weight)
+        return self._road(self, (mean, log_variance, *prior, sample_weight))
 
     def _fit_numbers(self, *prior: Any) -> List[Any]:
         """Priors that are numbers, checked with every call, as floats; None for those of the standard prior."""
         fitted: List[Any] = []
         std = self._spread == "std"
-        for name, x, standard in zip(self._numeric, prior, (0, 1 if std else 0)):
-            if is_number(x):
+        for name, x, standard in zip(GaussianDescription.numeric, prior, (0, 1 if std else 0)):
+            if x is not None and not isinstance(x, NDArray) and is_number(x):
                 number = float(check_number(name, x))
                 if name == "prior_log_variance" and std and not number > 0:
                     raise ValueError(f"{name} must be positive, a standard deviation since spread='std', not {x!r}")
@@ -184,14 +165,9 @@ class GaussianKLLoss(CheckedLoss):
             fitted.append(x)
         return fitted
 
-    def _check(self, *arrays: Any) -> Tuple[Tuple[Any, ...], Frame]:
-        mean, log_variance, *prior, weight = arrays
-        shape = mean.shape
-        check_same_shape("mean", "log_variance", shape, log_variance.shape)
-        prior = [fit_prior(name, x, shape) for name, x in zip(self._numeric, prior)]
-        frame = Frame(shape, normal_axis("batch_axis", self._batch_axis, shape, "mean"), None)
-        weight = None if weight is None else fit_sample_weight(weight, frame, "mean")
-        return (mean, log_variance, *prior, weight), frame
+    def _description(self) -> Description:
+        return GaussianDescription(self._weight, self._batch_axis, self._reduction, self._free_nats,
+                                   self._spread == "std")
 
     def check_inputs(
         self, mean: Any, log_variance: Any, prior_mean: Any = None, prior_log_variance: Any = None,
@@ -237,84 +213,3 @@ class GaussianKLLoss(CheckedLoss):
         (mean, log_variance, *prior, weight), frame = self._check(
             *self._real(mean, log_variance, prior_mean, prior_log_variance, sample_weight))
         diagnostics.check_gaussian(mean, log_variance, prior[0], prior[1], weight, frame.batch_axis, self._spread)
-
-    def _fused(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
-        named = dict(zip(("mean", "log_variance", "prior_mean", "prior_log_variance", "weight"), inputs))
-        numbers: Dict[str, Any] = {}
-        for name in self._numeric:
-            if is_number(named[name]):
-                numbers[name], named[name] = named[name], None
-            elif facts is None and named[name] is not None:
-                named[name] = spread_out(named[name], named["mean"])
-        return self._call_fused(F, facts, named, form="gaussian", spread=self._spread,
-                                free_nats=float(self._free_nats), **numbers)
-
-    def _compute(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
-        if facts is None and self._only_sums() and all(x is None for x in inputs[2:]) and not reaches(None):
-            return self._sums_in_a_graph(F, *inputs[:2])
-        return super()._compute(F, facts, *inputs)
-
-    def _only_sums(self) -> bool:
-        """Whether nothing is asked of the terms but their sums."""
-        # A larger weight would lift finite sums to where `gaussian_sums` takes them for infinite.
-        return self._reduction != "none" and self._free_nats == 0 and (self._weight is None or 0 < self._weight < 1e20)
-
-    def _sums_in_a_graph(self, F: Any, mean: Any, log_variance: Any) -> Any:
-        """To the standard prior, where dtypes are unknown: in float64, and the sums in the dtype that is due."""
-        rows, zero = widened(F, (mean, log_variance), self._batch_axis)
-        gap, d = divergence.gaussian_differences(F, *rows, std=self._spread == "std")
-        sums = divergence.gaussian_sums(F, F.square(gap), d, None, self._reduction == "mean", True, self._weight or 1.0)
-        return F.reshape(narrowed(F, sums, zero), shape=(-1,))
-
-    def _over_operators(self, F: Any, facts: Optional[Facts], *inputs: Any) -> Any:
-        std = self._spread == "std"
-        # In float64, what is to be right in float32 takes a third of the passes.
-        wide = facts is not None and "float64" not in facts.dtypes
-        # Where nothing but the sums of samples is asked for, fewer still; the means stay in float32.
-        summed = wide and self._only_sums() and inputs[3] is inputs[4] is None
-        in_float64 = [name for name in self._names if not (summed and name in ("mean", "prior_mean"))] if wide else ()
-        mean, log_variance, *prior, weight = self._lifted(F, facts, inputs, in_float64)
-        if facts is None:
-            prior = [x if x is None else F.broadcast_like(x, mean) for x in prior]
-        if facts is not None and summed:
-            gap, d = divergence.gaussian_differences(F, mean, log_variance, *prior, std=std)
-            squares = F.cast(F.square(gap), dtype="float64") if facts.long else F.square(gap)
-            out = divergence.gaussian_sums(F, squares, d, self._axis_of_samples(facts), self._reduction == "mean",
-                                           facts.long, self._weight or 1.0)
-            return F.reshape(F.cast(out, dtype="float32") if facts.long else out, shape=(-1,))
-        present = [x is not None for x in prior]
-        least = self._free_nats * (2 if wide else 1)
-
-        def terms(*given: Any) -> Any:
-            *given, mask = given
-            silent = (0, 1 if std else 0) * 2  # of the means, and of the spreads
-            silent = [value for value, here in zip(silent, (True, True, *present)) if here]
-            kept = iter([divergence.silenced(F, x, mask, value) for x, value in zip(given, silent)])
-            mean, log_variance = next(kept), next(kept)
-            differences = divergence.gaussian_differences(
-                F, mean, log_variance, *(next(kept) if here else None for here in present), std=std)
-            out = divergence.gaussian_terms(F, *differences, doubled=wide)
-            return F.where(out < least, F.ones_like(out) * least, out) if least else out
-
-        given = (mean, log_variance, *(x for x in prior if x is not None))
-        out = self._reduced(F, facts, weigh(F, terms, given, weight, None, facts), self._reduction,
-                            scale=0.5 if wide else 1.0)
-        return F.cast(out, dtype="float32") if wide else out
-
-
-def fit_prior(name: str, prior: Any, shape: Tuple[int, ...]) -> Any:
-    """A prior broadcast to `shape`; a number or None as it is."""
-    if prior is None or is_number(prior):
-        return prior
-    size = (1,) * (len(shape) - len(prior.shape)) + prior.shape
-    if len(size) != len(shape) or any(have not in (1, want) for have, want in zip(size, shape)):
-        raise ValueError(f"{name} of shape {prior.shape} does not broadcast to mean of shape {shape}: pass a number, "
-                         f"or an array whose axes, counted from the last, are each 1 or that of mean")
-    if size != prior.shape:
-        prior = prior.reshape(size)
-    return prior if size == shape or 0 in shape else prior.broadcast_to(shape)
-
-
-def spread_out(prior: Any, mean: Any) -> Any:
-    """A prior broadcast to `mean`, where neither shapes nor dtypes are known: by NumPy's addition of nothing."""
-    return (prior.as_np_ndarray() + mx.sym.zeros_like(mean).as_np_ndarray()).as_nd_ndarray()

@@ -3,7 +3,7 @@
 import math
 from typing import Any, List, Optional
 
-from gluon_kl.loss import JSDivLoss, KLDivLoss
+from gluon_kl.pair import JSDivLoss, KLDivLoss
 
 import mxnet as mx
 from mxnet.metric import EvalMetric, alias, check_label_shapes, register

@@ -4,8 +4,7 @@ import copy
 import itertools
 import pickle
 
-from gluon_kl import DistillationLoss, GaussianKLLoss, KLDivLoss
-from gluon_kl.inputs import follow
+from gluon_kl import DistillationLoss, GaussianKLLoss, KLDivLoss, mxnet_private
 
 import mxnet as mx
 import numpy as np
@@ -313,7 +312,7 @@ def test_recording_marks_nothing(run, rng, categories):
             out = loss(*arrays)
             arrays[1 - learned] += 0
             loss(mx.nd.array(pred), mx.nd.array(label))  # nothing to follow at all
-        assert [follow(x)[0] for x in arrays] == [learned == 0, learned == 1]
+        assert [mxnet_private.is_followed(x) for x in arrays] == [learned == 0, learned == 1]
         out.backward()
         want = oracle.kl_gradients(pred, label, from_logits=False, reduction="sum")[learned]
         np.testing.assert_allclose(arrays[learned].grad.asnumpy(), want, rtol=1e-4, atol=1e-5)
@@ -382,18 +381,18 @@ def test_optional_inputs_take_turns(run, rng):
 
 def test_kinds_of_call(run, rng, monkeypatch):
     """A call like one before skips the checks; any other is checked, however many there were."""
-    monkeypatch.setattr("gluon_kl.inputs._KINDS", 5)
+    monkeypatch.setattr("gluon_kl.base.KEYS", 5)
     loss = run.prepare(KLDivLoss(False, reduction="sum"))
     for samples in (*range(1, 15), *range(1, 15)):
         pred, label = example(rng, (samples, 6))
         expected = oracle.kl_divergence(pred, label, from_logits=False, reduction="sum")
         np.testing.assert_allclose(loss(mx.nd.array(pred), mx.nd.array(label)).asnumpy(), expected, rtol=1e-4)
-        assert 0 < len(loss._kinds) <= 5
+        assert 0 < len(loss._road.keys) <= 5
         with pytest.raises(ValueError, match="must have the same shape"):
             loss(mx.nd.array(pred), mx.nd.array(label[:, :5]))
         with pytest.raises(TypeError, match="label must be an MXNet array"):
             loss(mx.nd.array(pred), label)
-    assert not pickle.loads(pickle.dumps(loss))._kinds
+    assert not pickle.loads(pickle.dumps(loss))._road.keys
 
 
 @pytest.mark.parametrize("other", [mx.nd.array, mx.np.array])
@@ -403,7 +402,9 @@ def test_kinds_of_call_with_numpy_arrays(run, rng, monkeypatch, other):
     pred, label = example(rng, (3, 6))
     loss(mx.nd.array(pred), mx.nd.array(label))
     checks = []
-    monkeypatch.setattr(loss, "_check", lambda *arrays: checks.append(arrays) or type(loss)._check(loss, *arrays))
+    description = loss._road.description
+    check = description.check
+    monkeypatch.setattr(description, "check", lambda *arrays: checks.append(arrays) or check(*arrays))
     for _ in range(2):
         got = loss(mx.np.array(pred), other(label))
         assert type(got) is mx.np.ndarray and not checks

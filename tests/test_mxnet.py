@@ -185,7 +185,7 @@ if added:
     assert ("distutils" in sys.modules) == had_distutils
     import mxnet.ndarray.ndarray as module
     assert module.np is not numpy and module.np.float32 is numpy.float32 and module.np.bool is bool
-    assert gluon_kl.loss.__dict__["__builtins__"] in (builtins, builtins.__dict__)
+    assert gluon_kl.pair.__dict__["__builtins__"] in (builtins, builtins.__dict__)
 """)
     assert said == ""
 

@@ -10,7 +10,7 @@ import zlib
 
 import gluon_kl
 from gluon_kl import _mxnet, native
-from gluon_kl.inputs import follow
+from gluon_kl.autograd import fused_in_users_graph, prepare_for_autograd
 
 import mxnet as mx
 import numpy as np
@@ -379,8 +379,8 @@ class Many(mx.gluon.HybridBlock):
         options = dict(pred=pred_space, target=label_space)
         if F is mx.sym:
             given = {"pred": pred, "target": label, "weight": weight}
-            return sum(native.fused_in_graph(given, scale=1.0 + i // 2, **options) for i in range(self.n))
-        arrays = [[follow(x)[1] for x in (pred, label, weight)] for _ in range(self.n)]
+            return sum(fused_in_users_graph(given, scale=1.0 + i // 2, **options) for i in range(self.n))
+        arrays = [prepare_for_autograd((pred, label, weight), (None,) * 3)[1] for _ in range(self.n)]
         return sum(divergence(F, *arrays[i], grad=ALL, scale=1.0 + i // 2, **options) for i in range(self.n))
 
 
@@ -420,8 +420,8 @@ def test_two_live_losses_share_a_label():
         pred.attach_grad()
         for _ in range(3):
             with autograd.record():
-                first = divergence(mx.nd, follow(pred)[1], follow(label)[1], pred="logits")
-                second = divergence(mx.nd, follow(pred)[1], follow(label)[1], pred="logits")
+                first = divergence(mx.nd, *prepare_for_autograd((pred, label), (None, None))[1], pred="logits")
+                second = divergence(mx.nd, *prepare_for_autograd((pred, label), (None, None))[1], pred="logits")
             first.backward()
             once = pred.grad.asnumpy()
             second.backward()

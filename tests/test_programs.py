@@ -306,10 +306,10 @@ def test_no_infinite_scalar(name):
                 x.attach_grad()
         with autograd.record() if recording else autograd.pause():
             checked, frame = loss._check(*arrays)
-            checked, facts = loss._observe(checked, frame)
+            key = loss._road.key_of(checked, frame, mx.cpu())
         symbols = [x if x is None or isinstance(x, float) else mx.sym.var(f"data{i}") for i, x in enumerate(checked)]
-        graphs = [loss._compute(mx.sym, facts, *symbols),
-                  loss._compute(mx.sym, facts._replace(long=True, small=False), *symbols),
+        graphs = [loss._road.compute(mx.sym, key, symbols),
+                  loss._road.compute(mx.sym, key._replace(long=True, small=False), symbols),
                   loss(*symbols)]
         for graph in graphs:
             texts = list(scalars(graph))
@@ -572,7 +572,7 @@ def test_shapes_are_inferred_from_the_first_input(path, name):
     loss, graph, present = graph_of(name)
     first = loss._names[0]
     # One at a time: MXNet counts an unknown rank as -1 in the buffer of shapes that it fills for an extension.
-    alike = [key for key in present if key in loss._alike][-1:]
+    alike = [key for key in present if key in loss._road.description.same_shape_inputs][-1:]
     left_open = {key: x.shape for key, x in present.items() if key not in alike}
     shapes, outs, _ = graph.infer_shape(**{**left_open, first: (4, 5)})
     assert dict(zip(graph.list_arguments(), shapes)) == {key: x.shape for key, x in present.items()}

@@ -380,6 +380,7 @@ def test_a_weight_of_zero_in_a_row_that_is_not_finite(run, size):
             given[bad][0] = math.nan
         each = copy.copy(loss)
         each._reduction = "none"
+        each._set_out()
         terms = run(each, *given)
         silent = np.broadcast_to(weight == 0, terms.shape)
         lost = ~np.isfinite(terms)
@@ -737,7 +738,7 @@ def test_few_graphs_are_kept(path, rng):
         with mx.autograd.record():
             out = JSDivLoss.__call__(loss, *[x.swapaxes(1, rank - 1) for x in arrays])
         pending.append((arrays[0], out))
-        assert len(loss._graphs) <= 8
+        assert 0 < len(loss._own_graphs) <= 8
     want = JSDivLoss(False, reduction="sum")(*map(mx.nd.array, (pred, label))).asnumpy()
     for x, out in pending:
         out.backward()
@@ -1149,7 +1150,7 @@ def check_open_shapes():
             given = [key for key, x in zip(names, inputs) if x is not None]
             graph = loss(*[mx.sym.var(key) if key in given else None for key in names])
             sizes = {key: x.shape for key, x in zip(names, inputs) if x is not None}
-            alike = member.make()._alike
+            alike = member.make()._road.description.same_shape_inputs
             for rank in range(2, 12):
                 shapes = {key: (2,) * (rank - 2) + tuple(1 if n == 1 else 2 for n in sizes[key]) for key in given}
                 for known in itertools.chain.from_iterable(

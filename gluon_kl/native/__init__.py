@@ -5,20 +5,15 @@
 
 import ctypes
 import functools
-import itertools
 import os
 import threading
 from typing import Any, Dict, Mapping, Optional, Sequence, Tuple
 
-from gluon_kl import __version__
+from gluon_kl import __version__, mxnet_private
 
 import mxnet as mx
-from mxnet.base import _LIB, OpHandle, c_str, check_call, mx_uint
-from mxnet.name import NameManager
-from mxnet.ndarray.register import _make_ndarray_function
-from mxnet.symbol.register import _make_symbol_function
 
-__all__ = ["fused", "fused_in_graph", "info", "is_available", "reaches", "why_not"]
+__all__ = ["fused", "info", "is_available", "supports_device", "why_not"]
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
 _NAME, _LIKE = "_gluon_kl_divergence", "_gluon_kl_like"
@@ -47,8 +42,10 @@ def _library_path():
 
 def _handle(name=_NAME):
     """An operator in MXNet's registry, or None."""
-    handle = OpHandle()
-    return None if _LIB.NNGetOpHandle(c_str(name), ctypes.byref(handle)) else handle
+    try:
+        return mxnet_private.operator_handle(name)
+    except mx.MXNetError:
+        return None
 
 
 def _open(path):
@@ -79,8 +76,7 @@ def _load():
         path = _library_path()
         library = _open(path)
         if _handle() is None:  # a second load fails, and breaks what the first registered
-            # Not mx.library.load: that makes every function of MXNet's anew, and AMP's wrappers around them are gone.
-            check_call(_LIB.MXLoadLib(c_str(path), mx_uint(0)))
+            mxnet_private.load_library(path)
         return library, None
     except (_Unavailable, AttributeError, OSError, mx.MXNetError) as error:
         return None, str(error)
@@ -97,15 +93,14 @@ def _operators():
     library, reason = _loaded()
     if library is None:
         raise RuntimeError("the fused operator is not available: " + reason)
-    handle = _handle()
-    return _make_ndarray_function(handle, _NAME, _NAME), _make_symbol_function(handle, _NAME, _NAME)
+    return mxnet_private.array_function(_NAME), mxnet_private.symbol_function(_NAME)
 
 
 @functools.lru_cache(maxsize=None)
 def _on_symbols(name):
     """An operator, without what AMP has put around its function: a cast would stand between what is tied."""
     _operators()
-    return _make_symbol_function(_handle(name), name, name)
+    return mxnet_private.symbol_function(name)
 
 
 def is_available() -> bool:
@@ -153,7 +148,7 @@ def info() -> Optional[Dict[str, Any]]:
     return {"isa": library.gluon_kl_isa().decode(), "threads": library.gluon_kl_threads()}
 
 
-def reaches(device: Any) -> bool:
+def supports_device(device: Any) -> bool:
     """Whether the operator can take a call, or MXNet's operators must.
 
     Real arrays must be on a CPU. Where Symbols come without a device that is not known: MXNet must be built for CPUs
@@ -164,7 +159,7 @@ def reaches(device: Any) -> bool:
     return device.device_type == "cpu" and is_available()
 
 
-def carry(x: Any) -> Any:
+def operator_dtype(x: Any) -> Any:
     """A Symbol of any dtype as one that an operator of an extension takes: boolean as float32.
 
     Under AMP the addition is one of the functions that lift bfloat16.
@@ -188,7 +183,8 @@ def fused(F: Any, inputs: Mapping[str, Any], grad: Sequence[str], **options: Any
     """A divergence per sample, in nats, as one operator.
 
     The interface hides two things from an operator: that a gradient adds up (it would be lost) and that one is not
-    wanted. Arrays must have passed `inputs.follow`; Symbols go through `fused_in_graph` where the graph is not ours.
+    wanted. Arrays must have passed `autograd.prepare_for_autograd`; Symbols go through `autograd.fused_in_users_graph`
+    where the graph is not ours.
 
     Parameters
     ----------
@@ -232,33 +228,7 @@ def fused(F: Any, inputs: Mapping[str, Any], grad: Sequence[str], **options: Any
     return result[0] if isinstance(result, list) else result
 
 
-def fused_in_graph(inputs: Mapping[str, Any], fixed: Sequence[str] = (), **options: Any) -> Any:
-    """`fused` on the Symbols of a user's graph, where neither dtypes are known nor which gradients are wanted.
-
-    The gradient to the first input is one node's. Those to the others but `fixed`, which get none, are those of another
-    node without a value, the anchor, so that MXNet leaves out what nobody asks for.
-    """
-    (first, pred), *others = [(name, x) for name, x in inputs.items() if x is not None]
-    # An operator of MXNet's own keeps grad_req="add" and sums over many uses right; unless its attributes tell it
-    # from every other, MXNet merges it with theirs, and the sum lands on the operator again.
-    with mx.AttrScope(__gluon_kl_use__=_use()):
-        pred = mx.sym.identity(pred)
-        # print_summary takes what an operator makes of class indices alone for a layer, with two axes at least.
-        others = [(name, mx.sym.expand_dims(x, axis=0) if _is_index(name, options) else x) for name, x in others]
-        given = {first: pred, **{name: carry(x) for name, x in others}}
-    given = _with_known_ranks(given, options)
-    given.update({name: mx.sym.BlockGrad(given[name]) for name, _ in others if name in fixed})
-    learned = [name for name, _ in others if name not in fixed]
-    if options.get("reduction") == "none":  # a second result of this size would cost more than a gradient
-        return fused(mx.sym, given, [first, *learned], **options)
-    seen = {name: mx.sym.BlockGrad(x) if name in learned else x for name, x in given.items()}
-    if learned:
-        silent = {name: mx.sym.BlockGrad(x) if name == first else x for name, x in given.items()}
-        seen["anchor"] = fused(mx.sym, silent, learned, **{**options, "value": 0, "keep": 0})
-    return fused(mx.sym, seen, [first], **options)
-
-
-def _with_known_ranks(given: Dict[str, Any], options: Mapping[str, Any]) -> Dict[str, Any]:
+def with_known_ranks(given: Dict[str, Any], options: Mapping[str, Any]) -> Dict[str, Any]:
     """The inputs, so that MXNet asks the operator for shapes where it knows the rank of each, or else raises an error.
 
     Asked with a rank open, it would overrun its memory (native/op.cc). An input of the first one's shape is tied to it
@@ -267,7 +237,7 @@ def _with_known_ranks(given: Dict[str, Any], options: Mapping[str, Any]) -> Dict
     """
     like, pick, tie, block = map(_on_symbols, (_LIKE, "pick", "_identity_with_attr_like_rhs", "BlockGrad"))
     pred, *_ = given.values()
-    indices = [name for name in given if _is_index(name, options)]
+    indices = [name for name in given if is_index(name, options)]
     tied = [name for name in [*given][1:] if name not in ("weight", *indices)]
     # MXNet goes through a graph by the order of inputs: these come first, and the operator ignores them.
     ranks = {"pred": like(pred, known=1)} if not tied else {}
@@ -281,19 +251,5 @@ def _with_known_ranks(given: Dict[str, Any], options: Mapping[str, Any]) -> Dict
     return {**{f"rank_of_{name}": block(x) for name, x in ranks.items()}, **given}
 
 
-def _is_index(name: str, options: Mapping[str, Any]) -> bool:
+def is_index(name: str, options: Mapping[str, Any]) -> bool:
     return name == "hard" and options.get("hard") == "index"
-
-
-_USES = itertools.count()
-
-
-def _use() -> str:
-    """A text that no other use in the graph at hand has, and that a second trace of the same graph has again."""
-    # Gluon names what it traces by a manager that the outermost block enters, anew for each trace.
-    manager = getattr(NameManager._current, "value", None)
-    while manager is not None and manager._old_manager is not None and manager._old_manager._old_manager is not None:
-        manager = manager._old_manager
-    if manager is None or manager._old_manager is None:
-        return f"free{next(_USES)}"
-    return manager.get(None, "use")

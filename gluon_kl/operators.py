@@ -1,4 +1,4 @@
-"""The formulas, elementwise over ``F`` (``mx.nd`` or ``mx.sym``), in nats.
+"""The formulas over MXNet's operators, elementwise over ``F`` (``mx.nd`` or ``mx.sym``), in nats.
 
 Nothing here knows of Blocks, and inputs are already of one floating dtype.
 Where a formula meets infinities it selects the argument, never the result:
@@ -11,7 +11,7 @@ rows there too, no operator is used that fails on an unknown or empty shape (``s
 """
 
 import math
-from typing import Any, Dict, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, NamedTuple, Optional, Sequence, Tuple
 
 import mxnet as mx
 
@@ -114,8 +114,8 @@ def sum_per_sample(
     """Reduce every axis but `batch_axis`, by sum or mean, times `scale`: shape (batch,).
 
     `batch_axis` None says that the terms are rows, (batch, terms). `long` asks for sums in float64: the fast one adds
-    up in the dtype of the terms. `rows`, from `heard_rows`, asks for the mean over those that count; a sample without
-    one has 0.
+    up in the dtype of the terms. `rows`, from `nonzero_weight_rows`, asks for the mean over those that count; a
+    sample without one has 0.
     """
     terms = as_rows(F, terms, batch_axis)
     ones = _ones(F, terms)
@@ -150,7 +150,7 @@ def first_along(F: Any, x: Any, axis: int) -> Any:
     return first if axis == 0 else F.swapaxes(first, dim1=0, dim2=axis)
 
 
-def heard_rows(F: Any, x: Any, weight: Any, axis: int) -> Any:
+def nonzero_weight_rows(F: Any, x: Any, weight: Any, axis: int) -> Any:
     """1 for each row of `x` along `axis` that has a weight other than 0, else 0; x's shape, but 1 along `axis`."""
     rows = F.ones_like(first_along(F, x, axis))
     return rows if weight is None else F.broadcast_like(F.max(weight != 0, axis=axis, keepdims=True), rows)
@@ -331,8 +331,8 @@ def pair_terms(
 
     What a `mask` silences is finite, with gradients of 0.
     """
-    own = {"pred_space": pred_space, "label_space": label_space}
-    given = {"axis": axis, "rows": rows, "mask": mask}
+    own: Dict[str, Any] = {"pred_space": pred_space, "label_space": label_space}
+    given: Dict[str, Any] = {"axis": axis, "rows": rows, "mask": mask}
     if form == "kl":
         return kl_terms(F, pred, label, epsilon=epsilon, label_grad=label_grad, **own, **given)
     if form == "reverse_kl":
@@ -385,33 +385,33 @@ def gaussian_differences(
 
     Spreads are log-variances, or standard deviations if `std`; None stands for those of a standard prior.
     """
-    gap = mean if prior_mean is None else mean - prior_mean
+    distance = mean if prior_mean is None else mean - prior_mean
     if std:
         d = 2 * F.log(spread if prior_spread is None else spread / prior_spread)
-        return gap if prior_spread is None else gap / prior_spread, d
+        return distance if prior_spread is None else distance / prior_spread, d
     if prior_spread is None:
-        return gap, spread
-    # Scaled in two steps, since exp may overflow where the product fits; and 0 * inf at no gap is 0.
-    scale = F.exp(-0.25 * F.where(gap == 0, F.zeros_like(gap), prior_spread))
-    return gap * scale * scale, spread - prior_spread
+        return distance, spread
+    # Scaled in two steps, since exp may overflow where the product fits; and 0 * inf at no distance is 0.
+    scale = F.exp(-0.25 * F.where(distance == 0, F.zeros_like(distance), prior_spread))
+    return distance * scale * scale, spread - prior_spread
 
 
-def gaussian_terms(F: Any, gap: Any, d: Any, doubled: bool = False) -> Any:
-    """KL(N(m, v) || N(m', v')) of every dimension, with gap = (m - m') / sqrt(v') and d = log v - log v'.
+def gaussian_terms(F: Any, distance: Any, d: Any, doubled: bool = False) -> Any:
+    """KL(N(m, v) || N(m', v')) of every dimension, with distance = (m - m') / sqrt(v') and d = log v - log v'.
 
-    ``(gap^2 + expm1(d) - d) / 2``: both summands are at least 0. `doubled` asks for twice that, of float64 that
+    ``(distance^2 + expm1(d) - d) / 2``: both summands are at least 0. `doubled` asks for twice that, of float64 that
     stands for float32: exp(d) - 1 has digits enough then.
     """
     if doubled:
         excess = F.exp(d) - 1 - F.minimum(d, _HUGE)  # at +inf, inf - inf is avoided
-        return F.square(gap) + _not_negative(F, excess)
-    return F.add_n(F.square(gap * math.sqrt(0.5)), *_half_expm1_excess(F, d))
+        return F.square(distance) + _not_negative(F, excess)
+    return F.add_n(F.square(distance * math.sqrt(0.5)), *_half_expm1_excess(F, d))
 
 
 def gaussian_sums(
     F: Any, squares: Any, d: Any, batch_axis: Optional[int], mean: bool, long: bool, scale: float,
 ) -> Any:
-    """The terms of squared gaps and of `d` in float64 reduced as by `sum_per_sample`, in fewer passes, to one column.
+    """The terms of squared distances and of `d` in float64 reduced as by `sum_per_sample`, in fewer passes: a column.
 
     If `long`, squares and result are in float64, else in float32. A square may overflow before its half does. What
     takes two arrays is NumPy's: before MXNet's own, AMP puts a cast that refuses float64 on CPUs.
@@ -496,8 +496,8 @@ def bernoulli_terms(
     else:  # where a probability is 0, so is the derivative of its logarithm, as in `log_of_probs`
         ratios = [F.minimum(x * (y != 0) / (y + (y == 0)), _HUGE) for x, y in ((not_p, not_q), (p, q))]
         to_pred = ratios[0] - ratios[1]
-    surprise = F.where(absent, zero + math.log(epsilon), s) - z
-    to_label = F.where(is_finite(surprise) + (surprise != surprise), surprise, zero)
+    log_ratio = F.where(absent, zero + math.log(epsilon), s) - z
+    to_label = F.where(is_finite(log_ratio) + (log_ratio != log_ratio), log_ratio, zero)
     if label_space == "logits":
         to_label = p * not_p * to_label
     return _with_gradients(F, value, (pred, sign * to_pred), (label, sign * to_label))
@@ -517,3 +517,28 @@ def _with_gradients(F: Any, value: Any, *gradients: Any) -> Any:
     # The sign, since it is finite for every x; a gradient goes through this one unchanged.
     parts = [F.contrib.sign_ste(x) * gradient for x, gradient in gradients]
     return F.add_n(value, *[part - F.BlockGrad(part) for part in parts])
+
+
+def weigh(
+    F: Any, world: Any, terms: Callable[..., Any], inputs: Sequence[Any], weight: Any, axis: Optional[int],
+) -> Any:
+    """``terms(*inputs, mask) * weight``, where weight 0 silences even NaN: a whole row along `axis`, or a term.
+
+    What the mask of a weight silences must be finite, with gradients of 0. `inputs` have one shape; `weight` None is 1,
+    without a mask; `axis` None says that every term is a row of its own.
+    """
+    if weight is None:
+        return terms(*inputs, None)
+    none = weight == 0
+    weight, off = F.broadcast_like(weight, inputs[0]), F.broadcast_like(none, inputs[0])
+    by_row = axis is None or world.row_weight
+    rows_off = off if by_row else F.broadcast_like(F.min(none, axis=axis, keepdims=True), inputs[0])
+    heard = terms(*inputs, Mask(rows_off, off))
+    if not world.gradients[-1]:
+        return heard * weight
+    # The derivative with respect to a weight of 0 is the term itself, if its row is finite.
+    silent = F.BlockGrad(terms(*(F.BlockGrad(x) for x in inputs), None))
+    finite = is_finite(silent if axis is None else F.sum(silent, axis=axis, keepdims=True))
+    zero = F.zeros_like(weight)
+    silent = F.where(off * F.broadcast_like(finite, off), silent, zero)
+    return (F.where(off, zero, heard) + silent) * weight

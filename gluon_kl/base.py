@@ -1,0 +1,177 @@
+"""The road of a call, from top to bottom: arrays, checks, key, run."""
+
+import math
+import operator
+from typing import Any, Dict, List, Sequence, Tuple
+
+from gluon_kl import mxnet_private
+from gluon_kl.autograd import NoRows, prepare_for_autograd
+from gluon_kl.checks import DTYPE_NAMES, FLOATS, Frame, as_float, check_kinds, is_number
+from gluon_kl.description import Description
+from gluon_kl.native import SMALL, supports_device
+from gluon_kl.worlds import BY_HAND, TRACED, Known
+
+import mxnet as mx
+import numpy as np
+from mxnet import autograd
+from mxnet.ndarray import NDArray
+
+KEYS = 256  # keys that a loss remembers, of about 1 KB each: a program may never stop calling it in other ways
+_LENT = ("cpu_shared", "cpu_pinned")  # memory of a DataLoader's, as good as any other of the CPU
+_LONG = 1 << 14  # terms of a sample: beyond, MXNet's fast sum in float32 is off by more than 1e-6
+
+
+class Fused:
+    """One way to compute what a description says: the fused operator."""
+
+    def compute(self, F: Any, world: Any, description: Description, inputs: Sequence[Any]) -> Any:
+        """The loss of the inputs."""
+        arrays, options = description.fused(world, *inputs)
+        names = description.operator_names
+        no_grad = [name for name, own in zip(names, description.names) if own in description.no_grad_inputs]
+        return world.call_fused(F, dict(zip(names, arrays)), no_grad, options)
+
+
+class OverOperators:
+    """The other way: MXNet's operators."""
+
+    def compute(self, F: Any, world: Any, description: Description, inputs: Sequence[Any]) -> Any:
+        """The loss of the inputs."""
+        return description.over_operators(F, world, *inputs)
+
+
+FUSED, OVER_OPERATORS = Fused(), OverOperators()
+
+
+class Road:
+    """Takes the calls of one loss. It remembers which calls passed the checks, so that one like these skips them."""
+
+    def __init__(self, description: Description) -> None:
+        self.description = description
+        self.keys: Dict[Tuple[Any, ...], Known] = {}
+
+    def __call__(self, block: Any, given: Sequence[Any]) -> Any:
+        """The loss of arrays or Symbols, of which all are given or None."""
+        numpy_kind = isinstance(given[0], (mx.np.ndarray, mxnet_private.NumpySymbol))
+        inputs: List[Any] = []
+        kind: List[Any] = []  # what the checks go by, if all are arrays or floats or left out; else it is kept nowhere
+        for x in given:
+            if x is not None and type(x) is not NDArray:
+                x = as_legacy(x)
+            if type(x) is NDArray:
+                place = x.context
+                kind.append((x.shape, x.dtype, place.device_typeid, place.device_id))
+            else:
+                kind.append(type(x))
+            inputs.append(x)
+        key = self.keys.get(tuple(kind))
+        if key is not None:
+            out = self.run(block, inputs, key)
+        elif check_kinds(self.description.names, inputs, self.description.optional, self.description.numeric):
+            out = block.of_symbols(inputs)
+        else:
+            out = self._first_of_kind(block, tuple(kind), inputs, numpy_kind)
+        return out.as_np_ndarray() if numpy_kind else out
+
+    def _first_of_kind(self, block: Any, kind: Tuple[Any, ...], inputs: Sequence[Any], numpy_kind: bool) -> Any:
+        """The long way, which arrays need not go again: their key is kept if they pass the checks as they are."""
+        checked, frame = self.description.check(*inputs)
+        if 0 in frame.shape:
+            return self._without_rows(checked, frame, numpy_kind)
+        here, device = in_one_place(self.description.names, checked)
+        key = self.key_of(here, frame, device)
+        if all(map(operator.is_, here, inputs)):
+            if len(self.keys) >= KEYS:
+                self.keys = {}
+            self.keys[kind] = key
+        return self.run(block, here, key)
+
+    def key_of(self, inputs: Sequence[Any], frame: Frame, device: Any) -> Known:
+        """What is known of the checked inputs but for what autograd follows."""
+        dtypes = tuple([None if x is None else "number" if type(x) is float else DTYPE_NAMES[x.dtype] for x in inputs])
+        shape, batch_axis, axis = frame
+        weight, size = inputs[-1], math.prod(shape)
+        fits = supports_device(device)
+        return Known(
+            ndim=len(shape), dtypes=dtypes, gradients=(False,) * len(inputs),
+            row_weight=weight is None or axis is None or weight.shape[axis] == 1, device=device,
+            fused=fits and self.description.weight != 0, small=size < SMALL and fits,
+            long=size > _LONG * shape[batch_axis], single_category=axis is not None and shape[axis] == 1)
+
+    def run(self, block: Any, inputs: Sequence[Any], key: Known) -> Any:
+        """The loss of checked arrays, prepared for autograd, by themselves or by a graph."""
+        if autograd.is_recording():
+            # Of a sample weight, which comes last, the gradient may take longer than the answer.
+            follow = True if key.small else None
+            known = [False if name in self.description.no_grad_inputs else follow if dtype in FLOATS else None
+                     for name, dtype in zip(self.description.names[:-1], key.dtypes)]
+            gradients, inputs = prepare_for_autograd(inputs, [*known, None])
+            key = key._replace(gradients=gradients)
+        # The fused operator takes numbers as text, which a graph would hold for ever: without one it is as fast.
+        number = key.fused and "number" in key.dtypes
+        if block._active and number:
+            block.note_call(inputs)
+        if block._active and not number:
+            return block.graph_store().run(block, self.compute, key, inputs)
+        return (FUSED if key.fused else OVER_OPERATORS).compute(mx.nd, key, self.description, inputs)
+
+    def compute(self, F: Any, world: Any, inputs: Sequence[Any]) -> Any:
+        """The loss over arrays or Symbols, by the way that the world allows."""
+        # weight=0 hides NaN; only MXNet's operators guarantee that.
+        way = FUSED if self.description.weight != 0 and world.fused else OVER_OPERATORS
+        return way.compute(F, world, self.description, inputs)
+
+    def compute_symbols(self, inputs: Sequence[Any], traced: bool) -> Any:
+        """The loss in a graph of a user's."""
+        return self.compute(mx.sym, TRACED if traced else BY_HAND, inputs)
+
+    def real(self, *inputs: Any) -> List[Any]:
+        """Inputs as legacy arrays, for a look at their values."""
+        names = self.description.names
+        if check_kinds(names, inputs, self.description.optional, self.description.numeric):
+            raise TypeError(f"{names[0]} must be an MXNet array, not a Symbol: a Symbol has no values")
+        return [as_legacy(x) for x in inputs]
+
+    def _without_rows(self, inputs: Sequence[Any], frame: Frame, numpy_kind: bool) -> Any:
+        """What no rows give: MXNet's operators would divide by their number."""
+        shape, batch_axis, axis = frame
+        name = self.description.names[0]
+        if not numpy_kind:
+            raise ValueError(f"{name} has shape {shape}, and MXNet takes a 0 there for a length that it does not know "
+                             f"yet: pass mx.np arrays, under mx.npx.set_np(), for batches that may be empty")
+        if axis is not None and shape[axis] == 0:
+            raise ValueError(f"{name} of shape {shape} has no categories along axis {axis}")
+        present = [x for x in inputs if isinstance(x, NDArray)]
+        dtype = "float64" if any(x.dtype == np.float64 for x in present) else "float32"
+        with mx.util.np_shape(True):
+            result = shape if self.description.reduction == "none" else (shape[batch_axis],)
+            return NoRows(result, dtype)(*present)
+
+
+def as_legacy(x: Any) -> Any:
+    """An mx.np array or Symbol as the mx.nd or mx.sym one that shares its memory and gradient; a number as a float."""
+    if isinstance(x, (mx.np.ndarray, mxnet_private.NumpySymbol)):
+        return x.as_nd_ndarray()
+    return as_float(x) if is_number(x) else x
+
+
+def in_one_place(names: Sequence[str], inputs: Sequence[Any]) -> Tuple[Tuple[Any, ...], Any]:
+    """The inputs on one device, and that device; an error if they come from several.
+
+    All kinds of CPU memory are one place: what a DataLoader's workers hand out is copied.
+    """
+    contexts: List[Any] = [None if x is None or type(x) is float else x.context for x in inputs]
+    device = contexts[0]
+    if device.device_type in _LENT:
+        device = next((each for each in contexts if each is not None and each.device_type not in _LENT), mx.cpu(0))
+    if all(each is None or each == device for each in contexts):
+        return tuple(inputs), device
+    moved = []
+    for name, x, context in zip(names, inputs, contexts):
+        if context is not None and context != device:
+            if context.device_type not in _LENT or device.device_type != "cpu":
+                raise ValueError(f"{names[0]} is on {inputs[0].context} but {name} on {context}; "
+                                 f"move one with as_in_context")
+            x = x.as_in_context(device)
+        moved.append(x)
+    return tuple(moved), device

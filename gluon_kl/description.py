@@ -1,0 +1,336 @@
+"""What a loss computes: its inputs and their checks, the call of the fused operator, and the same over MXNet's."""
+
+from typing import Any, Container, Dict, Optional, Sequence, Tuple
+
+from gluon_kl import diagnostics, lifting, operators
+from gluon_kl.checks import Frame, check_same_shape, fit_prior, fit_sample_weight
+
+from mxnet.ndarray import NDArray
+from mxnet.symbol import Symbol
+
+
+class Description:
+    """What all have in common. A world (worlds.py) tells what is known of the inputs."""
+
+    names: Tuple[str, ...] = ("pred", "label", "sample_weight")
+    operator_names: Tuple[str, ...] = ("pred", "target", "weight")  # the fused operator's, in the same order
+    optional: Tuple[str, ...] = ("sample_weight",)
+    same_shape_inputs: Tuple[str, ...] = ("label",)  # the inputs that have the shape of the first
+    numeric: Tuple[str, ...] = ()  # the inputs that may be numbers
+    no_grad_inputs: Tuple[str, ...] = ()
+
+    def __init__(self, weight: Optional[float], batch_axis: int, reduction: str, axis: Optional[int] = None) -> None:
+        self.weight, self._batch_axis, self.reduction, self._axis = weight, batch_axis, reduction, axis
+
+    def check(self, *arrays: Any) -> Tuple[Tuple[Any, ...], Frame]:
+        """The inputs that count and the frame of the first, or an error."""
+        raise NotImplementedError
+
+    def fused(self, world: Any, *inputs: Any) -> Tuple[Tuple[Any, ...], Dict[str, Any]]:
+        """The inputs and options of the fused operator."""
+        raise NotImplementedError
+
+    def over_operators(self, F: Any, world: Any, *inputs: Any) -> Any:
+        """The loss from MXNet's operators."""
+        raise NotImplementedError
+
+    def options(self, scale: float = 1.0, **others: Any) -> Dict[str, Any]:
+        """The options of the fused operator that all have, and others."""
+        return {**others, "batch_axis": self._batch_axis, "reduction": self.reduction,
+                "scale": scale if self.weight is None else scale * self.weight}
+
+    def frame(self, first: Any) -> Frame:
+        """How the first input is laid out."""
+        shape = first.shape
+        ndim, axis, batch_axis = len(shape), self._axis, self._batch_axis
+        for name, value in (("axis", axis), ("batch_axis", batch_axis)):
+            if value is not None and not -ndim <= value < ndim:
+                raise ValueError(f"{name} = {value} is out of range for {self.names[0]} of shape {shape}")
+        return Frame(shape, batch_axis % ndim, None if axis is None else axis % ndim)
+
+    def lifted(self, F: Any, world: Any, inputs: Sequence[Any], wide: Container[str] = ()) -> Any:
+        """The inputs in one floating dtype, those named in `wide` in float64; under a weight of 0, ones."""
+        if self.weight == 0:
+            inputs = [F.ones_like(x) if isinstance(x, (NDArray, Symbol)) else x for x in inputs]
+        same = [name in self.same_shape_inputs and isinstance(x, (NDArray, Symbol))
+                for name, x in zip(self.names, inputs)]
+        return world.lifted(F, inputs, same, [name in wide for name in self.names])
+
+    def reduced(self, F: Any, world: Any, terms: Any, rows: Any = None, scale: float = 1.0) -> Any:
+        """The terms of each sample reduced, times `scale` and the loss's weight; of "row_mean", `rows` count."""
+        if self.weight is not None:
+            scale *= self.weight
+        if self.reduction == "none":
+            return terms if scale == 1 else terms * scale
+        out = operators.sum_per_sample(
+            F, terms, world.batch_axis(self._batch_axis), self.reduction == "mean", world.long, scale, rows)
+        return world.in_result_dtype(F, out)
+
+    def rows_that_count(self, F: Any, pred: Any, weight: Any) -> Any:
+        """1 for each row with a weight other than 0, which "row_mean" asks for."""
+        if self._axis is None or self.reduction != "row_mean":
+            return None
+        return operators.nonzero_weight_rows(F, pred, weight, self._axis)
+
+
+class PairDescription(Description):
+    """A divergence between `pred` and `label`."""
+
+    def __init__(
+        self, weight: Optional[float], batch_axis: int, reduction: str, axis: int, pred_space: str, label_space: str,
+        form: Dict[str, Any],
+    ) -> None:
+        super().__init__(weight, batch_axis, reduction, axis)
+        self._axis: int = axis
+        self._pred_space, self._label_space, self._form = pred_space, label_space, form
+        self._options = self.options(axis=axis, pred=pred_space, target=label_space, **form)
+
+    def check(self, *arrays: Any) -> Tuple[Tuple[Any, ...], Frame]:
+        """Nothing broadcasts but the weight."""
+        pred, label, weight = arrays
+        frame = self.frame(pred)
+        if label.shape != frame.shape:
+            hint = diagnostics.index_hint(label.shape, frame.shape, self._axis % len(frame.shape))
+            check_same_shape("pred", "label", frame.shape, label.shape, hint)
+        return (pred, label, weight if weight is None else fit_sample_weight(weight, frame)), frame
+
+    def fused(self, world: Any, *inputs: Any) -> Tuple[Tuple[Any, ...], Dict[str, Any]]:
+        """As the operator has it."""
+        # To find the statistics of small arrays again costs less than MXNet's bookkeeping for a second output.
+        again = world.small and inputs[-1] is None and self._label_space != "logits"
+        return inputs, {**self._options, "keep": 0 if again else 1}
+
+    def over_operators(self, F: Any, world: Any, *inputs: Any) -> Any:
+        """Terms, weighted and reduced."""
+        pred, label, weight = self.lifted(F, world, inputs)
+        exact = self._pred_space == self._label_space == "logits"
+        rows = world.rows(F, pred, weight, self._axis, self._batch_axis, exact and self.reduction != "none")
+        if self.reduction == "none":
+            rows = rows._replace(whole=False)
+
+        def terms(pred: Any, label: Any, mask: Any) -> Any:
+            return operators.pair_terms(
+                F, pred, label, pred_space=self._pred_space, label_space=self._label_space, axis=self._axis,
+                rows=rows, mask=mask, label_grad=world.gradients[1], **self._form)
+
+        out = operators.weigh(F, world, terms, (pred, label), weight, self._axis)
+        return self.reduced(F, world, out, self.rows_that_count(F, pred, weight))
+
+
+class DistillationDescription(Description):
+    """A student's cross-entropy with a label, and its divergence from a teacher."""
+
+    names = ("pred", "label", "teacher_pred", "sample_weight")
+    operator_names = ("pred", "hard", "target", "weight")
+
+    def __init__(
+        self, weight: Optional[float], batch_axis: int, axis: int, temperature: float, hard_weight: float,
+        sparse_label: bool, teacher_space: str, form: Dict[str, Any],
+    ) -> None:
+        super().__init__(weight, batch_axis, "row_mean", axis)
+        self._axis: int = axis
+        self._temperature, self._hard_weight, self._sparse_label = temperature, hard_weight, sparse_label
+        self._teacher_space, self._form = teacher_space, form
+        soft = {} if hard_weight == 1 else {"target": teacher_space, "temperature": float(temperature), **form}
+        self._options = self.options(
+            temperature**2 if hard_weight == 0 else 1.0, axis=axis, pred="logits",
+            hard="index" if sparse_label else "dense", hard_weight=float(hard_weight), **soft)
+        self._unused = {0: "label", 1: "teacher_pred"}[int(hard_weight)] if hard_weight in (0, 1) else ""
+        self.optional = ("sample_weight", self._unused)
+        self.same_shape_inputs = ("teacher_pred",) if sparse_label else ("label", "teacher_pred")
+        self.no_grad_inputs = ("label", "teacher_pred") if sparse_label else ("teacher_pred",)
+
+    def _used(self, inputs: Sequence[Any]) -> Tuple[Any, ...]:
+        """The inputs, without the one whose part has no weight."""
+        return tuple([None if name == self._unused else x for name, x in zip(self.names, inputs)])
+
+    def check(self, *arrays: Any) -> Tuple[Tuple[Any, ...], Frame]:
+        """Class indices have pred's shape without the axis, or with 1 there."""
+        pred, label, teacher_pred, weight = self._used(arrays) if self._unused else arrays
+        frame = self.frame(pred)
+        shape, batch_axis, axis = frame
+        if axis is None or axis == batch_axis:
+            raise ValueError(f"axis = {self._axis} and batch_axis = {self._batch_axis} are the same axis "
+                             f"of pred of shape {shape}: categories and samples need one each")
+        if teacher_pred is not None and teacher_pred.shape != shape:
+            check_same_shape("pred", "teacher_pred", shape, teacher_pred.shape)
+        if label is None or (not self._sparse_label and label.shape == shape):
+            pass
+        elif not self._sparse_label:
+            check_same_shape("pred", "label", shape, label.shape)
+        elif label.shape not in diagnostics.index_shapes(shape, axis):
+            per_row, column = diagnostics.index_shapes(shape, axis)
+            raise ValueError(
+                f"label of class indices must have the shape of pred without axis {self._axis}, {per_row}, or with 1 "
+                f"there, {column}, not {label.shape}; for one-hot rows set sparse_label=False")
+        weight = weight if weight is None else fit_sample_weight(weight, frame)
+        return (pred, label, teacher_pred, weight), frame
+
+    def fused(self, world: Any, *inputs: Any) -> Tuple[Tuple[Any, ...], Dict[str, Any]]:
+        """As the operator has it."""
+        return self._used(inputs) if self._unused else inputs, self._options
+
+    def over_operators(self, F: Any, world: Any, *inputs: Any) -> Any:
+        """Terms of both parts, weighted and reduced."""
+        used = list(self._used(inputs))
+        sparse = self._sparse_label and used[1] is not None
+        if sparse:  # before it is lifted, while a graph knows its shape
+            used[1] = F.reshape_like(used[1], operators.first_along(F, inputs[0], self._axis))
+        pred, label, teacher_pred, weight = self.lifted(F, world, used)
+        if sparse:
+            if self.weight == 0:
+                label = F.zeros_like(label)  # the class that there always is
+            label = operators.one_hot(F, label, pred, self._axis, self._batch_axis)
+        rows = world.rows_of_samples(weight)
+
+        def terms(pred: Any, *targets: Any) -> Any:
+            *given, mask = targets
+            parts = []
+            if label is not None:
+                parts.append(self._hard_terms(F, pred, given.pop(0), rows, mask))
+            if teacher_pred is not None:
+                parts.append(self._soft_terms(F, pred, F.BlockGrad(given.pop(0)), rows, mask))
+            return sum(parts[1:], parts[0])
+
+        present = (pred, *(x for x in (label, teacher_pred) if x is not None))
+        out = operators.weigh(F, world, terms, present, weight, self._axis)
+        return self.reduced(F, world, out, self.rows_that_count(F, pred, weight))
+
+    def _hard_terms(self, F: Any, pred: Any, label: Any, rows: operators.Rows, mask: Any) -> Any:
+        """Of the cross-entropy with the label, weighted."""
+        log_pred = operators.to_log(F, pred, "logits", self._axis, rows._replace(whole=False), mask)
+        return self._hard_weight * operators.cross_entropy(F, log_pred, operators.silenced(F, label, mask, 0))
+
+    def _soft_terms(self, F: Any, pred: Any, teacher_pred: Any, rows: operators.Rows, mask: Any) -> Any:
+        """Of the divergence from the teacher, weighted."""
+        if self._teacher_space == "logits":
+            teacher_pred = teacher_pred / self._temperature
+        return (1 - self._hard_weight) * self._temperature**2 * operators.pair_terms(
+            F, pred / self._temperature, teacher_pred, pred_space="logits", label_space=self._teacher_space,
+            axis=self._axis, rows=rows, mask=mask, label_grad=False, **self._form)
+
+
+class BernoulliDescription(Description):
+    """The divergence of yes-or-no distributions."""
+
+    numeric = ("label",)
+
+    def __init__(self, weight: Optional[float], batch_axis: int, reduction: str, pred_space: str, label_space: str,
+                 ) -> None:
+        super().__init__(weight, batch_axis, reduction)
+        self._pred_space, self._label_space = pred_space, label_space
+        self._options = self.options(form="bernoulli", pred=pred_space, target=label_space)
+
+    def check(self, *arrays: Any) -> Tuple[Tuple[Any, ...], Frame]:
+        """Nothing broadcasts but the weight, and a label that is a number."""
+        pred, label, weight = arrays
+        if type(label) is not float and label.shape != pred.shape:
+            check_same_shape("pred", "label", pred.shape, label.shape)
+        frame = self.frame(pred)
+        return (pred, label, weight if weight is None else fit_sample_weight(weight, frame)), frame
+
+    def fused(self, world: Any, *inputs: Any) -> Tuple[Tuple[Any, ...], Dict[str, Any]]:
+        """As the operator has it: a number is an option."""
+        pred, label, weight = inputs
+        if type(label) is float:
+            return (pred, None, weight), {**self._options, "target_value": label}
+        return inputs, self._options
+
+    def over_operators(self, F: Any, world: Any, *inputs: Any) -> Any:
+        """Terms, weighted and reduced."""
+        pred, label, weight = self.lifted(F, world, inputs)
+        spaces = self._pred_space, self._label_space
+        if self.weight == 0:  # all ones by now, which are finite as scores
+            spaces = "logits", "logits"
+
+        def terms(pred: Any, label: Any, mask: Any) -> Any:
+            pred, label = (operators.silenced(F, x, mask, 0.5 if space == "probs" else 0)
+                           for x, space in zip((pred, label), spaces))
+            return operators.bernoulli_terms(F, pred, label, pred_space=spaces[0], label_space=spaces[1])
+
+        return self.reduced(F, world, operators.weigh(F, world, terms, (pred, label), weight, None))
+
+
+class GaussianDescription(Description):
+    """The divergence of a diagonal Gaussian from a prior."""
+
+    names = ("mean", "log_variance", "prior_mean", "prior_log_variance", "sample_weight")
+    operator_names = ("mean", "log_variance", "prior_mean", "prior_log_variance", "weight")
+    optional = ("prior_mean", "prior_log_variance", "sample_weight")
+    numeric = ("prior_mean", "prior_log_variance")
+    same_shape_inputs = ("log_variance",)
+
+    def __init__(self, weight: Optional[float], batch_axis: int, reduction: str, free_nats: float, std: bool) -> None:
+        super().__init__(weight, batch_axis, reduction)
+        self._free_nats, self._std = free_nats, std
+        self._options = self.options(form="gaussian", spread="std" if std else "log_variance",
+                                     free_nats=float(free_nats))
+        # Whether nothing is asked of the terms but their sums. A larger weight would lift finite sums to where
+        # `gaussian_sums` takes them for infinite.
+        self._only_sums = reduction != "none" and free_nats == 0 and (weight is None or 0 < weight < 1e20)
+
+    def check(self, *arrays: Any) -> Tuple[Tuple[Any, ...], Frame]:
+        """A prior broadcasts to the mean."""
+        mean, log_variance, *prior, weight = arrays
+        if log_variance.shape != mean.shape:
+            check_same_shape("mean", "log_variance", mean.shape, log_variance.shape)
+        prior = [x if x is None else fit_prior(name, x, mean.shape) for name, x in zip(self.numeric, prior)]
+        frame = self.frame(mean)
+        weight = weight if weight is None else fit_sample_weight(weight, frame, "mean")
+        return (mean, log_variance, *prior, weight), frame
+
+    def fused(self, world: Any, *inputs: Any) -> Tuple[Tuple[Any, ...], Dict[str, Any]]:
+        """As the operator has it: numbers are options."""
+        mean, log_variance, *prior, weight = inputs
+        numbers = {name: x for name, x in zip(self.numeric, prior) if type(x) is float}
+        prior = [None if x is None or type(x) is float else world.fill_fused(x, mean) for x in prior]
+        return (mean, log_variance, *prior, weight), {**self._options, **numbers}
+
+    def over_operators(self, F: Any, world: Any, *inputs: Any) -> Any:
+        """Terms, weighted and reduced; or at once their sums."""
+        if world.infers_shapes and self._only_sums and all(x is None for x in inputs[2:]):
+            return self._sums_in_a_graph(F, *inputs[:2])
+        # In float64, what is to be right in float32 takes a third of the passes.
+        wide = world.in_float32
+        # Where nothing but the sums of samples is asked for, fewer still; the means stay in float32.
+        summed = wide and self._only_sums and inputs[3] is inputs[4] is None
+        in_float64 = [name for name in self.names if not (summed and name in ("mean", "prior_mean"))] if wide else ()
+        mean, log_variance, *prior, weight = self.lifted(F, world, inputs, in_float64)
+        prior = [world.broadcast(F, x, mean) for x in prior]
+        if summed:
+            return self._sums(F, world, mean, log_variance, *prior)
+        least = self._free_nats * (2 if wide else 1)
+        present = [x is not None for x in prior]
+
+        def terms(*given: Any) -> Any:
+            *arrays, mask = given
+            of_each = (0, 1 if self._std else 0) * 2  # of the means, and of the spreads
+            silent = [value for value, here in zip(of_each, (True, True, *present)) if here]
+            kept = iter([operators.silenced(F, x, mask, value) for x, value in zip(arrays, silent)])
+            mean, log_variance = next(kept), next(kept)
+            differences = operators.gaussian_differences(
+                F, mean, log_variance, *(next(kept) if here else None for here in present), std=self._std)
+            out = operators.gaussian_terms(F, *differences, doubled=wide)
+            return F.where(out < least, F.ones_like(out) * least, out) if least else out
+
+        given = (mean, log_variance, *(x for x in prior if x is not None))
+        out = operators.weigh(F, world, terms, given, weight, None)
+        out = self.reduced(F, world, out, scale=0.5 if wide else 1.0)
+        return F.cast(out, dtype="float32") if wide else out
+
+    def _sums(self, F: Any, world: Any, mean: Any, log_variance: Any, *prior: Any) -> Any:
+        """The sums of samples in float32, from log-variances in float64."""
+        mean_distance, d = operators.gaussian_differences(F, mean, log_variance, *prior, std=self._std)
+        squares = F.square(mean_distance)
+        squares = F.cast(squares, dtype="float64") if world.long else squares
+        out = operators.gaussian_sums(F, squares, d, world.batch_axis(self._batch_axis), self.reduction == "mean",
+                                      world.long, self.weight or 1.0)
+        return F.reshape(world.in_result_dtype(F, out), shape=(-1,))
+
+    def _sums_in_a_graph(self, F: Any, mean: Any, log_variance: Any) -> Any:
+        """To the standard prior, where dtypes are unknown: in float64, and the sums in the dtype that is due."""
+        rows, zero = lifting.widened(F, (mean, log_variance), self._batch_axis)
+        mean_distance, d = operators.gaussian_differences(F, *rows, std=self._std)
+        sums = operators.gaussian_sums(
+            F, F.square(mean_distance), d, None, self.reduction == "mean", True, self.weight or 1.0)
+        return F.reshape(lifting.narrowed(F, sums, zero), shape=(-1,))

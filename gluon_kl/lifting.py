@@ -1,0 +1,95 @@
+"""One floating dtype for all inputs: by casts where dtypes are known, by NumPy's promotion in graphs that know none."""
+
+import functools
+import operator
+from typing import Any, List, Optional, Sequence, Tuple
+
+from gluon_kl import _mxnet, mxnet_private
+from gluon_kl.native import operator_dtype
+from gluon_kl.operators import as_rows, unit
+
+import mxnet as mx
+from mxnet.ndarray import NDArray
+from mxnet.symbol import Symbol
+
+
+def lift_known(F: Any, inputs: Sequence[Any], dtypes: Sequence[Optional[str]], targets: Sequence[str]) -> List[Any]:
+    """The inputs of these dtypes cast to `targets`; None stays, and a number becomes an array like the first.
+
+    In a graph of ours a number is an array of one element already.
+    """
+    lifted = [F.cast(x, dtype=target) if isinstance(x, (NDArray, Symbol)) and dtype != target else x
+              for x, dtype, target in zip(inputs, dtypes, targets)]
+    lifted = [F.broadcast_like(x, lifted[0]) if dtype == "number" and type(x) is not float else x
+              for x, dtype in zip(lifted, dtypes)]
+    return fill_numbers(F, lifted)
+
+
+def fill_numbers(F: Any, lifted: Sequence[Any]) -> List[Any]:
+    """Numbers as arrays of the shape and dtype of the first input."""
+    return [F.ones_like(lifted[0]) * x if type(x) is float else x for x in lifted]
+
+
+def lift_unknown(F: Any, inputs: Sequence[Any], same_shape: Sequence[bool]) -> List[Any]:
+    """The inputs in one floating dtype, float64 if any of them is, else float32: NumPy's promotion, by factors of one.
+
+    `same_shape` tells which have the shape of the first, which the graph may not know yet. None stays, and a number
+    becomes an array of the shape of the first.
+    """
+    carried: List[Any] = [operator_dtype(x) if isinstance(x, Symbol) else x for x in inputs]
+    own = unit(F, carried[0])
+    # `broadcast_like` refuses other numbers of axes, where NumPy's multiplication would add some in front.
+    units = [own]
+    for own_of_x in [unit(F, x) for x in carried[1:] if isinstance(x, Symbol)]:
+        if _mxnet.LIKE_WANTS_EQUAL_DTYPES:
+            units.append(own_of_x)
+            units.append(F.broadcast_like(F.cast(own_of_x, dtype="float32"), F.cast(own, dtype="float32")))
+        else:
+            units.append(F.broadcast_like(own_of_x, own))
+    # No shape is inferred through NumPy's multiplication. What has the shape of the first is tied to it by an operator
+    # that wants equal shapes; it wants equal dtypes too, hence the comparisons.
+    for x in [x for x, same in zip(carried, same_shape) if same]:
+        signs = [(side.as_np_ndarray() != 0).as_nd_ndarray() for side in (x, carried[0])]
+        tied = F.slice(mxnet_private.same_shape(F, *signs), begin=(0,), end=(1,))
+        units.append(unit(F, F.cast(tied, dtype="float32")))
+    if not any(same_shape):  # float16 alone is lifted all the same
+        units.append(unit(F, F.cast(F.slice(carried[0], begin=(0,), end=(1,)), dtype="float32")))
+    one = functools.reduce(operator.mul, [x.as_np_ndarray() for x in units])
+    return fill_numbers(F, [_promoted(F, x, one) if isinstance(x, Symbol) else x for x in carried])
+
+
+def _promoted(F: Any, x: Any, one: Any) -> Any:
+    """`x` in the dtype that NumPy gives its product with `one`.
+
+    By a sum with zeros of that dtype: the gradient of what broadcasts takes MXNet seven times as long.
+    """
+    zeros = F.BlockGrad((F.zeros_like(x).as_np_ndarray() * one).as_nd_ndarray())
+    return (x.as_np_ndarray() + zeros.as_np_ndarray()).as_nd_ndarray()
+
+
+def widened(F: Any, inputs: Sequence[Any], batch_axis: int) -> Tuple[List[Any], Any]:
+    """In a graph of Gluon's, inputs of one shape as rows in float64, and a 0 of the dtype that `narrowed` gives."""
+    corners = [F.slice(F.Flatten(x), begin=(0, 0), end=(1, 1)).as_np_ndarray() for x in inputs]
+    zero = F.zeros_like(functools.reduce(operator.mul, corners).as_nd_ndarray())
+    first, *others = [F.cast(x, dtype="float64") for x in inputs]
+    tied = [first, *[mxnet_private.same_shape(F, x, first) for x in others]]
+    return [as_rows(F, x, batch_axis) for x in tied], zero
+
+
+def narrowed(F: Any, column: Any, zero: Any) -> Any:
+    """`column` in the dtype of `zero`, or in float32 where that has less.
+
+    NumPy's insertion gives what it puts in the dtype of the array it puts it into. It has no gradient: that goes by a
+    sign less itself, since a sign is finite.
+    """
+    x = F.transpose(column)
+    bridge = F.cast(F.contrib.sign_ste(x), dtype="float32")
+    zeros = F.zeros_like(bridge).as_np_ndarray() + zero.as_np_ndarray()
+    both = mx.sym.np.insert(zeros, 0, x.as_np_ndarray(), axis=0).as_nd_ndarray()
+    value = F.BlockGrad(F.slice(both, begin=(0,), end=(1,))).as_np_ndarray()
+    return (value + (bridge - F.BlockGrad(bridge)).as_np_ndarray()).as_nd_ndarray()
+
+
+def fill_like(x: Any, like: Any) -> Any:
+    """`x` broadcast to `like`, where neither shapes nor dtypes are known: by NumPy's addition of nothing."""
+    return (x.as_np_ndarray() + mx.sym.zeros_like(like).as_np_ndarray()).as_nd_ndarray()

@@ -1,0 +1,91 @@
+"""Every name of MXNet 1's that is not public and that the package leans on, with the reason for it."""
+
+import ctypes
+import functools
+from typing import Any, Callable
+
+import mxnet as mx
+from mxnet.base import (
+    _LIB,  # what has no Python name: gradient states, shallow copies, casts of AMP's to remove, extensions to load
+    NDArrayHandle,
+    OpHandle,
+    SymbolHandle,
+    c_str,
+    check_call,
+    mx_uint,
+)
+from mxnet.gluon.block import _BlockScope  # whether Gluon traces, and whether the scope of a block is open
+from mxnet.name import NameManager  # names that a second trace of a graph has again
+from mxnet.ndarray import NDArray
+from mxnet.ndarray.register import _make_ndarray_function  # operators on arrays without what AMP wraps around them
+from mxnet.symbol.register import _make_symbol_function  # the same on Symbols
+
+NumpySymbol = mx.sym.np._Symbol  # the type of a Symbol of mx.np's kind, which has no public name
+
+
+def operator_handle(name: str) -> OpHandle:
+    """The operator that MXNet has registered under this name."""
+    handle = OpHandle()
+    check_call(_LIB.NNGetOpHandle(c_str(name), ctypes.byref(handle)))
+    return handle
+
+
+def array_function(name: str) -> Callable[..., Any]:
+    """The function of an operator on arrays, without what AMP has put around MXNet's own."""
+    return _make_ndarray_function(operator_handle(name), name, name)
+
+
+def symbol_function(name: str) -> Callable[..., Any]:
+    """The function of an operator on Symbols, without what AMP has put around MXNet's own."""
+    return _make_symbol_function(operator_handle(name), name, name)
+
+
+def shallow_copy(x: NDArray) -> NDArray:
+    """Another array of the same memory, which autograd follows if it follows `x`: `detach` would cut it off."""
+    handle = NDArrayHandle()
+    check_call(_LIB.MXShallowCopyNDArray(x.handle, ctypes.byref(handle)))
+    return NDArray(handle)
+
+
+def is_followed(x: NDArray) -> bool:
+    """Whether autograd follows this array: MXNet has no other way to ask without a gradient buffer."""
+    # Only arrays that autograd follows have a gradient state to write; what is written is what was there.
+    state = ctypes.c_int()
+    _LIB.MXNDArrayGetGradState(x.handle, ctypes.byref(state))
+    return _LIB.MXNDArraySetGradState(x.handle, state) == 0
+
+
+def without_amp_casts(graph: Any) -> Any:
+    """The graph without what AMP, where it is on, has put in: all is lifted already, and its casts fail in float64."""
+    handle = SymbolHandle()
+    check_call(_LIB.MXSymbolRemoveAmpCast(graph.handle, ctypes.byref(handle)))
+    return type(graph)(handle)
+
+
+def same_shape(F: Any, x: Any, like: Any) -> Any:
+    """`x`, tied to the shape and dtype of `like`: no public operator lets a graph infer a shape for nothing."""
+    return F._internal._identity_with_attr_like_rhs(x, like)
+
+
+def current_scope() -> Any:
+    """The block whose scope is open in this thread, as Gluon opens them while it traces; None outside."""
+    return getattr(_BlockScope._current, "value", None)
+
+
+def load_library(path: str) -> None:
+    """Registers an extension. `mx.library.load` makes every function of MXNet's anew, and AMP's wrappers are gone."""
+    check_call(_LIB.MXLoadLib(c_str(path), mx_uint(0)))
+
+
+@functools.lru_cache(maxsize=None)
+def copy_function() -> Callable[..., Any]:
+    """MXNet's identity on arrays, which adds up gradients; `nd.identity` may be wrapped by AMP."""
+    return array_function("_copy")
+
+
+def outermost_manager() -> Any:
+    """The name manager of the outermost block that is traced, anew for each trace; None outside of a trace."""
+    manager = getattr(NameManager._current, "value", None)
+    while manager is not None and manager._old_manager is not None and manager._old_manager._old_manager is not None:
+        manager = manager._old_manager
+    return None if manager is None or manager._old_manager is None else manager

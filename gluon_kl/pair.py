@@ -1,0 +1,471 @@
+"""The divergences between two arrays of distributions, as Gluon losses."""
+
+from typing import Any, Dict, Optional
+
+from gluon_kl import diagnostics
+from gluon_kl.checks import REDUCTIONS, check_axis, check_between, check_choice, check_flag, check_positive, normal_axis
+from gluon_kl.description import Description, PairDescription
+from gluon_kl.gluon1 import CheckedLoss, own
+from gluon_kl.operators import SPACES, js_form
+
+from mxnet import gluon
+
+
+class PairLoss(CheckedLoss):
+    """What the losses between `pred` and `label` share: arguments, checks, weights and reduction.
+
+    A subclass gives the elementwise terms.
+    """
+
+    def __init__(
+        self, from_logits: bool, axis: int, weight: Optional[float], batch_axis: int,
+        reduction: str, label_space: str, pred_space: Optional[str], **kwargs: Any,
+    ) -> None:
+        super().__init__(weight, batch_axis, **kwargs)
+        self._from_logits = check_flag("from_logits", from_logits)
+        self._axis = check_axis("axis", axis)
+        check_choice("reduction", reduction, (*REDUCTIONS, "row_mean"))
+        check_choice("label_space", label_space, SPACES)
+        self._reduction = reduction
+        self._label_space = label_space
+        self._given_pred_space = pred_space
+        if pred_space is None:
+            pred_space = "log_probs" if self._from_logits else "logits"
+        check_choice("pred_space", pred_space, SPACES)
+        if not self._from_logits and pred_space != "logits":
+            raise ValueError(f"from_logits=False says that pred holds raw scores, but pred_space={pred_space!r}: "
+                             f"leave one of the two out")
+        self._pred_space = pred_space
+
+    def _describe(self) -> str:
+        return (f"from_logits={self._from_logits}, axis={self._axis}, weight={self._weight}, "
+                f"batch_axis={self._batch_axis}, reduction={self._reduction!r}, label_space={self._label_space!r}, "
+                f"pred_space={self._given_pred_space!r}")
+
+    @own
+    def hybrid_forward(self, F: Any, pred: Any, label: Any, sample_weight: Any = None) -> Any:
+        """The loss of arrays or Symbols, for subclasses that override this method."""
+        return self._road(self, (pred, label, sample_weight))
+
+    def check_inputs(self, pred: Any, label: Any, sample_weight: Any = None) -> None:
+        """Look at the values once, on a first batch or while debugging, and name a likely mistake.
+
+        Caught are probabilities or logits where log-probabilities belong, sigmoid outputs or
+        logarithms to another base, probabilities that would go through softmax twice, class
+        indices and counts as label, rows that do not sum to 1, or do along another axis, negative
+        probabilities, padding without a weight, lengths as `sample_weight`, and swapped arguments.
+        Values of weight 0 are ignored. The method never runs by itself: it waits for the values,
+        and an error on one worker of a distributed job would hang the others.
+
+        Parameters
+        ----------
+        pred, label
+            Arrays, as the loss takes them.
+        sample_weight
+            Optional, as the loss takes it.
+
+        Raises
+        ------
+        ValueError
+            If the values speak for a mistake; the message names it and the remedy.
+        TypeError
+            If an input is not an MXNet array.
+
+        Examples
+        --------
+        >>> from gluon_kl import KLDivLoss
+        >>> from mxnet import nd
+        >>> pred = nd.array([[0.2, 1.3, -0.4]])
+        >>> counts = nd.array([[2, 7, 1]])
+        >>> loss = KLDivLoss(from_logits=False)
+        >>> try:
+        ...     loss.check_inputs(pred, counts)
+        ... except ValueError as error:
+        ...     print(str(error).split(",")[0])
+        label holds counts
+        >>> loss.check_inputs(pred, counts / 10)
+        """
+        pred, label, weight = self._real(pred, label, sample_weight)
+        axis = normal_axis("axis", self._axis, pred.shape, "pred")
+        diagnostics.check_not_indices(label, pred.shape, axis)
+        (pred, label, weight), frame = self._check(pred, label, weight)
+        diagnostics.check_pair(pred, label, weight, frame.batch_axis, axis, self._from_logits, self._given_pred_space,
+                               self._label_space)
+
+    def _form(self) -> Dict[str, Any]:
+        """Which divergence it is, in the words of `operators.pair_terms` and of the fused operator."""
+        raise NotImplementedError
+
+    def _description(self) -> Description:
+        return PairDescription(self._weight, self._batch_axis, self._reduction, self._axis, self._pred_space,
+                               self._label_space, self._form())
+
+
+class KLDivLoss(PairLoss, gluon.loss.KLDivLoss):
+    r"""Kullback-Leibler divergence of a prediction from a target distribution, in nats.
+
+    For each sample, with :math:`p` the label and :math:`q` the prediction,
+
+    .. math:: \mathrm{KL}(p \,\|\, q) = \sum_i p_i \, (\log p_i - \log q_i),
+
+    also called the relative entropy of the label with respect to the prediction. It is
+    0 where both agree, grows without bound where the prediction misses mass that the
+    label has, and ignores what the prediction puts where the label has none.
+
+    Drop-in for :class:`mxnet.gluon.loss.KLDivLoss`, with the same positional arguments;
+    ``reduction="sum"`` keeps the scale of MXNet 1.9.
+
+    Parameters
+    ----------
+    from_logits : bool, default True
+        In Gluon's meaning: `True` if `pred` holds log-probabilities, `False` if it holds
+        raw scores, to which the loss applies log softmax over `axis`.
+    axis : int, default -1
+        The axis of the categories.
+    weight : float, optional
+        Factor for every result.
+    batch_axis : int, default 0
+        The axis of the samples; every other axis is reduced.
+    reduction : {"mean", "sum", "none", "row_mean"}
+        "mean" divides the sum by the number of terms of a sample, as Gluon documents;
+        "sum" is the divergence itself; "none" returns the terms. "row_mean" adds over `axis`
+        and averages over the rows of a sample whose weight is not 0: for sequences with
+        padding, the mean divergence per valid position, the scale of Gluon's SoftmaxCELoss. A
+        sample without such a row gives 0.
+    label_space : {"probs", "log_probs", "logits"}
+        What `label` holds: probabilities, their logarithms, or raw scores that go through
+        softmax over `axis`.
+    pred_space : {"probs", "log_probs", "logits"}, optional
+        What `pred` holds, instead of what `from_logits` says: "probs" for networks that end in
+        a softmax. A probability of 0 under a label of 0 has the gradient 0.
+    epsilon : float, default 1e-12
+        Stands in for a label of exactly 0 inside the logarithm. It changes no value: only
+        the gradient to such a label, which is ``log(epsilon) - log_pred``.
+    prefix, params
+        As for every Gluon block.
+
+    Inputs
+    ------
+    pred
+        Array or Symbol of any shape with at least one axis, any floating dtype. A score of
+        -inf masks its category.
+    label
+        The same shape; any floating, integer or boolean dtype. Need not sum to 1.
+    sample_weight
+        Optional. Shape (batch,), a weight per sample; pred's shape without `axis`, one per row,
+        such as (batch, time); or as many axes as `pred`, each 1 or that of `pred`. Weight 0
+        silences a row whatever it holds.
+
+    Outputs
+    -------
+    loss
+        Shape (batch,), or that of `pred` for ``reduction="none"``; float64 if an input is,
+        else float32. Of the array kind of `pred`.
+
+    Raises
+    ------
+    ValueError
+        If shapes differ, `sample_weight` does not fit, an axis is out of range, the arrays
+        are on different devices, or an argument is not among the allowed ones.
+    TypeError
+        If an input is not an MXNet array or Symbol, or an argument has the wrong type.
+
+    Notes
+    -----
+    A term whose label is 0 is 0, also at a masked score or NaN. A label above 0 at a masked score
+    gives infinity, and a negative label NaN.
+
+    Where both sides are logits and whole rows are reduced, the terms are summed in the
+    form :math:`p u + q - p` with :math:`u = \log p - \log q`: never negative, exactly 0 for
+    equal rows, and correct in its leading digits for nearly equal ones.
+
+    References
+    ----------
+    S. Kullback and R. A. Leibler, "On Information and Sufficiency", Annals of Mathematical
+    Statistics 22 (1951), 79-86.
+
+    Examples
+    --------
+    Log-probabilities against probabilities, in nats; then averaged over the categories:
+
+    >>> from gluon_kl import KLDivLoss
+    >>> from mxnet import nd
+    >>> pred = nd.array([[0.2, 0.5, 0.2, 0.1]])
+    >>> label = nd.array([[0.3, 0.4, 0.1, 0.2]])
+    >>> loss = KLDivLoss(reduction="sum")
+    >>> value = loss(pred.log(), label)
+    >>> print(value.asnumpy().round(4))
+    [0.1017]
+    >>> value = KLDivLoss()(pred.log(), label)
+    >>> print(value.asnumpy().round(4))
+    [0.0254]
+
+    Raw scores, as networks give them:
+
+    >>> scores = nd.array([[2, 0.5, -1, 0.1]])
+    >>> loss = KLDivLoss(
+    ...     from_logits=False, reduction="sum")
+    >>> value = loss(scores, label)
+    >>> print(value.asnumpy().round(4))
+    [0.3526]
+
+    Probabilities, as a network that ends in a softmax gives them:
+
+    >>> loss = KLDivLoss(
+    ...     pred_space="probs", reduction="sum")
+    >>> value = loss(pred, label)
+    >>> print(value.asnumpy().round(4))
+    [0.1017]
+
+    A sequence of two positions, of which the second is padding:
+
+    >>> pair = nd.stack(pred, pred, axis=1)
+    >>> padded = nd.stack(
+    ...     label, 9 * label, axis=1)
+    >>> loss = KLDivLoss(reduction="row_mean")
+    >>> valid = nd.array([[1, 0]])
+    >>> value = loss(
+    ...     pair.log(), padded, valid)
+    >>> print(value.asnumpy().round(4))
+    [0.1017]
+    """
+
+    _direction = "KL(label ‖ pred) in nats"
+
+    def __init__(
+        self, from_logits: bool = True, axis: int = -1, weight: Optional[float] = None, batch_axis: int = 0, *,
+        reduction: str = "mean", label_space: str = "probs", pred_space: Optional[str] = None,
+        epsilon: float = 1e-12, prefix: Optional[str] = None, params: Any = None,
+    ) -> None:
+        super().__init__(from_logits, axis, weight, batch_axis, reduction, label_space, pred_space,
+                         prefix=prefix, params=params)
+        self._epsilon = check_positive("epsilon", epsilon, most=1)
+        self._set_out()
+
+    def _describe(self) -> str:
+        return f"{super()._describe()}, epsilon={self._epsilon}"
+
+    def _form(self) -> Dict[str, Any]:
+        return {"epsilon": float(self._epsilon)}
+
+
+
+class ReverseKLDivLoss(PairLoss):
+    r"""Kullback-Leibler divergence of a target distribution from the prediction, in nats.
+
+    :class:`KLDivLoss` with its sides exchanged. For each sample, with :math:`p` the label
+    and :math:`q` the prediction,
+
+    .. math:: \mathrm{KL}(q \,\|\, p) = \sum_i q_i \, (\log q_i - \log p_i).
+
+    It punishes a prediction for mass where the label has little, not for missing some of the
+    label's: a prediction too simple for its target settles on one of its peaks.
+
+    Parameters
+    ----------
+    from_logits : bool, default True
+        `True` if `pred` holds log-probabilities, `False` if it holds raw scores, to which
+        the loss applies log softmax over `axis`.
+    axis : int, default -1
+        The axis of the categories.
+    weight : float, optional
+        Factor for every result.
+    batch_axis : int, default 0
+        The axis of the samples; every other axis is reduced.
+    reduction : {"mean", "sum", "none", "row_mean"}
+        "mean" divides the sum by the number of terms of a sample; "sum" is the divergence
+        itself; "none" returns the terms; "row_mean" adds over `axis` and averages over the
+        rows of a sample whose weight is not 0.
+    label_space : {"probs", "log_probs", "logits"}
+        What `label` holds: probabilities, their logarithms, or raw scores that go through
+        softmax over `axis`.
+    pred_space : {"probs", "log_probs", "logits"}, optional
+        What `pred` holds, instead of what `from_logits` says: "probs" for networks that end in
+        a softmax.
+    prefix, params
+        As for every Gluon block.
+
+    Inputs
+    ------
+    pred
+        Array or Symbol of any shape with at least one axis. A score of -inf masks its category.
+    label
+        The same shape; any floating, integer or boolean dtype.
+    sample_weight
+        Optional. Shape (batch,), a weight per sample; pred's shape without `axis`, one per row,
+        such as (batch, time); or as many axes as `pred`, each 1 or that of `pred`. Weight 0
+        silences a row whatever it holds.
+
+    Outputs
+    -------
+    loss
+        Shape (batch,), or that of `pred` for ``reduction="none"``; float64 if an input is,
+        else float32. Of the array kind of `pred`.
+
+    Raises
+    ------
+    ValueError
+        If shapes differ, `sample_weight` does not fit, an axis is out of range, the arrays
+        are on different devices, or an argument is not among the allowed ones.
+    TypeError
+        If an input is not an MXNet array or Symbol, or an argument has the wrong type.
+
+    Notes
+    -----
+    A term whose predicted probability is 0 is 0, also under a label of 0. Any predicted mass
+    under a label of 0 gives infinity, and no useful gradient: one-hot labels need smoothing
+    first, or :class:`JSDivLoss`. The gradient to a label of 0 is 0.
+
+    Where both sides are logits and whole rows are reduced, the result is never negative,
+    exactly 0 for equal rows, and correct in its leading digits for nearly equal ones.
+
+    References
+    ----------
+    T. Minka, "Divergence measures and message passing", Microsoft Research Technical Report
+    MSR-TR-2005-173 (2005).
+
+    Examples
+    --------
+    >>> from gluon_kl import ReverseKLDivLoss
+    >>> from mxnet import nd
+    >>> pred = nd.array([[0.2, 0.5, 0.2, 0.1]])
+    >>> label = nd.array([[0.3, 0.4, 0.1, 0.2]])
+    >>> loss = ReverseKLDivLoss(reduction="sum")
+    >>> value = loss(pred.log(), label)
+    >>> print(value.asnumpy().round(4))
+    [0.0998]
+    """
+
+    _direction = "KL(pred ‖ label) in nats"
+
+    def __init__(
+        self, from_logits: bool = True, axis: int = -1, weight: Optional[float] = None, batch_axis: int = 0, *,
+        reduction: str = "mean", label_space: str = "probs", pred_space: Optional[str] = None,
+        prefix: Optional[str] = None, params: Any = None,
+    ) -> None:
+        super().__init__(from_logits, axis, weight, batch_axis, reduction, label_space, pred_space,
+                         prefix=prefix, params=params)
+        self._set_out()
+
+    def _form(self) -> Dict[str, Any]:
+        return {"form": "reverse_kl"}
+
+
+
+class JSDivLoss(PairLoss):
+    r"""Generalised Jensen-Shannon divergence of a prediction and a target, in nats.
+
+    For each sample, with :math:`p` the label, :math:`q` the prediction and their mixture
+    :math:`m = \beta p + (1 - \beta) q`,
+
+    .. math:: \mathrm{JS}_\beta = \beta \, \mathrm{KL}(p \| m)
+              + (1 - \beta) \, \mathrm{KL}(q \| m).
+
+    For :math:`0 < \beta < 1` it is bounded, by
+    :math:`-\beta \log \beta - (1 - \beta) \log(1 - \beta)`, which it reaches where
+    the two share no category: log 2 at :math:`\beta = 1/2`, where it is symmetric.
+
+    Parameters
+    ----------
+    from_logits : bool, default True
+        `True` if `pred` holds log-probabilities, `False` if it holds raw scores, to which
+        the loss applies log softmax over `axis`.
+    axis : int, default -1
+        The axis of the categories.
+    weight : float, optional
+        Factor for every result.
+    batch_axis : int, default 0
+        The axis of the samples; every other axis is reduced.
+    beta : float, default 0.5
+        Between 0 and 1, the share of the label in the mixture; 0 stands for
+        KL(label ‖ pred), and 1 for KL(pred ‖ label).
+    reduction : {"mean", "sum", "none", "row_mean"}
+        "mean" divides the sum by the number of terms of a sample; "sum" is the divergence
+        itself; "none" returns the terms; "row_mean" adds over `axis` and averages over the
+        rows of a sample whose weight is not 0.
+    label_space : {"probs", "log_probs", "logits"}
+        What `label` holds: probabilities, their logarithms, or raw scores that go through
+        softmax over `axis`.
+    pred_space : {"probs", "log_probs", "logits"}, optional
+        What `pred` holds, instead of what `from_logits` says: "probs" for networks that end in
+        a softmax.
+    prefix, params
+        As for every Gluon block.
+
+    Inputs
+    ------
+    pred
+        Array or Symbol of any shape with at least one axis. A score of -inf masks its category.
+    label
+        The same shape; any floating, integer or boolean dtype.
+    sample_weight
+        Optional. Shape (batch,), a weight per sample; pred's shape without `axis`, one per row,
+        such as (batch, time); or as many axes as `pred`, each 1 or that of `pred`. Weight 0
+        silences a row whatever it holds.
+
+    Outputs
+    -------
+    loss
+        Shape (batch,), or that of `pred` for ``reduction="none"``; float64 if an input is,
+        else float32. Of the array kind of `pred`.
+
+    Raises
+    ------
+    ValueError
+        If shapes differ, `sample_weight` does not fit, an axis is out of range, the arrays
+        are on different devices, or an argument is not among the allowed ones.
+    TypeError
+        If an input is not an MXNet array or Symbol, or an argument has the wrong type.
+
+    Notes
+    -----
+    With `beta` approaching 0 the formula approaches ``beta * KL(label ‖ pred)``, and with
+    `beta` approaching 1 ``(1 - beta) * KL(pred ‖ label)``. At the ends themselves it would be
+    0 throughout; ``beta=0`` and ``beta=1`` give these divergences without the factor.
+
+    No term is ever negative, and equal rows in one space give exactly 0. A label of 0 has the
+    gradient of a label :math:`e^{80}` times smaller than the prediction: finite, as for a mask.
+
+    References
+    ----------
+    J. Lin, "Divergence measures based on the Shannon entropy", IEEE Transactions on
+    Information Theory 37 (1991), 145-151.
+
+    R. Agarwal et al., "On-Policy Distillation of Language Models: Learning from
+    Self-Generated Mistakes", ICLR 2024.
+
+    Examples
+    --------
+    The second sample shares no category with its label, which costs log 2:
+
+    >>> from gluon_kl import JSDivLoss
+    >>> from mxnet import nd
+    >>> pred = nd.array([[0.2, 0.5, 0.2, 0.1],
+    ...                  [0, 0, 1, 0]])
+    >>> label = nd.array([[0.3, 0.4, 0.1, 0.2],
+    ...                   [1, 0, 0, 0]])
+    >>> loss = JSDivLoss(reduction="sum")
+    >>> value = loss(pred.log(), label)
+    >>> print(value.asnumpy().round(4))
+    [0.0248 0.6931]
+    """
+
+    _direction = "beta * KL(label ‖ m) + (1 - beta) * KL(pred ‖ m) in nats, m = beta * label + (1 - beta) * pred"
+
+    def __init__(
+        self, from_logits: bool = True, axis: int = -1, weight: Optional[float] = None, batch_axis: int = 0, *,
+        beta: float = 0.5, reduction: str = "mean", label_space: str = "probs", pred_space: Optional[str] = None,
+        prefix: Optional[str] = None, params: Any = None,
+    ) -> None:
+        super().__init__(from_logits, axis, weight, batch_axis, reduction, label_space, pred_space,
+                         prefix=prefix, params=params)
+        self._beta = beta = check_between("beta", beta, 0, 1)
+        if beta in (0, 1):
+            self._direction = (ReverseKLDivLoss if beta else KLDivLoss)._direction
+        self._set_out()
+
+    def _describe(self) -> str:
+        return f"{super()._describe()}, beta={self._beta}"
+
+    def _form(self) -> Dict[str, Any]:
+        return js_form(self._beta)

@@ -1,0 +1,134 @@
+"""The two worlds in which a loss is computed, with one interface: what is known there, and what follows from it.
+
+Of real arrays, and in graphs of our own, everything is known but the values: `Known`. In a graph of a user's nothing
+is: `UsersGraph`. Descriptions ask a world, and never which one it is.
+"""
+
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+from gluon_kl import lifting
+from gluon_kl.autograd import fused_in_users_graph
+from gluon_kl.native import fused, supports_device
+from gluon_kl.operators import Rows, more_than_one
+
+_STAND_INS = {"bool": "uint8", "bfloat16": "float32"}  # for what an operator of an extension cannot take
+
+
+class Known(NamedTuple):
+    """What real arrays tell; also the key of a graph, which serves all calls of which the same is known."""
+
+    ndim: int
+    dtypes: Tuple[Optional[str], ...]  # of each input, "number" for a number, None for one that is left out
+    gradients: Tuple[bool, ...]  # whether autograd may ask for a gradient of each input, None included
+    row_weight: bool  # sample_weight, if any, is one number per row along the axis
+    device: Any
+    fused: bool  # the fused operator computes the result
+    small: bool  # for the operator, and fewer elements than native.SMALL
+    long: bool  # more terms a sample than MXNet's fast sum in float32 adds up right
+    single_category: bool
+
+    @property
+    def in_float32(self) -> bool:
+        """Whether arithmetic in float64 would be right in all digits of the result."""
+        return "float64" not in self.dtypes
+
+    @property
+    def infers_shapes(self) -> bool:
+        """Whether only MXNet's inference will tell the shapes, all of them."""
+        return False
+
+    def lifted(self, F: Any, inputs: Sequence[Any], same_shape: Sequence[bool], wide: Sequence[bool]) -> List[Any]:
+        """The inputs in one floating dtype, those that are `wide` in float64; numbers as arrays."""
+        targets = ["float64" if own or not self.in_float32 else "float32" for own in wide]
+        return lifting.lift_known(F, inputs, self.dtypes, targets)
+
+    def rows(self, F: Any, pred: Any, weight: Any, axis: int, batch_axis: int, exact: bool) -> Rows:
+        """What is known of the rows along `axis`, which are summed: whole, if under one weight, and not samples."""
+        return Rows(self.row_weight and (axis - batch_axis) % self.ndim != 0, self.single_category)
+
+    def rows_of_samples(self, weight: Any) -> Rows:
+        """The same where `axis` is not that of the samples."""
+        return Rows(self.row_weight, self.single_category)
+
+    def batch_axis(self, batch_axis: int) -> Optional[int]:
+        """`batch_axis` as `sum_per_sample` takes it."""
+        axis = batch_axis % self.ndim
+        return None if axis == 0 and self.ndim == 2 else axis
+
+    def in_result_dtype(self, F: Any, out: Any) -> Any:
+        """The sum of a sample in the dtype that is due."""
+        return F.cast(out, dtype="float32") if self.long and self.in_float32 else out
+
+    def broadcast(self, F: Any, x: Any, like: Any) -> Any:
+        """`x`, which the checks have broadcast to `like` already."""
+        return x
+
+    def fill_fused(self, x: Any, like: Any) -> Any:
+        """The same for the fused operator."""
+        return x
+
+    def call_fused(self, F: Any, inputs: Dict[str, Any], no_grad: Sequence[str], options: Dict[str, Any]) -> Any:
+        """The fused operator on the inputs by its names, each in a dtype that it takes."""
+        asked = [name for name, wanted in zip(inputs, self.gradients) if wanted]
+        for (name, x), dtype in zip(inputs.items(), self.dtypes):
+            if dtype in _STAND_INS:
+                inputs[name] = F.cast(x, dtype=_STAND_INS[dtype])
+        for name in no_grad:
+            if name in asked:  # a gradient that the operator leaves unwritten must not be asked of it
+                inputs[name] = F.BlockGrad(inputs[name])
+        return fused(F, inputs, [name for name in asked if name not in no_grad], **options)
+
+
+class UsersGraph:
+    """A graph that a user's program puts together: what comes in are Symbols."""
+
+    in_float32 = small = long = row_weight = False
+    gradients: Sequence[bool] = (True,) * 9
+
+    def __init__(self, traced: bool) -> None:
+        self.infers_shapes = traced  # Gluon's traces know all shapes; Symbols put together by hand may leave some open
+
+    @property
+    def fused(self) -> bool:
+        """Whether the operator may take the place of MXNet's: which device is meant is not known."""
+        return supports_device(None)
+
+    def lifted(self, F: Any, inputs: Sequence[Any], same_shape: Sequence[bool], wide: Sequence[bool]) -> List[Any]:
+        """The inputs in one floating dtype; numbers as arrays."""
+        return lifting.lift_unknown(F, inputs, same_shape)
+
+    def rows(self, F: Any, pred: Any, weight: Any, axis: int, batch_axis: int, exact: bool) -> Rows:
+        """What is known of the rows; where a weight's shape or a rank would tell, the graph if it must be `exact`."""
+        if weight is not None:
+            return Rows()
+        if (axis < 0) == (batch_axis < 0):
+            return Rows(axis != batch_axis)
+        # One counts from the back: they meet at one rank. (One category has nothing to lose.)
+        return Rows(more_than_one(F, pred, axis, batch_axis)) if exact else Rows()
+
+    def rows_of_samples(self, weight: Any) -> Rows:
+        """The same where `axis` is not that of the samples."""
+        return Rows(weight is None)
+
+    def batch_axis(self, batch_axis: int) -> Optional[int]:
+        """`batch_axis` as `sum_per_sample` takes it."""
+        return batch_axis
+
+    def in_result_dtype(self, F: Any, out: Any) -> Any:
+        """The sum of a sample, whose dtype is that of the terms."""
+        return out
+
+    def broadcast(self, F: Any, x: Any, like: Any) -> Any:
+        """`x` in the shape of `like`; None stays."""
+        return x if x is None else F.broadcast_like(x, like)
+
+    def fill_fused(self, x: Any, like: Any) -> Any:
+        """The same for the fused operator, with dtypes as they are."""
+        return x if x is None else lifting.fill_like(x, like)
+
+    def call_fused(self, F: Any, inputs: Dict[str, Any], no_grad: Sequence[str], options: Dict[str, Any]) -> Any:
+        """The fused operator on the inputs by its names."""
+        return fused_in_users_graph(inputs, no_grad, **options)
+
+
+TRACED, BY_HAND = UsersGraph(True), UsersGraph(False)
