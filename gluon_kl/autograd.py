@@ -84,7 +84,10 @@ def _use() -> str:
 
 
 class NoRows(autograd.Function):
-    """The result for inputs that hold nothing: nothing, and gradients of 0 to all of them."""
+    """The result for inputs that hold nothing: nothing, and gradients of 0 to all of them.
+
+    MXNet's operators would divide by the number of rows and end the process.
+    """
 
     def __init__(self, shape: Tuple[int, ...], dtype: str) -> None:
         super().__init__()

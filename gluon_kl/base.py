@@ -16,7 +16,7 @@ import numpy as np
 from mxnet import autograd
 from mxnet.ndarray import NDArray
 
-KEYS = 256  # keys that a loss remembers, of about 1 KB each: a program may never stop calling it in other ways
+MAX_KEYS = 256  # that a loss remembers, of about 1 KB each: a program may never stop calling it in other ways
 _LENT = ("cpu_shared", "cpu_pinned")  # memory of a DataLoader's, as good as any other of the CPU
 _LONG = 1 << 14  # terms of a sample: beyond, MXNet's fast sum in float32 is off by more than 1e-6
 
@@ -81,7 +81,7 @@ class Road:
         here, device = in_one_place(self.description.names, checked)
         key = self.key_of(here, frame, device)
         if all(map(operator.is_, here, inputs)):
-            if len(self.keys) >= KEYS:
+            if len(self.keys) >= MAX_KEYS:
                 self.keys = {}
             self.keys[kind] = key
         return self.run(block, here, key)

@@ -17,7 +17,7 @@ DTYPE_NAMES: Dict[Any, str] = {bool: "bool", np.dtype([("bfloat16", np.uint16)])
                                **{np.dtype(name).type: name for name in (
     *FLOATS, "uint8", "int8", "int32", "int64", "bool")}}
 # A number beyond these, or what becomes of it times another (a temperature's square, say), MXNet may fail to read.
-LEAST, MOST = 1e-290, 1e290
+SMALLEST, LARGEST = 1e-290, 1e290
 MAX_AXES = 32  # of an MXNet array
 
 
@@ -48,8 +48,8 @@ def check_number(name: str, value: Any) -> Any:
     number = as_float(value)
     if not math.isfinite(number):
         raise ValueError(f"{name} must be finite, not {value!r}")
-    if number and not LEAST <= abs(number) <= MOST:
-        raise ValueError(f"{name} must be 0 or between {LEAST} and {MOST} in magnitude, not {value!r}")
+    if number and not SMALLEST <= abs(number) <= LARGEST:
+        raise ValueError(f"{name} must be 0 or between {SMALLEST} and {LARGEST} in magnitude, not {value!r}")
     return value if type(value) is int else number
 
 
@@ -72,10 +72,10 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
         raise ValueError(f"{name} must be {allowed}, not {value!r}")
 
 
-def check_positive(name: str, value: Any, most: float = math.inf) -> Any:
+def check_positive(name: str, value: Any, maximum: float = math.inf) -> Any:
     number = check_number(name, value)
-    if not 0 < number <= most:
-        bound = "" if most == math.inf else f" and at most {most}"
+    if not 0 < number <= maximum:
+        bound = "" if maximum == math.inf else f" and at most {maximum}"
         raise ValueError(f"{name} must be positive{bound}, not {value!r}")
     return number
 

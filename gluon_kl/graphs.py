@@ -10,7 +10,7 @@ import mxnet as mx
 from mxnet.ndarray import NDArray
 
 OPTIONS = ("static_alloc", "static_shape", "inline_limit", "forward_bulk_size", "backward_bulk_size")
-MOST = 8  # graphs that a loss keeps, of up to 200 KB each: a program may never stop calling it in other ways
+MAX_GRAPHS = 8  # that a loss keeps, of up to 200 KB each: a program may never stop calling it in other ways
 _TRACING = threading.Lock()
 
 
@@ -63,7 +63,7 @@ class GraphStore:
         """The result of the graph for this key, made if there is none."""
         graph: Optional[Graph] = self._graphs.get(key)
         if graph is None:
-            oldest: List[Known] = list(self._graphs)[:len(self._graphs) - MOST + 1]
+            oldest: List[Known] = list(self._graphs)[:len(self._graphs) - MAX_GRAPHS + 1]
             for other in oldest:
                 self._graphs.pop(other, None)
             block.note_call(inputs)

@@ -20,6 +20,21 @@ from mxnet.ndarray import NDArray
 from mxnet.ndarray.register import _make_ndarray_function  # operators on arrays without what AMP wraps around them
 from mxnet.symbol.register import _make_symbol_function  # the same on Symbols
 
+# What a block of Gluon's has beside its public members, for gluon1.py, base.py and graphs.py.
+BLOCK_MEMBERS = {
+    "_weight": "the factor, and",
+    "_batch_axis": "the axis of the samples, as Gluon's Loss keeps them",
+    "_active": "whether it is hybridized",
+    "_scope": "the scope that it opens, which must not be entered twice",
+    "_callback": "what a user wants called with each result of an operator",
+    "_monitor_all": "whether with the inputs too",
+    "_cached_graph": "the graph that export writes, which cannot be copied or pickled",
+    "_cached_op": "the same, made to run",
+    "_cached_op_args": "the parameters of that, where export of MXNet before 1.9 looks for them",
+    "_clear_cached_op": "forgets both, so that export traces the loss anew",
+    "_get_graph": "traces the loss, as Gluon's infer_shape and optimize_for do",
+}
+
 NumpySymbol = mx.sym.np._Symbol  # the type of a Symbol of mx.np's kind, which has no public name
 
 

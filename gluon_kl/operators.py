@@ -378,22 +378,22 @@ def cross_entropy(F: Any, log_pred: Any, label: Any) -> Any:
 
 
 def gaussian_differences(
-    F: Any, mean: Any, spread: Any, prior_mean: Optional[Any] = None, prior_spread: Optional[Any] = None, *,
+    F: Any, mean: Any, width: Any, prior_mean: Optional[Any] = None, prior_width: Optional[Any] = None, *,
     std: bool = False,
 ) -> Tuple[Any, Any]:
     """How far the mean and the log-variance are from the prior's; the mean in standard deviations of the prior.
 
-    Spreads are log-variances, or standard deviations if `std`; None stands for those of a standard prior.
+    Widths are log-variances, or standard deviations if `std`; None stands for those of a standard prior.
     """
     distance = mean if prior_mean is None else mean - prior_mean
     if std:
-        d = 2 * F.log(spread if prior_spread is None else spread / prior_spread)
-        return distance if prior_spread is None else distance / prior_spread, d
-    if prior_spread is None:
-        return distance, spread
+        d = 2 * F.log(width if prior_width is None else width / prior_width)
+        return distance if prior_width is None else distance / prior_width, d
+    if prior_width is None:
+        return distance, width
     # Scaled in two steps, since exp may overflow where the product fits; and 0 * inf at no distance is 0.
-    scale = F.exp(-0.25 * F.where(distance == 0, F.zeros_like(distance), prior_spread))
-    return distance * scale * scale, spread - prior_spread
+    scale = F.exp(-0.25 * F.where(distance == 0, F.zeros_like(distance), prior_width))
+    return distance * scale * scale, width - prior_width
 
 
 def gaussian_terms(F: Any, distance: Any, d: Any, doubled: bool = False) -> Any:

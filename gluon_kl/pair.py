@@ -239,7 +239,7 @@ class KLDivLoss(PairLoss, gluon.loss.KLDivLoss):
     ) -> None:
         super().__init__(from_logits, axis, weight, batch_axis, reduction, label_space, pred_space,
                          prefix=prefix, params=params)
-        self._epsilon = check_positive("epsilon", epsilon, most=1)
+        self._epsilon = check_positive("epsilon", epsilon, maximum=1)
         self._set_out()
 
     def _describe(self) -> str:

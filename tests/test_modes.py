@@ -381,7 +381,7 @@ def test_optional_inputs_take_turns(run, rng):
 
 def test_kinds_of_call(run, rng, monkeypatch):
     """A call like one before skips the checks; any other is checked, however many there were."""
-    monkeypatch.setattr("gluon_kl.base.KEYS", 5)
+    monkeypatch.setattr("gluon_kl.base.MAX_KEYS", 5)
     loss = run.prepare(KLDivLoss(False, reduction="sum"))
     for samples in (*range(1, 15), *range(1, 15)):
         pred, label = example(rng, (samples, 6))

@@ -1,5 +1,9 @@
 """MXNet's names that are not public: each does what the package takes it for."""
 
+import re
+from pathlib import Path
+
+import gluon_kl
 from gluon_kl import mxnet_private
 
 import mxnet as mx
@@ -88,3 +92,20 @@ def test_the_outermost_manager():
 
 def test_the_type_of_numpy_symbols():
     assert type(mx.sym.var("x").as_np_ndarray()) is mxnet_private.NumpySymbol
+
+
+@pytest.mark.parametrize("name", mxnet_private.BLOCK_MEMBERS)
+def test_members_of_a_block(name):
+    block = mx.gluon.loss.L2Loss()
+    block.hybridize()
+    assert hasattr(block, name)
+
+
+def test_members_of_blocks_that_the_package_uses_are_named():
+    """Every underscored member of a block that is none of ours stands in the table."""
+    package = Path(gluon_kl.__file__).parent
+    used = set()
+    for file in package.glob("*.py"):
+        used |= set(re.findall(r"(?:self|block)\.(_[a-z]\w+)", file.read_text(encoding="utf-8")))
+    theirs = {name for name in used if hasattr(mx.gluon.loss.L2Loss(), name)}
+    assert theirs <= set(mxnet_private.BLOCK_MEMBERS), theirs

@@ -4,7 +4,7 @@
 //   _gluon_kl_divergence(*inputs, call="form=... inputs=... ...") -> result [, kept (stats, rows)]
 //
 // The interface hides grad_req from the operator: an "add" is lost, and a gradient nobody asked for looks like any
-// other. native/__init__.py stands guard in front of it.
+// other. autograd.py stands guard in front of it.
 #include <lib_api.cc>  // MXNet wants its half of the interface compiled into the library
 
 #include "plan.h"
