@@ -246,8 +246,8 @@ def with_known_ranks(given: Dict[str, Any], options: Mapping[str, Any]) -> Dict[
     for name in indices:  # behind an axis of 1, which pred gets in front
         axis = options.get("axis", -1)
         ranks[name] = pick(mx.sym.expand_dims(pred, axis=0), given[name], axis=axis + (axis >= 0))
-    for name in tied:  # each by an array of its own dtype, which MXNet would merge with the others were it not named
-        given = {**given, name: tie(given[name], block(like(pred, of=name)))}
+    for name in tied:  # each by an array of its own dtype
+        given = {**given, name: tie(given[name], block(like(pred)))}
     return {**{f"rank_of_{name}": block(x) for name, x in ranks.items()}, **given}
 
 
