@@ -977,4 +977,4 @@ def test_library_of_another_release():
         native._load.cache_clear()
         native.__version__ = "0.3"
         print(native.why_not())
-    """).strip() == f"it is that of gluon_kl {gluon_kl.__version__}, and this is 0.3: install gluon_kl again"
+    """).strip() == f"it is that of gluon_kl {gluon_kl.__version__}, and this is 0.3: start Python anew"
