@@ -12,6 +12,7 @@ The hook for a plain ``import mxnet`` runs this file by itself, so it imports no
 import builtins
 import importlib
 import importlib.machinery
+import os
 import re
 import sys
 import types
@@ -168,8 +169,15 @@ def lent():
     return next((finder for finder in sys.meta_path if getattr(finder, "gluon_kl_lends", False)), None)
 
 
+def is_mxnet_2():
+    """Tell whether the MXNet that would be imported is 2, which fits newer Pythons by itself; it is found, not run."""
+    spec = importlib.machinery.PathFinder.find_spec("mxnet")
+    return spec is not None and spec.origin is not None and os.path.exists(
+        os.path.join(os.path.dirname(spec.origin), "_deferred_compute.py"))
+
+
 def lend():
     """Put the finder in place, if MXNet needs one and there is none; return it, or None."""
-    if NEEDED and lent() is None:
+    if NEEDED and lent() is None and not is_mxnet_2():
         sys.meta_path.insert(0, _Finder())
     return lent()

@@ -4,13 +4,13 @@ import importlib.util
 import platform
 import sys
 
-from gluon_kl._lend import NEEDED, NUMPY, Version, lend, lent
+from gluon_kl._lend import NEEDED, NUMPY, Version, is_mxnet_2, lend, lent
 
 import numpy as np
 
 PYTHONS = (3, 8), (3, 13)  # the oldest and the newest that the tests are run on
 NUMPYS = (1, 17), (2, 5)
-MXNETS = (1, 7), (1, 9)
+MXNETS = ((1, 7), (1, 9)), ((2, 0), (2, 0))  # the oldest and the newest of each line
 LIBRARIES = {"libgomp.so.1": "libgomp1", "libquadmath.so.0": "libquadmath0"}  # what MXNet links to: Debian's package
 
 
@@ -40,7 +40,7 @@ def _refuse_absence():
     spec = importlib.util.find_spec("mxnet")
     if spec is None or spec.origin is None:  # the second: a folder of that name, without a package in it
         alone = sys.version_info < (3, 13)  # no NumPy that MXNet's metadata allow has a wheel for later ones
-        how = (f"`pip install 'mxnet>={_spelled(MXNETS[0])},<2'`" if alone else
+        how = (f"`pip install 'mxnet>={_spelled(MXNETS[0][0])},<2'`" if alone else
                "`pip install numpy requests 'graphviz<0.9'`, then `pip install --no-deps mxnet`")
         raise ModuleNotFoundError(
             "gluon_kl works on Apache MXNet, of which any build will do, and there is none here: "
@@ -48,7 +48,7 @@ def _refuse_absence():
 
 
 def _lend():
-    if NEEDED and lent() is None:
+    if NEEDED and lent() is None and not is_mxnet_2():
         if "mxnet" in sys.modules:
             raise ImportError(
                 f"With Python {platform.python_version()} and NumPy {np.__version__}, `import gluon_kl` must come "
@@ -73,10 +73,11 @@ def _import_mxnet():
             raise
         raise ImportError(f"MXNet has been tried with NumPy up to {_spelled(NUMPYS[1])}, and misses something in "
                           f"{np.__version__} ({error}): `pip install 'numpy=={_spelled(NUMPYS[1])}.*'`.") from error
-    if not MXNETS[0] <= Version(mxnet.__version__)[:2] <= MXNETS[1]:
+    if not any(oldest <= Version(mxnet.__version__)[:2] <= newest for oldest, newest in MXNETS):
+        oldest, newest = MXNETS[0]
         raise ImportError(
-            f"gluon_kl works on MXNet {_spelled(MXNETS[0])} to {_spelled(MXNETS[1])}, and this is {mxnet.__version__}: "
-            f"`pip install 'mxnet>={_spelled(MXNETS[0])},<2'`, or the like for your build of it.")
+            f"gluon_kl works on MXNet {_spelled(oldest)} to {_spelled(newest)} and 2.0, and this is "
+            f"{mxnet.__version__}: `pip install 'mxnet>={_spelled(oldest)},<2'`, or the like for your build of it.")
     return Version(mxnet.__version__)
 
 
@@ -86,4 +87,5 @@ _lend()
 MXNET = _import_mxnet()
 
 # Where MXNet's versions differ
+GLUON_2 = MXNET >= (2,)  # a block has `forward` alone, which is traced with real arrays
 LIKE_WANTS_EQUAL_DTYPES = MXNET < (1, 8)  # both sides of `broadcast_like`

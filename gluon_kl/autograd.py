@@ -4,7 +4,6 @@ An operator of an extension writes its gradients over what is there, and never l
 reaches it has an operator of MXNet's in front, which adds, and each gradient that nobody may ask for is cut off.
 """
 
-import itertools
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from gluon_kl import mxnet_private
@@ -48,8 +47,8 @@ def prepare_for_autograd(
     return tuple(followed), tuple(prepared)
 
 
-def fused_in_users_graph(inputs: Mapping[str, Any], no_grad: Sequence[str] = (), **options: Any) -> Any:
-    """`native.fused` on the Symbols of a user's graph, where neither dtypes are known nor which gradients are wanted.
+def fused_in_users_graph(F: Any, inputs: Mapping[str, Any], no_grad: Sequence[str] = (), **options: Any) -> Any:
+    """`native.fused` in a user's graph, where neither dtypes are known nor which gradients are wanted.
 
     The gradient to the first input is one node's. Those to the others but `no_grad` are those of another node without
     a value, the anchor, so that MXNet leaves out what nobody asks for.
@@ -57,30 +56,24 @@ def fused_in_users_graph(inputs: Mapping[str, Any], no_grad: Sequence[str] = (),
     (first, pred), *others = [(name, x) for name, x in inputs.items() if x is not None]
     # An operator of MXNet's own keeps grad_req="add" and sums over many uses right; unless its attributes tell it
     # from every other, MXNet merges it with theirs, and the sum lands on the operator again.
-    with mx.AttrScope(__gluon_kl_use__=_use()):
-        pred = mx.sym.identity(pred)
+    name = mxnet_private.unique_use()
+    use = {"__gluon_kl_use__": name} if F is mx.nd else {}  # a trace keeps what a call says; Symbols obey the scope
+    with mx.AttrScope(__gluon_kl_use__=name):
+        pred = F.identity(pred, **use)
         # print_summary takes what an operator makes of class indices alone for a layer, with two axes at least.
-        others = [(name, mx.sym.expand_dims(x, axis=0) if is_index(name, options) else x) for name, x in others]
-        given: Dict[str, Any] = {first: pred, **{name: operator_dtype(x) for name, x in others}}
-    given = with_known_ranks(given, options)
-    given.update({name: mx.sym.BlockGrad(given[name]) for name, _ in others if name in no_grad})
+        others = [(name, F.expand_dims(x, axis=0) if is_index(name, options) else x) for name, x in others]
+        given: Dict[str, Any] = {first: pred, **{name: operator_dtype(x, use) for name, x in others}}
+    if F is mx.sym:  # a trace knows the rank of each
+        given = with_known_ranks(given, options)
+    given.update({name: F.BlockGrad(given[name]) for name, _ in others if name in no_grad})
     learned = [name for name, _ in others if name not in no_grad]
     if options.get("reduction") == "none":  # a second result of this size would cost more than a gradient
-        return fused(mx.sym, given, [first, *learned], **options)
-    seen = {name: mx.sym.BlockGrad(x) if name in learned else x for name, x in given.items()}
+        return fused(F, given, [first, *learned], **options)
+    seen = {name: F.BlockGrad(x) if name in learned else x for name, x in given.items()}
     if learned:
-        silent = {name: mx.sym.BlockGrad(x) if name == first else x for name, x in given.items()}
-        seen["anchor"] = fused(mx.sym, silent, learned, **{**options, "value": 0, "keep": 0})
-    return fused(mx.sym, seen, [first], **options)
-
-
-_USES = itertools.count()
-
-
-def _use() -> str:
-    """A text that no other use in the graph at hand has, and that a second trace of the same graph has again."""
-    manager = mxnet_private.outermost_manager()
-    return f"free{next(_USES)}" if manager is None else manager.get(None, "use")
+        silent = {name: F.BlockGrad(x) if name == first else x for name, x in given.items()}
+        seen["anchor"] = fused(F, silent, learned, **{**options, "value": 0, "keep": 0})
+    return fused(F, seen, [first], **options)
 
 
 class NoRows(autograd.Function):

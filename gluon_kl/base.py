@@ -9,7 +9,7 @@ from gluon_kl.autograd import NoRows, prepare_for_autograd
 from gluon_kl.checks import DTYPE_NAMES, FLOATS, Frame, as_float, check_kinds, is_number
 from gluon_kl.description import Description
 from gluon_kl.native import SMALL, supports_device
-from gluon_kl.worlds import BY_HAND, TRACED, Known
+from gluon_kl.worlds import BY_HAND, TRACED, Known, UsersGraph
 
 import mxnet as mx
 import numpy as np
@@ -124,6 +124,14 @@ class Road:
     def compute_symbols(self, inputs: Sequence[Any], traced: bool) -> Any:
         """The loss in a graph of a user's."""
         return self.compute(mx.sym, TRACED if traced else BY_HAND, inputs)
+
+    def compute_trace(self, given: Sequence[Any]) -> Any:
+        """The loss of arrays that are traced: the graph will serve arrays of other shapes and dtypes."""
+        inputs = self.real(*given)
+        checked, _ = self.description.check(*inputs)
+        _, device = in_one_place(self.description.names, checked)
+        out = self.compute(mx.nd, UsersGraph(True, device), self.description.with_all_axes(inputs, checked))
+        return out.as_np_ndarray() if isinstance(given[0], mx.np.ndarray) else out
 
     def real(self, *inputs: Any) -> List[Any]:
         """Inputs as legacy arrays, for a look at their values."""

@@ -5,7 +5,7 @@ from typing import Any, Optional
 from gluon_kl import diagnostics
 from gluon_kl.checks import REDUCTIONS, check_choice, check_flag, check_number, is_number
 from gluon_kl.description import BernoulliDescription, Description
-from gluon_kl.gluon1 import CheckedLoss, own
+from gluon_kl.front import CheckedLoss
 
 from mxnet.ndarray import NDArray
 
@@ -142,8 +142,7 @@ class BernoulliKLLoss(CheckedLoss):
         return (f"from_sigmoid={self._from_sigmoid}, weight={self._weight}, batch_axis={self._batch_axis}, "
                 f"reduction={self._reduction!r}, label_space={self._label_space!r}")
 
-    @own
-    def hybrid_forward(self, F: Any, pred: Any, label: Any, sample_weight: Any = None) -> Any:
+    def _loss(self, F: Any, pred: Any, label: Any, sample_weight: Any = None) -> Any:
         """The loss of arrays or Symbols, for subclasses that override this method."""
         label = label if isinstance(label, NDArray) else self._fit_number(label)
         return self._road(self, (pred, label, sample_weight))

@@ -14,8 +14,9 @@ REDUCTIONS = ("mean", "sum", "none")
 FLOATS = ("float16", "float32", "float64")
 # np.dtype(x).name takes microseconds. MXNet spells bfloat16, which NumPy has not, as a record of 16 bits.
 DTYPE_NAMES: Dict[Any, str] = {bool: "bool", np.dtype([("bfloat16", np.uint16)]): "bfloat16",
-                               **{np.dtype(name).type: name for name in (
-    *FLOATS, "uint8", "int8", "int32", "int64", "bool")}}
+                               **{key: name for name in (
+    *FLOATS, "uint8", "int8", "int16", "int32", "int64", "uint16", "uint32", "uint64", "bool")
+    for key in (np.dtype(name).type, np.dtype(name))}}  # an array of MXNet 2.0 has the second for a dtype
 # A number beyond these, or what becomes of it times another (a temperature's square, say), MXNet may fail to read.
 SMALLEST, LARGEST = 1e-290, 1e290
 MAX_AXES = 32  # of an MXNet array
@@ -147,7 +148,7 @@ def fit_sample_weight(weight: Any, frame: Frame, of: str = "pred") -> Any:
     if len(size) == len(shape) and all(have in (1, want) for have, want in zip(size, shape)):
         return weight
     if size == (batch,):
-        return weight.reshape(tuple(batch if i == batch_axis else 1 for i in range(len(shape))))
+        return weight.reshape(tuple(-1 if i == batch_axis else 1 for i in range(len(shape))))
     rows = None if axis is None else shape[:axis] + shape[axis + 1:]
     if size == rows:
         return weight.expand_dims(axis)

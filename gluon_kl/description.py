@@ -26,6 +26,10 @@ class Description:
         """The inputs that count and the frame of the first, or an error."""
         raise NotImplementedError
 
+    def with_all_axes(self, inputs: Sequence[Any], checked: Sequence[Any]) -> Tuple[Any, ...]:
+        """The inputs in the first one's rank, by what holds for other shapes too; `checked` are fit to this one."""
+        return (*inputs[:-1], checked[-1])
+
     def fused(self, world: Any, *inputs: Any) -> Tuple[Tuple[Any, ...], Dict[str, Any]]:
         """The inputs and options of the fused operator."""
         raise NotImplementedError
@@ -278,6 +282,15 @@ class GaussianDescription(Description):
         frame = self.frame(mean)
         weight = weight if weight is None else fit_sample_weight(weight, frame, "mean")
         return (mean, log_variance, *prior, weight), frame
+
+    def with_all_axes(self, inputs: Sequence[Any], checked: Sequence[Any]) -> Tuple[Any, ...]:
+        """A prior gets the axes in front that it lacks; `checked` has it broadcast to this one's shape."""
+        mean, log_variance, *prior, _ = inputs
+        for i, x in enumerate(prior):
+            if isinstance(x, NDArray):
+                for _ in range(mean.ndim - x.ndim):
+                    prior[i] = prior[i].expand_dims(0)
+        return (mean, log_variance, *prior, checked[-1])
 
     def fused(self, world: Any, *inputs: Any) -> Tuple[Tuple[Any, ...], Dict[str, Any]]:
         """As the operator has it: numbers are options."""

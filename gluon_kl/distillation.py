@@ -5,7 +5,7 @@ from typing import Any, Dict, Optional
 from gluon_kl import diagnostics
 from gluon_kl.checks import check_axis, check_between, check_choice, check_flag, normal_axis
 from gluon_kl.description import Description, DistillationDescription
-from gluon_kl.gluon1 import CheckedLoss, own
+from gluon_kl.front import CheckedLoss
 from gluon_kl.operators import js_form
 
 DIVERGENCES = ("kl", "reverse_kl", "js")
@@ -163,8 +163,7 @@ class DistillationLoss(CheckedLoss):
                 f"axis={self._axis}, divergence={self._divergence!r}, beta={self._beta}, "
                 f"teacher_space={self._teacher_space!r}")
 
-    @own
-    def hybrid_forward(self, F: Any, pred: Any, label: Any, teacher_pred: Any, sample_weight: Any = None) -> Any:
+    def _loss(self, F: Any, pred: Any, label: Any, teacher_pred: Any, sample_weight: Any = None) -> Any:
         """The loss of arrays or Symbols, for subclasses that override this method."""
         return self._road(self, (pred, label, teacher_pred, sample_weight))
 

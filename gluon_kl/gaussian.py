@@ -5,7 +5,7 @@ from typing import Any, List, Optional
 from gluon_kl import diagnostics
 from gluon_kl.checks import REDUCTIONS, check_choice, check_not_negative, check_number, is_number
 from gluon_kl.description import Description, GaussianDescription
-from gluon_kl.gluon1 import CheckedLoss, own
+from gluon_kl.front import CheckedLoss
 
 from mxnet.ndarray import NDArray
 
@@ -143,8 +143,7 @@ class GaussianKLLoss(CheckedLoss):
         return (f"weight={self._weight}, batch_axis={self._batch_axis}, reduction={self._reduction!r}, "
                 f"free_nats={self._free_nats}, spread={self._spread!r}")
 
-    @own
-    def hybrid_forward(
+    def _loss(
         self, F: Any, mean: Any, log_variance: Any, prior_mean: Any = None, prior_log_variance: Any = None,
         sample_weight: Any = None,
     ) -> Any:

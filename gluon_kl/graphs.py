@@ -36,7 +36,7 @@ class Graph:
     def _trace(self, block: Any, compute: Callable[..., Any], options: Dict[str, Any], key: Known,
                inputs: Sequence[Any]) -> None:
         names = [None if x is None else f"data{i}" for i, x in enumerate(inputs)]
-        with _TRACING, key.device, mx.name.Prefix(block.prefix):
+        with _TRACING, key.device, block.names_of_nodes():
             symbols = [None if name is None else mx.sym.var(name) for name in names]
             out = mxnet_private.without_amp_casts(compute(mx.sym, key, symbols))
         self._used = [names.index(name) for name in out.list_inputs()]

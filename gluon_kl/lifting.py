@@ -6,7 +6,7 @@ from typing import Any, List, Optional, Sequence, Tuple
 
 from gluon_kl import _mxnet, mxnet_private
 from gluon_kl.native import operator_dtype
-from gluon_kl.operators import as_rows, unit
+from gluon_kl.operators import as_rows, numpy_of, unit
 
 import mxnet as mx
 from mxnet.ndarray import NDArray
@@ -36,11 +36,11 @@ def lift_unknown(F: Any, inputs: Sequence[Any], same_shape: Sequence[bool]) -> L
     `same_shape` tells which have the shape of the first, which the graph may not know yet. None stays, and a number
     becomes an array of the shape of the first.
     """
-    carried: List[Any] = [operator_dtype(x) if isinstance(x, Symbol) else x for x in inputs]
+    carried: List[Any] = [operator_dtype(x) if isinstance(x, (NDArray, Symbol)) else x for x in inputs]
     own = unit(F, carried[0])
     # `broadcast_like` refuses other numbers of axes, where NumPy's multiplication would add some in front.
     units = [own]
-    for own_of_x in [unit(F, x) for x in carried[1:] if isinstance(x, Symbol)]:
+    for own_of_x in [unit(F, x) for x in carried[1:] if isinstance(x, (NDArray, Symbol))]:
         if _mxnet.LIKE_WANTS_EQUAL_DTYPES:
             units.append(own_of_x)
             units.append(F.broadcast_like(F.cast(own_of_x, dtype="float32"), F.cast(own, dtype="float32")))
@@ -55,7 +55,7 @@ def lift_unknown(F: Any, inputs: Sequence[Any], same_shape: Sequence[bool]) -> L
     if not any(same_shape):  # float16 alone is lifted all the same
         units.append(unit(F, F.cast(F.slice(carried[0], begin=(0,), end=(1,)), dtype="float32")))
     one = functools.reduce(operator.mul, [x.as_np_ndarray() for x in units])
-    return fill_numbers(F, [_promoted(F, x, one) if isinstance(x, Symbol) else x for x in carried])
+    return fill_numbers(F, [_promoted(F, x, one) if isinstance(x, (NDArray, Symbol)) else x for x in carried])
 
 
 def _promoted(F: Any, x: Any, one: Any) -> Any:
@@ -88,11 +88,12 @@ def narrowed(F: Any, column: Any, zero: Any) -> Any:
     x = F.transpose(column)
     bridge = F.cast(F.contrib.sign_ste(x), dtype="float32")
     zeros = F.zeros_like(bridge).as_np_ndarray() + zero.as_np_ndarray()
-    both = mx.sym.np.insert(zeros, 0, x.as_np_ndarray(), axis=0).as_nd_ndarray()
+    both = numpy_of(zeros).insert(zeros, 0, x.as_np_ndarray(), axis=0).as_nd_ndarray()
     value = F.BlockGrad(F.slice(both, begin=(0,), end=(1,))).as_np_ndarray()
     return (value + (bridge - F.BlockGrad(bridge)).as_np_ndarray()).as_nd_ndarray()
 
 
 def fill_like(x: Any, like: Any) -> Any:
     """`x` broadcast to `like`, where neither shapes nor dtypes are known: by NumPy's addition of nothing."""
-    return (x.as_np_ndarray() + mx.sym.zeros_like(like).as_np_ndarray()).as_nd_ndarray()
+    zeros = (mx.nd if isinstance(like, NDArray) else mx.sym).zeros_like(like)
+    return (x.as_np_ndarray() + zeros.as_np_ndarray()).as_nd_ndarray()

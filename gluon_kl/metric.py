@@ -3,10 +3,10 @@
 import math
 from typing import Any, List, Optional
 
+from gluon_kl.front import Metric, alias, check_label_shapes, register
 from gluon_kl.pair import JSDivLoss, KLDivLoss
 
 import mxnet as mx
-from mxnet.metric import EvalMetric, alias, check_label_shapes, register
 
 
 class _Sum:
@@ -25,7 +25,7 @@ class _Sum:
         self._lost = math.fsum([*parts, -self.value])
 
 
-class _DivergenceMetric(EvalMetric):
+class _DivergenceMetric(Metric):
     """Mean over samples of a loss between pred and label, which a subclass chooses."""
 
     def __init__(
@@ -33,7 +33,7 @@ class _DivergenceMetric(EvalMetric):
         **arguments: Any,
     ) -> None:
         self._loss = loss
-        super().__init__(name, output_names, label_names, has_global_stats=True, **arguments)
+        super().__init__(name, output_names, label_names, **arguments)
 
     def update(self, labels: Any, preds: Any) -> None:
         """Add the divergences of a batch.

@@ -1,8 +1,10 @@
-"""Every name of MXNet 1's that is not public and that the package leans on, with the reason for it."""
+"""Every name of MXNet's that is not public and that the package leans on, with the reason for it."""
 
 import ctypes
 import functools
 from typing import Any, Callable
+
+from gluon_kl import _mxnet
 
 import mxnet as mx
 from mxnet.base import (
@@ -12,15 +14,19 @@ from mxnet.base import (
     SymbolHandle,
     c_str,
     check_call,
-    mx_uint,
 )
-from mxnet.gluon.block import _BlockScope  # whether Gluon traces, and whether the scope of a block is open
-from mxnet.name import NameManager  # names that a second trace of a graph has again
 from mxnet.ndarray import NDArray
 from mxnet.ndarray.register import _make_ndarray_function  # operators on arrays without what AMP wraps around them
 from mxnet.symbol.register import _make_symbol_function  # the same on Symbols
 
-# What a block of Gluon's has beside its public members, for gluon1.py, base.py and graphs.py.
+if _mxnet.GLUON_2:
+    from gluon_kl import mxnet2 as engine
+else:
+    from gluon_kl import mxnet1 as engine  # type: ignore[no-redef]
+
+load_library, tracing, unique_use = engine.load_library, engine.tracing, engine.unique_use
+
+# What a block of Gluon's has beside its public members, for block.py, gluon1.py, gluon2.py, base.py and graphs.py.
 BLOCK_MEMBERS = {
     "_weight": "the factor, and",
     "_batch_axis": "the axis of the samples, as Gluon's Loss keeps them",
@@ -33,6 +39,8 @@ BLOCK_MEMBERS = {
     "_cached_op_args": "the parameters of that, where export of MXNet before 1.9 looks for them",
     "_clear_cached_op": "forgets both, so that export traces the loss anew",
     "_get_graph": "traces the loss, as Gluon's infer_shape and optimize_for do",
+    "_forward_pre_hooks": "what a user wants called before a call, and",
+    "_forward_hooks": "after it, which a `__call__` of our own has to call",
 }
 
 NumpySymbol = mx.sym.np._Symbol  # the type of a Symbol of mx.np's kind, which has no public name
@@ -82,25 +90,7 @@ def same_shape(F: Any, x: Any, like: Any) -> Any:
     return F._internal._identity_with_attr_like_rhs(x, like)
 
 
-def current_scope() -> Any:
-    """The block whose scope is open in this thread, as Gluon opens them while it traces; None outside."""
-    return getattr(_BlockScope._current, "value", None)
-
-
-def load_library(path: str) -> None:
-    """Registers an extension. `mx.library.load` makes every function of MXNet's anew, and AMP's wrappers are gone."""
-    check_call(_LIB.MXLoadLib(c_str(path), mx_uint(0)))
-
-
 @functools.lru_cache(maxsize=None)
 def copy_function() -> Callable[..., Any]:
     """MXNet's identity on arrays, which adds up gradients; `nd.identity` may be wrapped by AMP."""
     return array_function("_copy")
-
-
-def outermost_manager() -> Any:
-    """The name manager of the outermost block that is traced, anew for each trace; None outside of a trace."""
-    manager = getattr(NameManager._current, "value", None)
-    while manager is not None and manager._old_manager is not None and manager._old_manager._old_manager is not None:
-        manager = manager._old_manager
-    return None if manager is None or manager._old_manager is None else manager

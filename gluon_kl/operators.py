@@ -343,7 +343,7 @@ def pair_terms(
 def unit(F: Any, x: Any) -> Any:
     """A 1 of x's dtype, with as many axes as `x`."""
     first = F.zeros_like(F.slice(x, begin=(0,), end=(1,)))
-    return (_numpy(first).sum(first.as_np_ndarray(), keepdims=True) + 1).as_nd_ndarray()
+    return (numpy_of(first).sum(first.as_np_ndarray(), keepdims=True) + 1).as_nd_ndarray()
 
 
 def more_than_one(F: Any, x: Any, axis: int, batch_axis: int) -> Any:
@@ -351,13 +351,13 @@ def more_than_one(F: Any, x: Any, axis: int, batch_axis: int) -> Any:
     return F.sum(F.ones_like(first_along(F, x, batch_axis)), axis=axis, keepdims=True) > 1
 
 
-def _numpy(x: Any) -> Any:
+def numpy_of(x: Any) -> Any:
     return mx.np if isinstance(x, mx.nd.NDArray) else mx.sym.np
 
 
 def _dot(x: Any, y: Any) -> Any:
     """NumPy's dot of legacy arrays or Symbols."""
-    return _numpy(x).dot(x.as_np_ndarray(), y.as_np_ndarray()).as_nd_ndarray()
+    return numpy_of(x).dot(x.as_np_ndarray(), y.as_np_ndarray()).as_nd_ndarray()
 
 
 def one_hot(F: Any, index: Any, pred: Any, axis: int, batch_axis: int) -> Any:
@@ -365,7 +365,7 @@ def one_hot(F: Any, index: Any, pred: Any, axis: int, batch_axis: int) -> Any:
     ones = F.ones_like(first_along(F, pred, batch_axis))
     # cumsum counts axes from the front alone.
     first = F.swapaxes(ones, dim1=0, dim2=axis)
-    numbers = F.swapaxes(_numpy(first).cumsum(first.as_np_ndarray(), axis=0).as_nd_ndarray(), dim1=0, dim2=axis) - 1
+    numbers = F.swapaxes(numpy_of(first).cumsum(first.as_np_ndarray(), axis=0).as_nd_ndarray(), dim1=0, dim2=axis) - 1
     known = (index >= 0) * (index == F.floor(index)) * F.broadcast_lesser(
         index, F.sum(ones, axis=axis, keepdims=True))
     # numbers first: print_summary takes the first variable of a graph for a layer with two axes
@@ -421,7 +421,7 @@ def gaussian_sums(
     shares = ones * (scale / 2)
     if mean:
         shares = (shares.as_np_ndarray() / _dot(F.transpose(ones), ones).as_np_ndarray()).as_nd_ndarray()
-    np, total = _numpy(d), _dot(d, shares)
+    np, total = numpy_of(d), _dot(d, shares)
     # Where it is infinite the growth is, and inf - inf is avoided; the derivative stays.
     total = np.where(*(x.as_np_ndarray() for x in (total < _HUGE, total, F.contrib.sign_ste(total))))
     excess = _dot(F.exp(d) - 1, shares).as_np_ndarray() - total

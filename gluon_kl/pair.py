@@ -5,7 +5,7 @@ from typing import Any, Dict, Optional
 from gluon_kl import diagnostics
 from gluon_kl.checks import REDUCTIONS, check_axis, check_between, check_choice, check_flag, check_positive, normal_axis
 from gluon_kl.description import Description, PairDescription
-from gluon_kl.gluon1 import CheckedLoss, own
+from gluon_kl.front import CheckedLoss
 from gluon_kl.operators import SPACES, js_form
 
 from mxnet import gluon
@@ -42,8 +42,7 @@ class PairLoss(CheckedLoss):
                 f"batch_axis={self._batch_axis}, reduction={self._reduction!r}, label_space={self._label_space!r}, "
                 f"pred_space={self._given_pred_space!r}")
 
-    @own
-    def hybrid_forward(self, F: Any, pred: Any, label: Any, sample_weight: Any = None) -> Any:
+    def _loss(self, F: Any, pred: Any, label: Any, sample_weight: Any = None) -> Any:
         """The loss of arrays or Symbols, for subclasses that override this method."""
         return self._road(self, (pred, label, sample_weight))
 

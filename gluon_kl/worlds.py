@@ -11,7 +11,8 @@ from gluon_kl.autograd import fused_in_users_graph
 from gluon_kl.native import fused, supports_device
 from gluon_kl.operators import Rows, more_than_one
 
-_STAND_INS = {"bool": "uint8", "bfloat16": "float32"}  # for what an operator of an extension cannot take
+_STAND_INS = {"bool": "uint8", "bfloat16": "float32", "int16": "int32", "uint16": "int32", "uint32": "int64",
+              "uint64": "int64"}  # for what an operator of an extension cannot take
 
 
 class Known(NamedTuple):
@@ -80,18 +81,19 @@ class Known(NamedTuple):
 
 
 class UsersGraph:
-    """A graph that a user's program puts together: what comes in are Symbols."""
+    """A graph that a user's program puts together: Symbols, or the arrays of a trace, which stand for all others."""
 
     in_float32 = small = long = row_weight = False
     gradients: Sequence[bool] = (True,) * 9
 
-    def __init__(self, traced: bool) -> None:
+    def __init__(self, traced: bool, device: Any = None) -> None:
+        self._device = device
         self.infers_shapes = traced  # Gluon's traces know all shapes; Symbols put together by hand may leave some open
 
     @property
     def fused(self) -> bool:
-        """Whether the operator may take the place of MXNet's: which device is meant is not known."""
-        return supports_device(None)
+        """Whether the operator may take the place of MXNet's: of Symbols, the device is not known."""
+        return supports_device(self._device)
 
     def lifted(self, F: Any, inputs: Sequence[Any], same_shape: Sequence[bool], wide: Sequence[bool]) -> List[Any]:
         """The inputs in one floating dtype; numbers as arrays."""
@@ -128,7 +130,7 @@ class UsersGraph:
 
     def call_fused(self, F: Any, inputs: Dict[str, Any], no_grad: Sequence[str], options: Dict[str, Any]) -> Any:
         """The fused operator on the inputs by its names."""
-        return fused_in_users_graph(inputs, no_grad, **options)
+        return fused_in_users_graph(F, inputs, no_grad, **options)
 
 
 TRACED, BY_HAND = UsersGraph(True), UsersGraph(False)

@@ -96,10 +96,10 @@ def test_a_library_that_we_know_nothing_of(imported):
     assert imported("raise OSError('libcudart.so.11: cannot open')") == "OSError: libcudart.so.11: cannot open"
 
 
-@pytest.mark.parametrize("version", ["1.6.0", "1.10.0", "2.0.0beta1"])
+@pytest.mark.parametrize("version", ["1.6.0", "1.10.0", "2.1.0"])
 def test_an_mxnet_that_was_never_tried(imported, version):
     said = imported(f"__version__ = '{version}'")
-    assert f"gluon_kl works on MXNet 1.7 to 1.9, and this is {version}: `pip install 'mxnet>=1.7,<2'`" in said
+    assert f"gluon_kl works on MXNet 1.7 to 1.9 and 2.0, and this is {version}: `pip install 'mxnet>=1.7,<2'`" in said
 
 
 def test_mxnet_first(imported):

@@ -76,18 +76,18 @@ def test_a_shape_is_inferred_from_what_is_tied_to_it():
     assert tied.infer_shape(like=(2, 3))[0] == [(2, 3), (2, 3)]
 
 
-def test_the_open_scope():
-    block = mx.gluon.nn.HybridSequential()
-    assert mxnet_private.current_scope() is None
-    with block.name_scope():
-        assert mxnet_private.current_scope() is block._scope
-    assert mxnet_private.current_scope() is None
+def test_uses_are_told_apart_and_named_again_in_a_second_trace():
+    assert mxnet_private.unique_use() != mxnet_private.unique_use()
+    names = []
+    for _ in range(2):
+        with mx.name.Prefix("outer_"), mx.name.Prefix("inner_"):
+            names.append([mxnet_private.unique_use(), mxnet_private.unique_use()])
+    assert names[0] == names[1]
+    assert len(set(names[0])) == 2
 
 
-def test_the_outermost_manager():
-    assert mxnet_private.outermost_manager() is None
-    with mx.name.Prefix("outer_") as outer, mx.name.Prefix("inner_"):
-        assert mxnet_private.outermost_manager() is outer
+def test_nothing_is_traced_with_arrays():
+    assert not mxnet_private.tracing()
 
 
 def test_the_type_of_numpy_symbols():

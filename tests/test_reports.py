@@ -1613,7 +1613,7 @@ def test_where_the_hook_cannot_be_written(tmp_path, monkeypatch):
         _hook.install()
     folders[:] = [str(tmp_path)]
     (tmp_path / _hook.NAME).mkdir()
-    with pytest.raises(_hook.Failure, match="cannot be written .Is a directory."):
+    with pytest.raises(_hook.Failure, match=r"cannot be written \(Is a directory\)"):
         _hook.install()
     with pytest.raises(_hook.Failure, match="cannot be removed"):
         _hook.remove()

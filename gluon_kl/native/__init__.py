@@ -44,7 +44,7 @@ def _handle(name=_NAME):
     """An operator in MXNet's registry, or None."""
     try:
         return mxnet_private.operator_handle(name)
-    except mx.MXNetError:
+    except (mx.MXNetError, IndexError):  # the second is 2.0.0b1's way to say it
         return None
 
 
@@ -159,12 +159,12 @@ def supports_device(device: Any) -> bool:
     return device.device_type == "cpu" and is_available()
 
 
-def operator_dtype(x: Any) -> Any:
-    """A Symbol of any dtype as one that an operator of an extension takes: boolean as float32.
+def operator_dtype(x: Any, use: Mapping[str, str] = {}) -> Any:
+    """An array or Symbol of any dtype as one that an operator of an extension takes: boolean as float32.
 
     Under AMP the addition is one of the functions that lift bfloat16.
     """
-    return x + 0
+    return mx.nd._internal._plus_scalar(x, scalar=0, **use) if use else x + 0
 
 
 @functools.lru_cache(maxsize=_TEXTS)
@@ -217,7 +217,7 @@ def fused(F: Any, inputs: Mapping[str, Any], grad: Sequence[str], **options: Any
     ...     assert loss.asnumpy().round(4) == 0.3526
     """
     array_operator, symbol_operator = _operators()
-    if F is mx.nd and not mx.autograd.is_recording():
+    if F is mx.nd and not mx.autograd.is_recording() and not mxnet_private.tracing():  # a trace may serve to learn
         options["keep"] = 0
     present = {name: x for name, x in inputs.items() if x is not None}
     text = _call_text(tuple(present), tuple(grad), tuple(options.items()))
@@ -246,9 +246,13 @@ def with_known_ranks(given: Dict[str, Any], options: Mapping[str, Any]) -> Dict[
     for name in indices:  # behind an axis of 1, which pred gets in front
         axis = options.get("axis", -1)
         ranks[name] = pick(mx.sym.expand_dims(pred, axis=0), given[name], axis=axis + (axis >= 0))
+    ties = {}
     for name in tied:  # each by an array of its own dtype
-        given = {**given, name: tie(given[name], block(like(pred)))}
-    return {**{f"rank_of_{name}": block(x) for name, x in ranks.items()}, **given}
+        stand_in = like(pred)
+        given = {**given, name: tie(given[name], stand_in)}
+        # A cast of AMP's between the two leaves the dtype of the stand-in open: what comes last settles it.
+        ties[f"tie:{name}"] = block(like(stand_in, known=1))
+    return {**{f"rank_of_{name}": block(x) for name, x in ranks.items()}, **given, **ties}
 
 
 def is_index(name: str, options: Mapping[str, Any]) -> bool:

@@ -86,11 +86,11 @@ inline std::vector<int> slots(const std::string& key, const std::string& text) {
   static const std::map<std::string, int> names = {
       {"pred", kPred}, {"target", kTarget}, {"hard", kHard}, {"weight", kWeight}, {"anchor", kAnchor}, {"mean", kMean},
       {"log_variance", kLogVariance}, {"prior_mean", kPriorMean}, {"prior_log_variance", kPriorLogVariance},
-      {"rank_of_pred", kRank}, {"rank_of_hard", kRank}, {"rank_of_weight", kRank}};
+      {"rank_of_pred", kRank}, {"rank_of_hard", kRank}, {"rank_of_weight", kRank}, {"tie", kRank}};
   std::vector<int> found;
   std::istringstream parts(text);
   for (std::string name; std::getline(parts, name, ',');)
-    if (name != "-") found.push_back(choice(key, name, names));
+    if (name != "-") found.push_back(choice(key, name.substr(0, name.find(':')), names));
   return found;
 }
 inline double between(double low, double high, const std::string& key, double x) {

@@ -125,7 +125,7 @@ ext::MXReturnValue backward(const Attributes& attributes, std::vector<ext::MXTen
 // input may reach the divergence while its rank is open: native/__init__.py puts this operator in front.
 //
 //   _gluon_kl_like(x) -> an array of x's shape and of the dtype that its use asks for, with nothing written to it
-//   _gluon_kl_like(x, known="1") -> the same of shape (1, 1) and float32
+//   _gluon_kl_like(x, known="1") -> the same of shape (1, 1) and float32; an x of unknown dtype becomes float32
 //
 // An array of which a shape alone is read need not be filled, and costs no pass.
 bool only_known(const Attributes& attributes) { return attributes.count("known") > 0; }
@@ -134,7 +134,8 @@ ext::MXReturnValue like_parse(const Attributes&, int* inputs, int* outputs) {
   *inputs = *outputs = 1;
   return ext::MX_SUCCESS;
 }
-ext::MXReturnValue like_type(const Attributes& attributes, std::vector<int>*, std::vector<int>* out) {
+ext::MXReturnValue like_type(const Attributes& attributes, std::vector<int>* in, std::vector<int>* out) {
+  if (only_known(attributes) && (*in)[0] < 0) (*in)[0] = gluon_kl::kFloat32;
   (*out)[0] = only_known(attributes) ? gluon_kl::kFloat32 : -1;  // as its use asks
   return ext::MX_SUCCESS;
 }

@@ -1,0 +1,182 @@
+"""The losses on MXNet 2, whose blocks are traced with real arrays; on MXNet 1 there is nothing to run."""
+
+import pickle
+
+from gluon_kl import KLDivLoss, _mxnet
+
+import mxnet as mx
+import numpy as np
+import pytest
+from mxnet import autograd, gluon
+
+from cases import MEMBERS, close, every
+
+pytestmark = pytest.mark.skipif(not _mxnet.GLUON_2, reason="for MXNet 2")
+OPTIONS = {"eager": None, "hybrid": {}, "static": {"static_alloc": True, "static_shape": True}}
+
+
+class Parent(gluon.HybridBlock):
+    """A user's block around a loss, with something to differentiate through in front."""
+
+    def __init__(self, loss):
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, pred, *others):
+        return self.loss(pred * 1.0, *others)
+
+
+def arrays_of(inputs, kind=mx.np.array):
+    return [x if x is None or isinstance(x, (int, float)) else kind(np.asarray(x), dtype=np.asarray(x).dtype)
+            for x in inputs]
+
+
+def run(block, inputs, learned, kind=mx.np.array, grad_req="write"):
+    """The value, and the gradients to those that are learned."""
+    arrays = arrays_of(inputs, kind)
+    for x, learn in zip(arrays, learned):
+        if learn:
+            x.attach_grad(grad_req)
+    with autograd.record():
+        out = block(*arrays)
+    out.backward()
+    return out.asnumpy(), [x.grad.asnumpy() if learn else None for x, learn in zip(arrays, learned)]
+
+
+def check(member, block, inputs, weight, dtype, kind=mx.np.array):
+    given = [*inputs] if weight is None else [*inputs, weight]
+    learned = [*member.learns(inputs), weight is not None][:len(given)]
+    value, gradients = run(block, given, learned, kind)
+    close(value, member.expect(inputs, weight), dtype)
+    for got, want in zip(gradients, member.gradients(inputs, weight)):
+        if got is not None:
+            close(got, want, dtype)
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_every_way(path, name, dtype):
+    """Alone and in a user's block that is traced, with and without a weight, in mx.np and mx.nd arrays."""
+    member, rng = MEMBERS[name], np.random.RandomState(3)
+    inputs = [x if np.ndim(x) == 0 else np.asarray(x, dtype=dtype) for x in member.inputs(rng, (4, 3))]
+
+    def one(way, weighted):
+        weight = np.array([1, 0.5, 0, 2], dtype=dtype) if weighted else None
+        block = member.make()
+        if way == "nested":
+            if any(x is None or isinstance(x, (int, float)) for x in inputs):
+                return  # Gluon hands neither numbers nor None to a traced block
+            block = Parent(block)
+            block.hybridize()
+        elif OPTIONS.get(way) is not None:
+            block.hybridize(**OPTIONS[way])
+        check(member, block, inputs, weight, dtype, mx.nd.array if way == "nd" else mx.np.array)
+
+    every([(way, weighted) for way in (*OPTIONS, "nd", "nested") for weighted in (False, True)], one)
+
+
+@pytest.mark.parametrize("name", ["kl logits probs", "reverse logits probs", "js logits probs", "both",
+                                  "gaussian, prior", "bernoulli logits probs"])
+def test_a_traced_block_serves_other_shapes_and_dtypes(path, name):
+    """One graph serves every later call: nothing of the first call's shape or dtype may be kept in it."""
+    member = MEMBERS[name]
+    block = Parent(member.make())
+    block.hybridize()
+    rng = np.random.RandomState(5)
+    for shape, dtype in (((2, 3), "float32"), ((5, 7), "float32"), ((2, 3), "float64"), ((9, 4), "float64")):
+        inputs = [np.asarray(x, dtype=dtype) for x in member.inputs(rng, shape)]
+        check(member, block, inputs, None, dtype)
+
+
+@pytest.mark.parametrize("uses", [2, 8, 20])
+@pytest.mark.parametrize("static", [False, True])
+def test_one_array_in_many_losses(path, uses, static):
+    class Sum(gluon.HybridBlock):
+        def __init__(self):
+            super().__init__()
+            self.loss = MEMBERS["reverse logits probs"].make()
+
+        def forward(self, pred, label):
+            return sum(self.loss(pred, label) * (i + 1) for i in range(uses))
+
+    member, rng = MEMBERS["reverse logits probs"], np.random.RandomState(1)
+    inputs = member.inputs(rng, (3, 4))
+    block = Sum()
+    block.hybridize(static_alloc=static, static_shape=static)
+    factor = uses * (uses + 1) / 2
+    arrays = arrays_of(inputs)
+    arrays[0].attach_grad("add")
+    for _ in range(3):
+        with autograd.record():
+            out = block(*arrays)
+        out.backward()
+    close(out.asnumpy(), factor * member.expect(inputs))
+    close(arrays[0].grad.asnumpy(), 3 * factor * member.gradients(inputs)[0])
+
+
+def test_export_and_import(path, tmp_path):
+    member, rng = MEMBERS["reverse logits probs"], np.random.RandomState(1)
+    inputs = member.inputs(rng, (3, 4))
+    loss = member.make()
+    loss.hybridize()
+    loss(*arrays_of(inputs))
+    loss.export(str(tmp_path / "loss"))
+    block = gluon.SymbolBlock.imports(str(tmp_path / "loss-symbol.json"), ["data0", "data1"])
+    close(block(*arrays_of(inputs)).asnumpy(), member.expect(inputs))
+
+
+def test_pickles_and_arguments():
+    member, rng = MEMBERS["reverse logits probs"], np.random.RandomState(1)
+    inputs = member.inputs(rng, (3, 4))
+    loss = member.make()
+    loss.hybridize()
+    loss(*arrays_of(inputs))
+    close(pickle.loads(pickle.dumps(loss))(*arrays_of(inputs)).asnumpy(), member.expect(inputs))
+    with pytest.raises(TypeError, match="prefix must be None"):
+        member.make(prefix="loss_")
+
+
+def test_a_subclass_overrides_forward():
+    base = MEMBERS["reverse logits probs"]
+
+    class Twice(base.loss):
+        def forward(self, pred, label, sample_weight=None):
+            return 2 * super().forward(pred, label, sample_weight)
+
+    inputs = base.inputs(np.random.RandomState(1), (3, 4))
+    for hybridized in (False, True):
+        loss = Twice(**{"reduction": "sum", **base.options})
+        if hybridized:
+            loss.hybridize()
+        close(loss(*arrays_of(inputs)).asnumpy(), 2 * base.expect(inputs))
+
+
+def test_metrics_are_registered():
+    metric = mx.gluon.metric.create("kl-divergence", pred_space="probs")
+    label, pred = mx.np.array([[0.3, 0.4, 0.3]]), mx.np.array([[0.2, 0.5, 0.3]])
+    for _ in range(2):
+        metric.update([label], [pred])
+    assert round(metric.get()[1], 4) == 0.0324
+    metric.reset()
+    assert np.isnan(metric.get()[1])
+
+
+def test_it_trains(path):
+    """A network in a traced block with its loss: gradients of 0 would leave the loss where it was."""
+    rng = np.random.RandomState(0)
+    data, teacher = (mx.np.array(rng.normal(size=size).astype("float32")) for size in ((64, 5), (5, 3)))
+    label = mx.npx.softmax(mx.np.dot(data, teacher))
+    net = gluon.nn.Dense(3)
+    net.initialize(mx.init.Normal(0.1))
+    loss = KLDivLoss(from_logits=False, reduction="sum")
+    net.hybridize()
+    loss.hybridize()
+    trainer = gluon.Trainer(net.collect_params(), "sgd", {"learning_rate": 0.5})
+    values = []
+    for _ in range(20):
+        with autograd.record():
+            out = loss(net(data), label)
+        out.backward()
+        trainer.step(64)
+        values.append(float(out.mean()))
+    assert values[-1] < 0.8 * values[0]
