@@ -60,7 +60,7 @@ def new_main(**names):
 def run_module(name, *arguments):
     sys.argv = ["-m", *arguments]
     new_main()
-    runpy._run_module_as_main(name)  # what `python -m` itself calls; the public ones take their __main__ away again
+    runpy._run_module_as_main(name)  # type: ignore[attr-defined]  # what `python -m` itself calls; the public ones take their __main__ away again
 
 
 def run_command(source, *arguments):
@@ -74,7 +74,7 @@ def run_script(path, *arguments):
     if os.path.isdir(path) or zipfile.is_zipfile(path):
         set_first_path(path)
         new_main()
-        runpy._run_module_as_main("__main__", alter_argv=False)
+        runpy._run_module_as_main("__main__", alter_argv=False)  # type: ignore[attr-defined]
         return
     loader = SourceFileLoader("__main__", os.path.abspath(path))
     try:

@@ -32,10 +32,10 @@ class Hook:
         file = os.path.join(home.submodule_search_locations[0], "_lend.py")
         if not os.path.isfile(file):  # another release
             return None
-        spec = importlib.util.spec_from_file_location("gluon_kl._lend", file)
-        module = importlib.util.module_from_spec(spec)
+        spec = importlib.util.spec_from_file_location("gluon_kl._lend", file)  # never None: the file is there
+        module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
         try:
-            spec.loader.exec_module(module)
+            spec.loader.exec_module(module)  # type: ignore[union-attr]
         except ImportError:  # no NumPy: MXNet says so itself
             return None
         finder = module.lend()

@@ -5,7 +5,7 @@ from gluon_kl import _mxnet
 if _mxnet.GLUON_2:
     from gluon_kl.gluon2 import CheckedLoss, Metric, alias, check_label_shapes, register
 else:
-    from gluon_kl.gluon1 import (  # type: ignore[assignment]
+    from gluon_kl.gluon1 import (
         CheckedLoss,
         Metric,
         alias,
