@@ -66,6 +66,18 @@ def call(block, inputs, *more):
     return block(*arrays_of([*inputs, *more], isinstance(block, Model), dtype="float64")).asnumpy()
 
 
+# What runs them
+
+@pytest.mark.parametrize("source, said", [
+    ("raise ValueError('no flour')", "(?s)exit code 1.*no flour"), ("import sys; sys.exit(3)", "exit code 3"),
+    ("import os; os.kill(os.getpid(), 9)", "exit code -9"), ("import time; time.sleep(60)", "exit code -14")])
+def test_a_program_that_fails_fails_its_test(in_child, source, said):
+    with pytest.raises(AssertionError, match=said):
+        in_child(source, timeout=2 if "sleep" in source else 600)
+    assert in_child("import os; print(os.environ['GIVEN'])", GIVEN="this") == "this\n"
+    assert in_child("import os; print('GIVEN' in os.environ)") == "False\n"
+
+
 # Automatic mixed precision
 
 @pytest.mark.parametrize("first", ["import gluon_kl", "amp.init(target_dtype='bfloat16')"])
