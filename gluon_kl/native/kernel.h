@@ -233,7 +233,13 @@ template <class T, class L> struct Work {
   void refine_log_sums() {
     bool open[kMaxVectors], any_open = false;  // neighbours that hold rows which may be near
     for (int j = 0; j < rows.vectors(); ++j) {
-      open[j] = !rows.for_every_row(Place(*this, j, rows.first(kPred, j), rows.first(kTarget, j)).far, j);
+      const int64_t looks = L::kSecond && job.n > 2 ? 3 : 1;
+      V any_far = {};
+      open[j] = true;
+      for (int64_t k = 0; k < looks && open[j]; ++k) {
+        any_far = Max<T>(any_far, Place(*this, j, rows.first(kPred, j, k), rows.first(kTarget, j, k)).far);
+        open[j] = !rows.for_every_row(any_far, j);
+      }
       any_open |= open[j];
     }
     if (!any_open) return;

@@ -296,8 +296,10 @@ template <class T> struct Row {
     });
   }
 
+  // Whether `first` knows another number of each row than its first.
+  static constexpr bool kSecond = false;
   // The first categories, -inf where there are no more.
-  V first(int stream, int) const {
+  V first(int stream, int, int64_t) const {
     const int64_t m = job.n < kLanes<T> ? job.n : kLanes<T>;
     if (const T* const whole = direct<T>(job, stream)) return load_part(whole + row * job.n, m, -inf<T>());
     T some[kLanes<T>];
@@ -431,12 +433,13 @@ template <class T> struct Lanes {
     if (!there && whole) scatter(sink, 0, job.n);
   }
 
-  // As of Row: the first category of each row.
-  V first(int stream, int j) const {
+  static constexpr bool kSecond = true;
+  // As of Row: category k of each row; if they neither lie side by side nor are all in the tile, the first.
+  V first(int stream, int j, int64_t k) const {
     const T* const there = aligned ? direct<T>(job, stream) : nullptr;
-    if (there) return load(there + address(0) + j * kLanes<T>);
-    if (!whole && j == 0) gather(tile(stream), stream, 0, 1);
-    return load(tile(stream) + j * kLanes<T>);
+    if (there) return load(there + address(k) + j * kLanes<T>);
+    if (!whole && j == 0 && k == 0) gather(tile(stream), stream, 0, 1);
+    return load(tile(stream) + (whole ? k * stride : 0) + j * kLanes<T>);
   }
   bool for_every_row(V yes, int j) const { return !any<T>(first_lanes<T>(T(1) - yes, width(j))); }
   V for_each_row(V yes) const { return yes; }

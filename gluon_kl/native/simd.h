@@ -143,10 +143,16 @@ template <class T> KL_INLINE Vec<T> Min(T bound, Vec<T> x) { return Min<T>(splat
 
 // Whether a lane of v, which holds no -0, is not 0.
 template <class T> KL_INLINE bool any(Vec<T> v) {
+#if defined(__AVX512F__)
+  return _mm512_test_epi64_mask((__m512i)v, (__m512i)v);
+#elif defined(__AVX2__)
+  return !_mm256_testz_si256((__m256i)v, (__m256i)v);
+#else
   uint64_t words[kBytes / 8], all = 0;
   memcpy(words, &v, sizeof v);
   for (uint64_t word : words) all |= word;
   return all;
+#endif
 }
 
 template <class T> KL_INLINE T MaxOfLanes(Vec<T> v) {
