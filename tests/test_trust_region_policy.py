@@ -95,7 +95,7 @@ def test_seed_decides(page):
 
 
 def test_every_update_of_the_short_run_is_within_the_bound(page):
-    assert 0 < page["runs"]["trust region"]["divergences"].max() <= page["options"].delta == 0.01
+    assert 0 < page["runs"]["trust region"]["divergences"].max() <= page["sizes"].delta == 0.01
 
 
 def test_draw_bounded_gives_each_method_an_axes(page):
