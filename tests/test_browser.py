@@ -463,7 +463,8 @@ def test_a_download_is_whole(download):
 
 def test_a_downloaded_script_runs(download):
     """In full where it takes no arguments; the others run in tests of their own and here say what they take."""
-    takes_arguments = "argparse" in (download / f"{download.name}.py").read_text("utf-8")
+    script = (download / f"{download.name}.py").read_text("utf-8")
+    takes_arguments = "plots.options" in script or "argparse" in script
     assert run_download(download, f"{download.name}.py", *(["--help"] if takes_arguments else []))
 
 
