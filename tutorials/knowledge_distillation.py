@@ -354,7 +354,7 @@ fig.savefig(
 # :class:`~gluon_kl.metric.KLDivergence` between the teacher and the student on the held-out images.
 
 fig, ax = plt.subplots()
-ax.set_title("Distance to the teacher")
+ax.set_title("Distance of each student to the teacher")
 plots.draw_seeds(ax, sizes.images, {
     name: values[:, :, 1]
     for name, values in results.items()})

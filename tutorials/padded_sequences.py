@@ -345,7 +345,7 @@ shown = [i for i in held_out
          if 14 < lengths[i] < 31][:9]
 
 fig, ax = plt.subplots(figsize=(5, 3.6))
-ax.set_title("Divergence, letter by letter")
+ax.set_title("Divergence of the model, letter by letter")
 shades = plots.draw_phrases(
     ax, [phrases[i] + "." for i in shown],
     by_letter[shown])
