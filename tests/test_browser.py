@@ -68,6 +68,7 @@ def address(site):
 def open_page(browser, theme, size, console, requests, **options):
     """A new tab, with a profile of its own, that writes down what it logs and what it asks for."""
     page = browser.new_context(color_scheme=theme, viewport=size, **options).new_page()
+    page.set_default_timeout(120000)  # milliseconds: a machine may be busy
     page.on("console", lambda message: console.append(f"{message.text} {message.location['url']}")
             if message.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: console.append(str(error)))
