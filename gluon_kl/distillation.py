@@ -205,11 +205,13 @@ class DistillationLoss(CheckedLoss):
         >>> from_one = nd.array([1, 3])
         >>> loss = DistillationLoss(temperature=2)
         >>> try:
-        ...     loss.check_inputs(student, from_one, teacher)
+        ...     loss.check_inputs(
+        ...         student, from_one, teacher)
         ... except ValueError as error:
         ...     print(str(error).split(";")[0])
         label must hold class indices from 0 to 2, not 3
-        >>> loss.check_inputs(student, from_one - 1, teacher)
+        >>> loss.check_inputs(
+        ...     student, from_one - 1, teacher)
         """
         inputs = self._real(pred, label, teacher_pred, sample_weight)
         axis = normal_axis("axis", self._axis, inputs[0].shape, "pred")

@@ -204,8 +204,8 @@ class GaussianKLLoss(CheckedLoss):
         >>> try:
         ...     loss.check_inputs(mean, variance)
         ... except ValueError as error:
-        ...     print(str(error).split(", none")[0])
-        log_variance holds values from 0.00247875 to 148.413
+        ...     print(str(error).split(" from")[0])
+        log_variance holds values
         >>> loss.check_inputs(mean, variance.log())
         """
         prior_mean, prior_log_variance = self._fit_numbers(prior_mean, prior_log_variance)
