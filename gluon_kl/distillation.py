@@ -208,8 +208,8 @@ class DistillationLoss(CheckedLoss):
         ...     loss.check_inputs(
         ...         student, from_one, teacher)
         ... except ValueError as error:
-        ...     print(str(error).split(";")[0])
-        label must hold class indices from 0 to 2, not 3
+        ...     print(str(error).split(",")[0])
+        label must hold class indices from 0 to 2
         >>> loss.check_inputs(
         ...     student, from_one - 1, teacher)
         """
