@@ -317,7 +317,7 @@ for name, values in results.items():
 # so it makes the mean small. And a network that learns to predict padding learns less about letters.
 
 fig, ax = plt.subplots()
-ax.set_title("Distance to the teacher")
+ax.set_title("Distance of each student to the teacher")
 steps = 20 * np.arange(sizes.steps // 20 + 1)
 plots.draw_true_and_own(ax, steps, results)
 ax.set_xlabel("training steps")
