@@ -11,6 +11,7 @@ import mxnet as mx
 import pytest
 
 PACKAGE = Path(gluon_kl.__file__).parent
+LENT = ("_lend.py", "_hook.py", "_mxnet.py")  # what MXNet itself calls on a newer NumPy is no station of the road
 
 
 def functions_of_ours(call):
@@ -19,7 +20,8 @@ def functions_of_ours(call):
 
     def note(frame, event, arg):
         code = frame.f_code
-        if event == "call" and code.co_filename.startswith(str(PACKAGE)) and not code.co_name.startswith("<"):
+        file = Path(code.co_filename)
+        if event == "call" and PACKAGE in file.parents and file.name not in LENT and code.co_name[0] != "<":
             seen.append(code.co_name)
 
     sys.setprofile(note)

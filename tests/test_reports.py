@@ -1053,7 +1053,8 @@ NUMBERS = {  # each numeric argument of each class, and what of the extremes bel
     (DistillationLoss, "temperature"): lambda x: 1e-6 <= x <= 1e6,
     (GaussianKLLoss, "free_nats"): lambda x: x >= 0,
 }
-EXTREMES = [math.inf, -math.inf, math.nan, 10**400, np.float32("inf"), 5e-324, 1e-300, 1.7e308, -1.7e308]
+EXTREMES = [(x, "finite,") for x in (math.inf, -math.inf, math.nan, 10**400, np.float32("inf"))]
+EXTREMES += [(x, "0 or between 1e-290 and 1e[+]?290 in magnitude,") for x in (5e-324, 1e-300, 1.7e308, -1.7e308)]
 USABLE = [-3, -0.5, 0, 1e-280, 0.5, 1, 2.5, 1e280, np.float32(0.25), np.int64(1), np.float64(0.75), Fraction(1, 3)]
 
 
@@ -1077,8 +1078,7 @@ def some_inputs(cls, dtype):
 
 @pytest.mark.parametrize("cls, name", NUMBERS, ids=lambda x: getattr(x, "__name__", x))
 def test_extreme_numbers_are_refused_where_a_loss_is_made(cls, name):
-    for value in EXTREMES:
-        allowed = "finite," if value in EXTREMES[:5] else "0 or between 1e-290 and 1e[+]?290 in magnitude,"
+    for value, allowed in EXTREMES:
         with pytest.raises(ValueError, match=f"^{name} must be {allowed} not {re.escape(repr(value))}$"):
             cls(**{name: value})
     for value in ("1", None, True, [1], mx.nd.ones((1,))):
@@ -1128,7 +1128,7 @@ def test_numbers_as_inputs_keep_the_rule(run):
                                (GaussianKLLoss(), (pred,), "prior_mean"),
                                (GaussianKLLoss(), (pred, None), "prior_log_variance")):
         run.prepare(loss)
-        for value in EXTREMES:
+        for value, _ in EXTREMES:
             with pytest.raises(ValueError, match=f"^{name} must "):
                 loss(pred, *inputs, value)
         for value in (np.float32(0.25), Fraction(1, 3), 2):
