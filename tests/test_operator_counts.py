@@ -1,7 +1,9 @@
 """How many of MXNet's operators our hybridized graph takes, forward and backward to pred: each is a launch on a GPU."""
 
+import contextlib
 import json
 import os
+import tempfile
 
 import gluon_kl
 
@@ -13,6 +15,18 @@ from cases import Model
 
 pytestmark = pytest.mark.skipif(not mx.__version__.startswith("1.9."), reason="counted on MXNet 1.9")
 OVERHEAD = {"DeleteVariable", "SetValueOp", "WaitForVar"}  # the engine's own: they free memory, and start the backward
+
+
+@contextlib.contextmanager
+def profiled():
+    """What runs inside is counted by MXNet's profiler, which replaces the file that it is given: os.devnull too."""
+    with tempfile.TemporaryDirectory() as folder:
+        mx.profiler.set_config(profile_imperative=True, profile_symbolic=True, aggregate_stats=True,
+                               filename=os.path.join(folder, "profile.json"))
+        mx.profiler.set_state("run")
+        yield
+        mx.nd.waitall()
+        mx.profiler.set_state("stop")
 
 
 def print_operators(source):
@@ -31,10 +45,8 @@ def print_operators(source):
 
     step()
     step()
-    mx.profiler.set_config(profile_imperative=True, profile_symbolic=True, aggregate_stats=True, filename=os.devnull)
-    mx.profiler.set_state("run")
-    step()
-    mx.profiler.set_state("stop")
+    with profiled():
+        step()
     names = json.loads(mx.profiler.dumps(format="json"))["Time"]["operator"]
     print(json.dumps({name: entry["Count"] for name, entry in names.items() if name not in OVERHEAD}))
 

@@ -22,6 +22,7 @@ import mxnet as mx  # noqa: E402
 from mxnet.base import _LIB, OpHandle, c_str  # noqa: E402
 
 from cases import LAYOUTS, MEMBERS, NESTED, Case, Model, all_inputs, called, every, fits, sizes  # noqa: E402
+from test_operator_counts import profiled  # noqa: E402
 
 
 def walk(name):
@@ -47,13 +48,8 @@ def walk(name):
 
 def used(device):
     """Return the operators that ran, of all that MXNet's profiler names."""
-    mx.profiler.set_config(profile_symbolic=True, profile_imperative=True, aggregate_stats=True,
-                           filename=os.devnull)
-    mx.profiler.set_state("run")
-    with device:
+    with profiled(), device:
         every(list(MEMBERS), walk)
-    mx.nd.waitall()
-    mx.profiler.set_state("stop")
     names = json.loads(mx.profiler.dumps(reset=True, format="json"))["Time"]["operator"]
     return sorted(name for name in names if not _LIB.NNGetOpHandle(c_str(name), ctypes.byref(OpHandle())))
 
