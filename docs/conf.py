@@ -48,7 +48,7 @@ sphinx_gallery_conf = {
     "examples_dirs": "../tutorials",
     "gallery_dirs": "gallery",
     "filename_pattern": "",
-    "ignore_pattern": r"plots\.py",
+    "ignore_pattern": r"(plots|launch)\.py",
     "within_subsection_order": "reading_order.position",
     "minigallery_sort_order": "reading_order.position",
     "run_stale_examples": True,  # a changed loss must not leave its old numbers on the page

@@ -6,6 +6,7 @@ import zipfile
 from pathlib import Path
 
 IMPORTED = ("plots.py", "matplotlibrc")  # by every tutorial
+ALSO_IMPORTED = {"distributed_training": ("launch.py",)}
 # What sphinx-gallery leaves in a notebook as reStructuredText, and what says the same there.
 MARKDOWN = (
     (r"^\.\. raw:: html\n\n *<details.*?><summary>(.*?)</summary>\n", r"**\1**\n"),
@@ -37,7 +38,8 @@ def complete_archives(app):
     for tutorial in gallery.glob("*.ipynb"):
         with zipfile.ZipFile(tutorial.with_suffix(".zip"), "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr(f"{tutorial.stem}/{tutorial.name}", tidied(tutorial.read_text("utf-8")))
-            for file in (tutorial.with_suffix(".py"), *(tutorials / name for name in IMPORTED)):
+            imported = [tutorials / name for name in (*IMPORTED, *ALSO_IMPORTED.get(tutorial.stem, ()))]
+            for file in (tutorial.with_suffix(".py"), *imported):
                 archive.write(file, f"{tutorial.stem}/{file.name}")
 
 

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -12,7 +13,13 @@ import numpy as np
 import pytest
 from rendered import printed
 
+sys.path.insert(0, str(gallery.ROOT / "tutorials"))
+import launch
+
+sys.path.pop(0)
+
 EPOCHS = 3
+SCRIPT = [gallery.ROOT / "tutorials" / "distributed_training.py", f"--epochs={EPOCHS}"]
 
 
 @pytest.fixture(scope="module")
@@ -22,33 +29,33 @@ def saved(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page(saved):
-    """What the page defines; that its own run agrees and survives its accident is on the rendered one."""
-    return gallery.definitions("distributed_training", f"--epochs={EPOCHS}", f"--save={saved}")
+    """What the page defines; that its own run agrees is on the rendered one."""
+    return gallery.definitions("distributed_training")
 
 
 @pytest.fixture(scope="module")
 def alone(page):
     """One process: its network and its curve."""
-    curve, options = [], page["options"]
-    network = page["train"](None, EPOCHS, options.batch, options.seed, lambda epoch, value: curve.append(value))
+    curve, sizes = [], page["sizes"]
+    network = page["train"](None, EPOCHS, sizes.batch, sizes.seed, lambda epoch, value: curve.append(value))
     return network, curve
 
 
 @pytest.fixture(scope="module")
-def together(page, saved):
+def together(saved):
     """The curves of two hosts with one worker each: their processes, on loopback, under one parent."""
-    root = f"127.0.0.1:{page['free_port']()}"
-    commands = {f"host {host} {name}": command for host in (0, 1) for name, command in page["plan"](
-        2, host, 1, root, [f"--epochs={EPOCHS}", f"--save={saved}"]).items()}
+    root, script = f"127.0.0.1:{launch.free_port()}", [*SCRIPT, f"--save={saved}"]
+    commands = {f"host {host} {name}": command for host in (0, 1)
+                for name, command in launch.plan(script, 1, 2, host, root).items()}
     assert len(commands) == 5  # one scheduler
     curves = {}
 
     def heard(name, line, processes):
-        found = re.search(r'"held_out": ([\d.]+)', line)
+        found = re.search(r"^epoch \d+: ([\d.]+)$", line)
         if found:
             curves.setdefault(name, []).append(float(found.group(1)))
 
-    page["run"](commands, 300, heard)
+    launch.run(commands, heard, 300)
     return curves
 
 
@@ -84,17 +91,23 @@ def test_labels_are_votes(page):
     assert 0.1 < np.mean(labels.max(1) < 1) < 0.9  # some disagree, some do not
 
 
-def test_a_killed_worker_fails_the_run(page):
+def test_shares_add_up_to_the_batch(page):
+    """Sums of unequal shares, over the size of the batch; their means do not."""
+    assert sum(page["sums"]) / 7 == pytest.approx(page["whole"], rel=1e-9)
+    assert abs(sum(page["means"]) / 2 - page["whole"]) > 0.01 * abs(page["whole"])
+
+
+def test_a_killed_worker_fails_the_run():
     pids, killed = [], []
 
-    def kill(name, epoch, processes):
-        if not pids:
+    def kill(name, line, processes):
+        if not pids and line.startswith("epoch"):
             pids.extend(process.pid for process in processes.values())
             os.kill(processes["worker 0"].pid, signal.SIGKILL)
             killed.append(time.monotonic())
 
     with pytest.raises(RuntimeError, match="worker 0 ended by SIGKILL; run stopped"):
-        page["train_distributed"](hosts=1, host=0, workers=2, root="127.0.0.1:0", disturb=kill)
+        launch.run(launch.plan(SCRIPT), kill)
     assert time.monotonic() - killed[0] < 5
     assert len(pids) == 4 and all(is_gone(pid) for pid in pids)
 
@@ -103,7 +116,7 @@ def python(source):
     return [sys.executable, "-c", source], dict(os.environ)
 
 
-def test_silence_fails_the_run(page):
+def test_silence_fails_the_run():
     pids = {}
 
     def heard(name, line, processes):
@@ -113,24 +126,24 @@ def test_silence_fails_the_run(page):
                 "b": python("import time; print(2, flush=True); time.sleep(60)")}
     began = time.monotonic()
     with pytest.raises(RuntimeError, match="nothing heard for 2 s from a, b; run stopped"):
-        page["run"](commands, 2, heard)
+        launch.run(commands, heard, 2)
     assert time.monotonic() - began < 20
     assert sorted(pids) == ["a", "b"] and all(is_gone(pid) for pid in pids.values())
 
 
-def test_the_message_has_the_last_words(page):
+def test_the_message_has_the_last_words():
     with pytest.raises(RuntimeError, match=r"(?s)worker 7 ended with code 3; run stopped.*the disk is full"):
-        page["run"]({"worker 7": python("import sys; print('the disk is full'); sys.exit(3)")}, 60, lambda *_: None)
+        launch.run({"worker 7": python("import sys; print('the disk is full'); sys.exit(3)")}, lambda *_: None)
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_no_child_survives_its_parent(page, stop):
+def test_no_child_survives_its_parent(stop):
     """Ctrl-C, a polite end and a rude one, while scheduler, server and workers start."""
-    commands = page["plan"](1, 0, 2, "127.0.0.1:0", ["--epochs=1"])
+    commands = launch.plan(SCRIPT)
     parent = os.fork()
     if not parent:
         try:
-            page["run"](commands, 60, lambda *_: None)
+            launch.run(commands, lambda *_: None)
         finally:
             os._exit(1)
     try:
@@ -153,15 +166,23 @@ def test_no_child_survives_its_parent(page, stop):
     assert all(map(is_gone, children))
 
 
-def test_every_size_is_an_option(page):
-    assert vars(page["options"]).keys() >= {"workers", "hosts", "host", "root", "patience", "epochs", "save"}
+def test_the_command_runs_a_script_and_says_who_fails(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("import sys; print('rank', sys.argv[1]); sys.exit(int(sys.argv[1]))")
+    command = [sys.executable, launch.__file__, "--workers", "1", str(script)]
+    done = subprocess.run([*command, "4"], text=True, capture_output=True, timeout=120)
+    assert done.returncode == 1 and "worker 0: rank 4" in done.stdout
+    assert done.stderr.startswith("worker 0 ended with code 4; run stopped")
+    done = subprocess.run(command[:-1], text=True, capture_output=True, timeout=120)
+    assert done.returncode == 2 and "name the script that the workers run" in done.stderr
 
 
 @pytest.mark.site
-def test_page_shows_the_same_digits_and_the_accident(site):
+def test_page_shows_the_same_digits(site):
     text = printed(site, "distributed_training")
     rows = re.findall(r"^(?:one process|worker \d) +([\d.]+) +([\d.]+)$", text, re.MULTILINE)
     assert len(rows) == 3
     assert all(abs(float(a) - float(b)) < 1.5e-6 for row in rows for a, b in zip(row, rows[0]))
     assert float(rows[0][1]) == pytest.approx(0.0832, abs=0.005)
-    assert "worker 1 ended by SIGKILL; run stopped" in text
+    whole, sums, means = (float(x) for x in re.findall(r"^(?:one process|sums|means)[^:\n]*: +(-?[\d.]+)$", text, re.MULTILINE))
+    assert whole == sums != means

@@ -190,7 +190,7 @@ CLAIMS = [
      and numbers(page, "plain, short")[2] > 10 * numbers(page, "trust region")[2]),
     ("trust_region_policy", "it is twice the bound", lambda page: near(numbers(page, "[0.6, 0.4]:")[0], 0.02, 0.05)),
     ("distributed_training", "fifteen most similar", lambda page: "neighbours=15" in page.code),
-    ("distributed_training", "The figures agree to six decimals",
+    ("distributed_training", "The results agree to six decimals",
      lambda page: numbers(page, "one process") == numbers(page, "worker 0") == numbers(page, "worker 1  ")),
     ("large_vocabulary", "320 positions are ten million numbers",
      lambda page: near(320 * 32000, 10e6, 0.03) and re.search(r'"--rows", type=int, default=320\b', page.code)),

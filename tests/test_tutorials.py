@@ -4,7 +4,7 @@ import gallery
 import pytest
 from rendered import printed
 
-TUTORIALS = sorted(path.stem for path in (gallery.ROOT / "tutorials").glob("*.py") if path.stem != "plots")
+TUTORIALS = sorted(path.stem for path in (gallery.ROOT / "tutorials").glob("*.py") if path.stem not in ("plots", "launch"))
 
 
 @pytest.mark.site
