@@ -8,8 +8,9 @@ from gluon_kl.bernoulli import BernoulliKLLoss
 from gluon_kl.distillation import DistillationLoss
 from gluon_kl.gaussian import GaussianKLLoss
 from gluon_kl.pair import JSDivLoss, KLDivLoss, ReverseKLDivLoss
+from gluon_kl.top_k import TopKDistillationLoss
 
 native.is_available()  # loads the operator, so that graphs that hold it can be read
 
 __all__ = ["BernoulliKLLoss", "DistillationLoss", "GaussianKLLoss", "JSDivLoss", "KLDivLoss", "ReverseKLDivLoss",
-           "metric"]
+           "TopKDistillationLoss", "metric"]

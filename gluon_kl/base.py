@@ -26,10 +26,7 @@ class Fused:
 
     def compute(self, F: Any, world: Any, description: Description, inputs: Sequence[Any]) -> Any:
         """The loss of the inputs."""
-        arrays, options = description.fused(world, *inputs)
-        names = description.operator_names
-        no_grad = [name for name, own in zip(names, description.names) if own in description.no_grad_inputs]
-        return world.call_fused(F, dict(zip(names, arrays)), no_grad, options)
+        return description.over_fused(F, world, *inputs)
 
 
 class OverOperators:

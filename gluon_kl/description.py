@@ -34,6 +34,12 @@ class Description:
         """The inputs and options of the fused operator."""
         raise NotImplementedError
 
+    def over_fused(self, F: Any, world: Any, *inputs: Any) -> Any:
+        """The loss from the fused operator."""
+        arrays, options = self.fused(world, *inputs)
+        no_grad = [name for name, own in zip(self.operator_names, self.names) if own in self.no_grad_inputs]
+        return world.call_fused(F, dict(zip(self.operator_names, arrays)), no_grad, options)
+
     def over_operators(self, F: Any, world: Any, *inputs: Any) -> Any:
         """The loss from MXNet's operators."""
         raise NotImplementedError
@@ -121,6 +127,17 @@ class PairDescription(Description):
         return self.reduced(F, world, out, self.rows_that_count(F, pred, weight))
 
 
+def check_label(label: Any, shape: Tuple[int, ...], axis: int, given_axis: int, sparse: bool) -> None:
+    """Raise ValueError unless class indices have pred's shape without the axis, or 1 there; others pred's own."""
+    if not sparse:
+        check_same_shape("pred", "label", shape, label.shape)
+    elif label.shape not in diagnostics.index_shapes(shape, axis):
+        per_row, column = diagnostics.index_shapes(shape, axis)
+        raise ValueError(
+            f"label of class indices must have the shape of pred without axis {given_axis}, {per_row}, or with 1 "
+            f"there, {column}, not {label.shape}; for one-hot rows set sparse_label=False")
+
+
 class DistillationDescription(Description):
     """A student's cross-entropy with a label, and its divergence from a teacher."""
 
@@ -158,15 +175,8 @@ class DistillationDescription(Description):
                              f"of pred of shape {shape}: categories and samples need one each")
         if teacher_pred is not None and teacher_pred.shape != shape:
             check_same_shape("pred", "teacher_pred", shape, teacher_pred.shape)
-        if label is None or (not self._sparse_label and label.shape == shape):
-            pass
-        elif not self._sparse_label:
-            check_same_shape("pred", "label", shape, label.shape)
-        elif label.shape not in diagnostics.index_shapes(shape, axis):
-            per_row, column = diagnostics.index_shapes(shape, axis)
-            raise ValueError(
-                f"label of class indices must have the shape of pred without axis {self._axis}, {per_row}, or with 1 "
-                f"there, {column}, not {label.shape}; for one-hot rows set sparse_label=False")
+        if label is not None:
+            check_label(label, shape, axis, self._axis, self._sparse_label)
         weight = weight if weight is None else fit_sample_weight(weight, frame)
         return (pred, label, teacher_pred, weight), frame
 

@@ -68,6 +68,15 @@ class Known(NamedTuple):
         """The same for the fused operator."""
         return x
 
+    def narrowed(self, F: Any, column: Any, like: Any) -> Any:
+        """A column in float64, without a gradient, in the dtype of `like`, which is what `lifted` gave."""
+        return F.cast(column, dtype="float32") if self.in_float32 else column
+
+    def with_inputs(self, *positions: Optional[int]) -> "Known":
+        """The same of the inputs at these positions alone; None stands for one that is left out."""
+        return self._replace(dtypes=tuple([None if i is None else self.dtypes[i] for i in positions]),
+                             gradients=tuple([i is not None and self.gradients[i] for i in positions]))
+
     def call_fused(self, F: Any, inputs: Dict[str, Any], no_grad: Sequence[str], options: Dict[str, Any]) -> Any:
         """The fused operator on the inputs by its names, each in a dtype that it takes."""
         asked = [name for name, wanted in zip(inputs, self.gradients) if wanted]
@@ -127,6 +136,15 @@ class UsersGraph:
     def fill_fused(self, x: Any, like: Any) -> Any:
         """The same for the fused operator, with dtypes as they are."""
         return x if x is None else lifting.fill_like(x, like)
+
+    def narrowed(self, F: Any, column: Any, like: Any) -> Any:
+        """A column in float64, without a gradient, in the dtype of `like`."""
+        zero = F.zeros_like(F.slice(like, begin=(0, 0), end=(1, 1)))
+        return F.reshape_like(lifting.narrowed(F, column, zero), column)
+
+    def with_inputs(self, *positions: Optional[int]) -> "UsersGraph":
+        """Of some of the inputs as little is known."""
+        return self
 
     def call_fused(self, F: Any, inputs: Dict[str, Any], no_grad: Sequence[str], options: Dict[str, Any]) -> Any:
         """The fused operator on the inputs by its names."""

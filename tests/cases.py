@@ -7,7 +7,15 @@ walk many cases each: `every` names those that fail.
 
 import zlib
 
-from gluon_kl import BernoulliKLLoss, DistillationLoss, GaussianKLLoss, JSDivLoss, KLDivLoss, ReverseKLDivLoss
+from gluon_kl import (
+    BernoulliKLLoss,
+    DistillationLoss,
+    GaussianKLLoss,
+    JSDivLoss,
+    KLDivLoss,
+    ReverseKLDivLoss,
+    TopKDistillationLoss,
+)
 
 import mxnet as mx
 import numpy as np
@@ -38,6 +46,7 @@ def every(cases, check):
 class Member:
     """A loss with its arguments: how it is made, inputs for it, and what the oracle says of them."""
 
+    weights = "elements"  # or one for each row at most
     has_axis, reductions, reduction = True, ("sum", "mean", "row_mean", "none"), "sum"
 
     def __init__(self, loss, **options):
@@ -131,6 +140,31 @@ class Distillation(Member):
         return oracle.distillation_terms(*inputs, axis, **self.options)
 
 
+class TopK(Distillation):
+    """The loss of a student and a teacher that kept its k best categories, or all where there are fewer."""
+
+    weights = "rows"
+
+    def __init__(self, k=2, **options):
+        super().__init__(**options)
+        self.loss, self.k = TopKDistillationLoss, k
+
+    def learns(self, inputs):
+        return [*super().learns(inputs), False][:4]
+
+    def inputs(self, rng, shape, axis=-1):
+        pred, label, _ = super().inputs(rng, shape, axis)
+        space = self.options.get("teacher_space", "log_probs")
+        log_probs = oracle.log_softmax(2 * rng.normal(size=shape), axis)
+        index = np.argsort(-log_probs, axis)
+        index = np.take(index, range(min(self.k, shape[axis])), axis)
+        kept = np.take_along_axis(log_probs, index, axis)
+        return [pred, label, index.astype("float64"), {"probs": np.exp(kept), "log_probs": kept, "logits": 3 * kept}[space]]
+
+    def terms(self, inputs, axis):
+        return oracle.top_k_terms(*inputs, axis, **self.options)
+
+
 class Gaussian(Member):
     """The divergence between diagonal Gaussians."""
 
@@ -210,6 +244,14 @@ MEMBERS = {
     "both, js": Distillation(temperature=2.0, divergence="js", beta=0.3),
     "soft, js, log_probs": Distillation(hard_weight=0, divergence="js", teacher_space="log_probs"),
     "soft, js 1": Distillation(temperature=2.0, hard_weight=0, divergence="js", beta=1),
+    "top-k": TopK(temperature=2.0),
+    "top-k, soft, reverse": TopK(k=3, hard_weight=0, divergence="reverse_kl"),
+    "top-k, js, probs": TopK(temperature=0.7, divergence="js", beta=0.3, teacher_space="probs"),
+    "top-k, dense": TopK(temperature=2.0, hard_weight=0.3, sparse_label=False),
+    "top-k, renormalized": TopK(temperature=2.0, tail="renormalize"),
+    "top-k, js, logits": TopK(temperature=3.0, tail="renormalize", divergence="js", teacher_space="logits"),
+    "top-k, dropped": TopK(hard_weight=0.2, tail="drop", teacher_space="probs", column=True),
+    "top-k, hard": TopK(hard_weight=1),
     "gaussian": Gaussian(),
     "gaussian, prior": Gaussian(prior=("mean", "log_variance")),
     "gaussian, prior mean": Gaussian(prior=("mean",)),
@@ -227,7 +269,7 @@ MEMBERS = {
 FEW = ["kl log_probs probs", "kl logits probs", "kl logits logits", "kl log_probs log_probs",
        "reverse logits probs", "reverse log_probs logits", "js logits probs", "js log_probs logits", "both",
        "both, dense", "gaussian, prior", "reverse probs log_probs", "js probs probs", "both, js",
-       "gaussian, std, prior", "bernoulli logits probs", "bernoulli probs logits"]
+       "gaussian, std, prior", "bernoulli logits probs", "bernoulli probs logits", "top-k"]
 
 
 class Model(mx.gluon.HybridBlock):
@@ -313,6 +355,9 @@ def sizes(member, layout):
              tuple(n if i == batch_axis % len(shape) else 1 for i, n in enumerate(shape))]
     if member.has_axis:
         axis %= len(shape)
+        if member.weights == "rows":
+            found = [size for size in found if len(size) < len(shape) or size[axis] == 1]
+            return sorted({*found, shape[:axis] + shape[axis + 1:], (*shape[:axis], 1, *shape[axis + 1:])} - {()})
         found += [shape[:axis] + shape[axis + 1:], (*shape[:axis], 1, *shape[axis + 1:]), (1, *shape[1:])]
     return sorted(set(found) - {()})
 

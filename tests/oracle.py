@@ -277,6 +277,54 @@ def distillation(pred, label, teacher_pred, *, weight=None, batch_axis=0, axis=-
                     weight=weight, reduction="row_mean", sample_weight=sample_weight)
 
 
+def top_k_terms(pred, label, index, value, axis=-1, *, temperature=1.0, hard_weight=0.5, sparse_label=True,
+                divergence="kl", beta=0.5, tail="bucket", teacher_space="log_probs"):
+    """As distillation_terms, of a teacher that kept some categories; the soft part of a row stands at its first one."""
+    pred = wide(pred)
+    terms = np.zeros(pred.shape, pred.dtype)
+    if hard_weight > 0:
+        terms = terms + hard_weight * distillation_terms(pred, label, None, axis, hard_weight=1,
+                                                         sparse_label=sparse_label)
+    if hard_weight == 1:
+        return terms
+    rows, index, value = (np.moveaxis(wide(x), axis, -1) for x in (pred, index, value))
+    soft = np.zeros(rows.shape, terms.dtype)
+    for row in np.ndindex(rows.shape[:-1]):
+        soft[row][0] = top_k_row(rows[row] / temperature, index[row], value[row] / (
+            temperature if teacher_space == "logits" else 1), divergence, beta, tail, teacher_space)
+    return terms + (1 - hard_weight) * temperature ** 2 * np.moveaxis(soft, -1, axis)
+
+
+def top_k_row(x, index, value, divergence, beta, tail, teacher_space):
+    """The divergence of one row: of the kept categories, and of all others together."""
+    value, index = value[index != -1], index[index != -1]
+    if np.isnan(index).any() or not set(index) <= set(range(len(x))) or len(set(index)) < len(index):
+        return np.nan
+    if not len(index):
+        return 0.0
+    index = index.astype(int)
+    others = np.delete(np.arange(len(x)), index)
+    p = probability_of(value, teacher_space, -1)
+    p_tail = max(0.0, 1 - p.sum()) if tail == "bucket" and len(others) else 0.0
+    if tail == "renormalize":
+        p = p / p.sum()
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        top = x.real.max()
+        total = np.log(np.exp(x - top).sum()) + top
+        rest = x[others]
+        highest = rest.real.max(initial=-np.inf)
+        log_q_tail = -np.inf if highest == -np.inf else np.log(np.exp(rest - highest).sum()) + highest - total
+        log_q = np.append(x[index] - total, log_q_tail)
+    return js_terms(log_q, np.append(p, p_tail), "log_probs", "probs", -1,
+                    {"kl": 0, "reverse_kl": 1, "js": beta}[divergence]).sum()
+
+
+def top_k(pred, label, index, value, *, weight=None, batch_axis=0, axis=-1, sample_weight=None, **options):
+    """What TopKDistillationLoss returns."""
+    return weighted(top_k_terms(pred, label, index, value, axis, **options), batch_axis=batch_axis, axis=axis,
+                    weight=weight, reduction="row_mean", sample_weight=sample_weight)
+
+
 def bernoulli_terms(pred, label, from_sigmoid=False, label_space="probs"):
     """p log(p / q) + (1 - p) log((1 - p) / (1 - q)) for every element, in long double; 0 log 0 = 0."""
     def logs(x, logits):  # of the probability, and of its complement

@@ -1,0 +1,180 @@
+"""Knowledge distillation from a teacher of which the best categories were kept."""
+
+from typing import Any, Dict, Optional
+
+from gluon_kl import diagnostics
+from gluon_kl.checks import check_axis, check_between, check_choice, check_flag, normal_axis
+from gluon_kl.description import Description
+from gluon_kl.front import CheckedLoss
+from gluon_kl.operators import js_form
+from gluon_kl.top_k_description import TopKDescription
+
+# What goes with each tail, and with which teacher: the others have no meaning, or one that nobody asks for.
+DIVERGENCES = {"bucket": ("kl", "reverse_kl", "js"), "renormalize": ("kl", "js"), "drop": ("kl",)}
+SPACES = {"bucket": ("log_probs", "probs"), "renormalize": ("log_probs", "probs", "logits"),
+          "drop": ("log_probs", "probs")}
+
+
+class TopKDistillationLoss(CheckedLoss):
+    r"""Loss of a student that learns from a teacher's best categories, and from labels.
+
+    A teacher is run once, and of its many categories the :math:`k` best are stored: their
+    indices :math:`K` and their probabilities :math:`p`. With :math:`z` the scores of the student,
+    :math:`q = \mathrm{softmax}(z / T)`, :math:`y` the label and hard weight :math:`\alpha`,
+    the loss is
+
+    .. math::
+
+       & \alpha \, \mathrm{CE}(y, \mathrm{softmax}(z)) \\
+       & + (1 - \alpha) \, T^2 \, \Big( \sum_{i \in K} p_i \log \frac{p_i}{q_i}
+         + p_t \log \frac{p_t}{q_t} \Big)
+
+    in nats, averaged over the rows of a sample whose weight is not 0. What was not kept is one
+    more category, the tail: :math:`p_t = 1 - \sum_{i \in K} p_i` of the teacher and
+    :math:`q_t = \sum_{j \notin K} q_j` of the student, summed over these alone, so that it is
+    right however small it is. The gradient to :math:`z / T` is, with
+    :math:`P = \sum_{i \in K} p_i + p_t`, :math:`q_i P - p_i` at a kept category and
+    :math:`q_j (P - p_t / q_t)` at each other. Where every category is kept this is
+    :class:`DistillationLoss`. No array of the teacher's in the student's shape is ever made.
+
+    Parameters
+    ----------
+    temperature : float, default 1.0
+        Divides the scores of the student, and kept logits. Between 1e-6 and 1e6.
+    hard_weight : float, default 0.5
+        Between 0 and 1, the share of the cross-entropy with the label. At 0 the label is not
+        looked at and may be None; at 1 neither are `teacher_index` and `teacher_value`.
+    sparse_label : bool, default True
+        `True` if `label` holds class indices, `False` if it holds a probability for each
+        category.
+    weight : float, optional
+        Factor for every result.
+    batch_axis : int, default 0
+        The axis of the samples.
+    axis : int, default -1
+        The axis of the categories; not that of the samples.
+    divergence : {"kl", "reverse_kl", "js"}
+        As of :class:`DistillationLoss`: of the teacher's kept categories and tail, and those of
+        the student.
+    beta : float, default 0.5
+        Between 0 and 1, the share of the teacher in the mixture of "js".
+    tail : {"bucket", "renormalize", "drop"}
+        What becomes of what the teacher did not keep. "bucket": one more category, as above; the
+        teacher's tail is never below 0, and exactly 0 where every category is kept; "kl",
+        "reverse_kl" and "js". "renormalize": the kept probabilities are scaled to 1, and the rest
+        is taken for 0; "kl" and "js". "drop": the terms of the kept categories alone, as most
+        toolkits have it; "kl" alone, and the loss may be below 0.
+    teacher_space : {"log_probs", "probs", "logits"}
+        What `teacher_value` holds: of the softened distribution ``softmax(scores / temperature)``
+        over all categories the kept logarithms, or the kept probabilities themselves, used as
+        given; or kept scores, of which the softmax at `temperature` is taken, with
+        ``tail="renormalize"`` alone. Logarithms at temperature 1 are such scores.
+    prefix, params
+        As for every Gluon block.
+
+    Inputs
+    ------
+    pred
+        Array or Symbol, the scores (logits) of the student. A score of -inf masks its category.
+    label
+        Class indices of any dtype, of pred's shape without `axis` or with 1 there; or pred's
+        shape if not `sparse_label`.
+    teacher_index
+        The kept categories, in pred's shape but with k in the place of the categories, in any
+        order; -1 is an empty place, where `teacher_value` is not looked at. Integers, float32 or
+        float64.
+    teacher_value
+        Of the shape of `teacher_index`. No gradient reaches it.
+    sample_weight
+        Optional, a weight for each row: shape (batch,); pred's shape without `axis`, such as
+        (batch, time); or as many axes as `pred`, 1 along `axis`. Weight 0 silences a row whatever
+        it holds.
+
+    Outputs
+    -------
+    loss
+        Shape (batch,); float64 if an input is, else float32. Of the array kind of `pred`.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not fit, k is 0, `teacher_index` is of float16 or bool, an axis is out of
+        range or both are the same, the arrays are on different devices, an argument is out of its
+        range or not among the allowed ones, or `tail` has no such `divergence` or
+        `teacher_space`.
+    TypeError
+        If an input is not an MXNet array or Symbol, or an argument has the wrong type.
+
+    Notes
+    -----
+    A row whose `teacher_index` names a category twice, or one that `pred` has not, is NaN in loss
+    and gradient, and so is a row whose label is no class; :meth:`check_inputs` raises an error for
+    it. Of a row of empty places the divergence is 0. Where the teacher has a tail and the student
+    none, since all others are masked, the loss is +inf.
+
+    References
+    ----------
+    G. Hinton, O. Vinyals and J. Dean, "Distilling the Knowledge in a Neural Network",
+    arXiv:1503.02531 (2015).
+
+    Examples
+    --------
+    >>> from gluon_kl import TopKDistillationLoss
+    >>> from mxnet import nd
+    >>> teacher = nd.array([[3, 1, -2, 0],
+    ...                     [0, 0.5, 4, 0]])
+    >>> log_probs = nd.log_softmax(teacher / 2)
+    >>> index = nd.topk(log_probs, k=2)
+    >>> value = nd.topk(log_probs, k=2,
+    ...                 ret_typ="value")
+    >>> student = nd.array([[2, 0.5, -1, 0],
+    ...                     [0.2, 0, 0.4, 0]])
+    >>> label = nd.array([0, 2])
+    >>> loss = TopKDistillationLoss(temperature=2)
+    >>> out = loss(student, label, index, value)
+    >>> print(out.asnumpy().round(4))
+    [0.2306 1.1957]
+    """
+
+    def __init__(
+        self, temperature: float = 1.0, hard_weight: float = 0.5, sparse_label: bool = True,
+        weight: Optional[float] = None, batch_axis: int = 0, *, axis: int = -1, divergence: str = "kl",
+        beta: float = 0.5, tail: str = "bucket", teacher_space: str = "log_probs", prefix: Optional[str] = None,
+        params: Any = None,
+    ) -> None:
+        super().__init__(weight, batch_axis, prefix=prefix, params=params)
+        self._temperature = check_between("temperature", temperature, 1e-6, 1e6)  # its square is a factor
+        self._hard_weight = hard_weight = check_between("hard_weight", hard_weight, 0, 1)
+        self._axis = check_axis("axis", axis)
+        self._sparse_label = check_flag("sparse_label", sparse_label)
+        check_choice("tail", tail, tuple(DIVERGENCES))
+        check_choice("divergence", divergence, DIVERGENCES["bucket"])
+        check_choice("teacher_space", teacher_space, SPACES["renormalize"])
+        for name, value, fitting in (("divergence", divergence, DIVERGENCES), ("teacher_space", teacher_space, SPACES)):
+            if value not in fitting[tail]:
+                allowed = " or ".join(repr(choice) for choice in fitting[tail])
+                raise ValueError(f"{name} must be {allowed} with tail={tail!r}, not {value!r}")
+        self._beta = check_between("beta", beta, 0, 1)
+        self._divergence, self._tail, self._teacher_space = divergence, tail, teacher_space
+        soft = {"kl": "KL(teacher ‖ pred)", "reverse_kl": "KL(pred ‖ teacher)", "js": "JS(teacher, pred)"}[divergence]
+        self._direction = f"hard_weight * CE(label, pred) + (1 - hard_weight) * T² * {soft} in nats"
+        self._set_out()
+
+    def _form(self) -> Dict[str, Any]:
+        """Which divergence it is, in the words of `operators.pair_terms`."""
+        return js_form(self._beta) if self._divergence == "js" else {"form": self._divergence}
+
+    def _describe(self) -> str:
+        return (f"temperature={self._temperature}, hard_weight={self._hard_weight}, "
+                f"sparse_label={self._sparse_label}, weight={self._weight}, batch_axis={self._batch_axis}, "
+                f"axis={self._axis}, divergence={self._divergence!r}, beta={self._beta}, tail={self._tail!r}, "
+                f"teacher_space={self._teacher_space!r}")
+
+    def _loss(self, F: Any, pred: Any, label: Any, teacher_index: Any, teacher_value: Any,
+              sample_weight: Any = None) -> Any:
+        """The loss of arrays or Symbols, for subclasses that override this method."""
+        return self._road(self, (pred, label, teacher_index, teacher_value, sample_weight))
+
+    def _description(self) -> Description:
+        return TopKDescription(self._weight, self._batch_axis, self._axis, self._temperature, self._hard_weight,
+                               self._sparse_label, self._tail, self._teacher_space, self._form())

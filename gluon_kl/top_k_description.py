@@ -1,0 +1,166 @@
+"""What TopKDistillationLoss computes: a divergence from a teacher that kept its best categories, and hard labels."""
+
+from typing import Any, Dict, Optional, Sequence, Tuple
+
+from gluon_kl import compact, operators
+from gluon_kl.checks import DTYPE_NAMES, Frame, check_same_shape, fit_sample_weight
+from gluon_kl.description import (
+    Description,
+    DistillationDescription,
+    check_label,
+)
+
+
+class TopKDescription(Description):
+    """A student's cross-entropy with a label, and its divergence from what a teacher kept."""
+
+    names = ("pred", "label", "teacher_index", "teacher_value", "sample_weight")
+    same_shape_inputs = ()
+
+    def __init__(
+        self, weight: Optional[float], batch_axis: int, axis: int, temperature: float, hard_weight: float,
+        sparse_label: bool, tail: str, teacher_space: str, form: Dict[str, Any],
+    ) -> None:
+        super().__init__(weight, batch_axis, "row_mean", axis)
+        self._axis: int = axis
+        self._temperature, self._hard_weight, self._sparse_label = temperature, hard_weight, sparse_label
+        self._tail, self._teacher_space, self._form = tail, teacher_space, form
+        unused = {0: ("label",), 1: ("teacher_index", "teacher_value")}
+        self._unused: Tuple[str, ...] = unused.get(hard_weight, ())
+        self.optional = ("sample_weight", *self._unused)
+        self.no_grad_inputs = (*(("label",) if sparse_label else ()), "teacher_index", "teacher_value")
+        # Of dense labels the hard part is a loss of its own; so is what stays where the teacher has no part.
+        self._hard_loss: Optional[DistillationDescription] = None
+        if hard_weight == 1 or (hard_weight and not sparse_label):
+            self._hard_loss = DistillationDescription(
+                hard_weight if weight is None else weight * hard_weight, batch_axis, axis, 1.0, 1, sparse_label,
+                "logits", {"form": "kl"})
+
+    def check(self, *arrays: Any) -> Tuple[Tuple[Any, ...], Frame]:
+        """Index and value have pred's shape, but k along the axis; class indices as of DistillationLoss."""
+        pred, label, index, value, weight = [None if name in self._unused else x for name, x in zip(self.names, arrays)]
+        frame = self.frame(pred)
+        shape, batch_axis, axis = frame
+        if axis is None or axis == batch_axis:
+            raise ValueError(f"axis = {self._axis} and batch_axis = {self._batch_axis} are the same axis "
+                             f"of pred of shape {shape}: categories and samples need one each")
+        if label is not None:
+            check_label(label, shape, axis, self._axis, self._sparse_label)
+        if index is not None:
+            _check_teacher(index, value, shape, axis)
+        if weight is not None:
+            given = weight.shape
+            weight = fit_sample_weight(weight, frame)
+            if weight.shape[axis] != 1:
+                raise ValueError(f"sample_weight must hold one number for each row, not for each category: pass "
+                                 f"{shape[batch_axis:batch_axis + 1]}, or pred's shape with 1 along axis {self._axis}, "
+                                 f"not {given}")
+        return (pred, label, index, value, weight), frame
+
+    def over_fused(self, F: Any, world: Any, *inputs: Any) -> Any:
+        """Not yet: what follows from the one reading of pred is the same."""
+        return self.over_operators(F, world, *inputs)
+
+    def over_operators(self, F: Any, world: Any, *inputs: Any) -> Any:
+        """The hard part that is a loss of its own, and the rest."""
+        pred, label, index, value, weight = [x if name not in self._unused else None
+                                             for name, x in zip(self.names, inputs)]
+        if self._hard_loss is None:
+            return self._rows_reduced(F, world, pred, label, index, value, weight)
+        hard = self._hard_loss.over_operators(F, world.with_inputs(0, 1, None, 4), pred, label, None, weight)
+        if index is None:
+            return hard
+        soft = self._rows_reduced(F, world, pred, None, index, value, weight)
+        return (hard.as_np_ndarray() + soft.as_np_ndarray()).as_nd_ndarray()  # one may be in float64, the other not
+
+    def _rows_reduced(self, F: Any, world: Any, pred: Any, label: Any, index: Any, value: Any, weight: Any) -> Any:
+        """The loss of each row, weighted and reduced."""
+        axis = self._axis
+        like = operators.first_along(F, index, axis)
+        if label is not None:  # before it is lifted, while a graph knows its shape
+            label = F.reshape_like(label, like)
+        inputs = [pred, *(x if x is None else F.BlockGrad(x) for x in (label, index, value)), weight]
+        if self.weight == 0:  # whatever they hold: of a teacher that kept nothing, nothing
+            inputs = [x if x is None else F.zeros_like(x) for x in inputs]
+        exact = [x if x is None else compact.as_rows(F, F.cast(x, dtype="float64"), axis) for x in inputs[1:4]]
+        if self.weight == 0:
+            exact[1] = exact[1] - 1
+        pred, _, like, value, weight = world.lifted(F, inputs, [False] * 5, [False] * 5)
+        like = operators.first_along(F, like, axis)
+        if weight is not None:
+            weight = compact.as_rows(F, F.broadcast_like(weight, like), axis)
+        pred, value = (compact.as_rows(F, x, axis) for x in (pred, value))
+        rows, counted = self._rows(F, world, (pred, value, weight), exact)
+        rows, counted = (compact.from_column(F, x, like, axis) for x in (rows, counted))
+        return self.reduced(F, world, rows, counted)
+
+    def _rows(self, F: Any, world: Any, lifted: Sequence[Any], exact: Sequence[Any]) -> Tuple[Any, Any]:
+        """The weighted loss of each row, a column, and 1 where it counts; `exact` is in float64."""
+        (pred, value, weight), (label, index, exact_value) = lifted, exact
+        categories = compact.number_of_categories(F, pred)
+        kept = compact.look_at(F, index, categories)
+        teacher = self._teacher(F, world, value, exact_value, kept)
+
+        def row(pred: Any, silent: Any) -> Any:
+            """The loss of each row, finite and without a gradient where it is `silent`."""
+            if silent is not None:
+                pred = F.where(F.broadcast_like(silent, pred), F.zeros_like(pred), pred)
+            scores = compact.read(F, pred, index, kept, self._temperature, categories)
+            parts = [self._soft(F, scores, teacher, kept, silent)]
+            if label is not None:
+                parts.append(self._hard_weight * compact.cross_entropy(F, pred, label, categories, silent))
+            return sum(parts[1:], parts[0])
+
+        if weight is None:
+            out = row(pred, None)
+            return out, F.ones_like(out)
+        return self._weighted(F, world, row, pred, weight), weight != 0
+
+    def _weighted(self, F: Any, world: Any, row: Any, pred: Any, weight: Any) -> Any:
+        """The loss of rows times `weight`, where weight 0 silences even NaN: as `operators.weigh`."""
+        off = F.cast(weight, dtype="float64") == 0
+        heard = row(pred, off)
+        if not world.gradients[-1]:
+            return heard * weight
+        silent = F.BlockGrad(row(F.BlockGrad(pred), None))
+        zero = F.zeros_like(weight)
+        silent = F.where(off, F.where(operators.is_finite(silent), silent, zero), zero)
+        return (F.where(off, zero, heard) + silent) * weight
+
+    def _teacher(self, F: Any, world: Any, value: Any, exact: Any, kept: compact.Kept) -> Any:
+        """The teacher's probabilities of the kept categories and of all others, (rows, k + 1)."""
+        probs = compact.probabilities(F, value, kept, self._teacher_space, self._temperature, self._tail)
+        if self._tail == "bucket":
+            left = world.narrowed(F, compact.mass_left(F, exact, kept, self._teacher_space), value)
+        else:
+            left = F.zeros_like(F.sum(probs, axis=-1, keepdims=True))
+        return F.BlockGrad(F.concat(probs, left, dim=-1))
+
+    def _soft(self, F: Any, scores: Any, teacher: Any, kept: compact.Kept, silent: Any) -> Any:
+        """The divergence from the teacher, weighted, of each row; 0 where it kept nothing."""
+        heard, sound = kept.some, kept.sound
+        if silent is not None:
+            heard, sound = heard * (silent == 0), sound + silent > 0
+        on = F.broadcast_like(heard, scores)
+        scores, teacher = (F.where(on, x, F.zeros_like(x)) for x in (scores, teacher))
+        log_pred = compact.log_softmax_of_few(F, scores)
+        terms = operators.pair_terms(F, log_pred, teacher, pred_space="log_probs", label_space="probs", axis=-1,
+                                     label_grad=False, **self._form)
+        out = F.sum(terms, axis=-1, keepdims=True) * ((1 - self._hard_weight) * self._temperature**2)
+        return F.where(heard, out, F.zeros_like(out)) * compact.nan_unless(F, sound, out)
+
+
+def _check_teacher(index: Any, value: Any, shape: Tuple[int, ...], axis: int) -> None:
+    """Raise ValueError unless index and value have pred's shape but along the axis."""
+    k = index.shape[axis] if index.ndim == len(shape) else 0
+    if index.shape != (*shape[:axis], k, *shape[axis + 1:]):
+        wanted = ", ".join("k" if i == axis else str(n) for i, n in enumerate(shape))
+        raise ValueError(f"teacher_index must have pred's shape {shape} with the number k of kept categories along axis "
+                         f"{axis}, ({wanted}), not {index.shape}")
+    if k == 0:
+        raise ValueError(f"teacher_index of shape {index.shape} keeps no category: k must be at least 1")
+    if value.shape != index.shape:
+        check_same_shape("teacher_index", "teacher_value", index.shape, value.shape)
+    if DTYPE_NAMES[index.dtype] in ("float16", "bfloat16", "bool"):
+        raise ValueError(f"teacher_index must hold whole numbers, not {DTYPE_NAMES[index.dtype]}, which cannot tell "
+                         f"2049 from 2048: use int32, or float32 below 2^24")
