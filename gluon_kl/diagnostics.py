@@ -401,6 +401,44 @@ def check_distillation(
             "log_probs": "pass label.exp()", "logits": "pass mx.nd.softmax(label)"}))
 
 
+def check_kept(pred: Any, index: Any, value: Any, weight: Any, batch_axis: int, axis: int, teacher_space: str) -> None:
+    """Raise ValueError for the likeliest mistake in what a teacher kept."""
+    weight = _weight(weight, pred.shape, batch_axis, axis)
+    categories = pred.shape[axis]
+    places, given = (_Rows(name, x, axis, weight) for name, x in (("teacher_index", index), ("teacher_value", value)))
+    rows, values = places.values, given.values
+    if not places.whole_numbers and given.whole_numbers:
+        raise ValueError("teacher_index and teacher_value seem to be swapped: teacher_index holds fractions, and "
+                         "teacher_value whole numbers; the order is loss(pred, label, teacher_index, teacher_value)")
+    wrong = rows[(rows < -1) | (rows >= categories) | (rows != np.floor(rows))]
+    if wrong.size:
+        hint = ("they seem to count from 1: pass teacher_index - 1" if places.low >= 1 and places.high == categories
+                else "an empty place is -1")
+        raise ValueError(f"teacher_index must hold categories from 0 to {categories - 1}, or -1, not {wrong[0]:g}; {hint}")
+    ordered = np.sort(rows, axis=1)
+    twice = ordered[:, 1:][(ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)]
+    if twice.size:
+        raise ValueError(f"teacher_index names category {twice[0]:g} twice in one row")
+    given.heard = given.heard & (rows >= 0)
+    kept = values[given.heard]
+    if kept.size:
+        _check_kept_space(given, kept, teacher_space)
+
+
+def _check_kept_space(given: _Rows, kept: np.ndarray, told: str) -> None:
+    """Raise ValueError if the kept values are hardly what `told` says: parts of rows sum to 1 at most."""
+    low, high, slack = float(kept.min()), float(kept.max()), 1 + _SLACK
+    fits = {"log_probs": high <= 0 and (given.sums("log_probs") <= slack).all(),
+            "probs": low >= 0 and (given.sums("probs") <= slack).all()}
+    found = next((space for space, fit in fits.items() if fit), "logits")
+    if (told == "logits" and found == "log_probs") or fits.get(told, found == told):
+        return
+    remedy = {"logits": "pass them with tail='renormalize' and teacher_space='logits', or the logarithm of the softmax "
+                        "over all categories"}.get(found, f"set teacher_space={found!r}")
+    raise ValueError(f"teacher_value must hold {_NAMES[told]} (teacher_space={told!r}), but values from {low:g} to "
+                     f"{high:g} look like {_NAMES[found]}: {remedy}")
+
+
 def _check_indices(label: Any, shape: Tuple[int, ...], axis: int, weight: Optional[np.ndarray]) -> None:
     """Raise ValueError unless the label holds a class index for each row that counts."""
     if weight is not None:

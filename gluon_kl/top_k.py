@@ -133,7 +133,7 @@ class TopKDistillationLoss(CheckedLoss):
     >>> loss = TopKDistillationLoss(temperature=2)
     >>> out = loss(student, label, index, value)
     >>> print(out.asnumpy().round(4))
-    [0.2306 1.1957]
+    [0.2395 1.3025]
     """
 
     def __init__(
@@ -178,3 +178,52 @@ class TopKDistillationLoss(CheckedLoss):
     def _description(self) -> Description:
         return TopKDescription(self._weight, self._batch_axis, self._axis, self._temperature, self._hard_weight,
                                self._sparse_label, self._tail, self._teacher_space, self._form())
+
+    def check_inputs(self, pred: Any, label: Any, teacher_index: Any, teacher_value: Any,
+                     sample_weight: Any = None) -> None:
+        """Look at the values once, on a first batch or while debugging, and name a likely mistake.
+
+        Caught are the mistakes that :meth:`DistillationLoss.check_inputs` names in `pred` and `label`, and
+        an index that is no category of `pred`, or stands twice in a row, index and value in each
+        other's place, and values in another space than `teacher_space` says. Values of weight 0
+        are ignored, and those at empty places. The method never runs by itself.
+
+        Parameters
+        ----------
+        pred, label, teacher_index, teacher_value
+            Arrays, as the loss takes them.
+        sample_weight
+            Optional, as the loss takes it.
+
+        Raises
+        ------
+        ValueError
+            If the values speak for a mistake; the message names it and the remedy.
+        TypeError
+            If an input is not an MXNet array.
+
+        Examples
+        --------
+        >>> from gluon_kl import TopKDistillationLoss
+        >>> from mxnet import nd
+        >>> student = nd.array([[2, 0.5, -1, 0]])
+        >>> index = nd.array([[0, 3]])
+        >>> value = nd.array([[0.6, 0.2]])
+        >>> loss = TopKDistillationLoss(
+        ...     hard_weight=0)
+        >>> try:
+        ...     loss.check_inputs(
+        ...         student, None, index, value)
+        ... except ValueError as error:
+        ...     print(str(error).split(": ")[-1])
+        set teacher_space='probs'
+        """
+        inputs = self._real(pred, label, teacher_index, teacher_value, sample_weight)
+        axis = normal_axis("axis", self._axis, inputs[0].shape, "pred")
+        if not self._sparse_label and inputs[1] is not None:
+            diagnostics.check_not_indices(inputs[1], inputs[0].shape, axis, "looks like class indices: set "
+                                          "sparse_label=True for a label")
+        (pred, label, index, value, weight), frame = self._check(*inputs)
+        diagnostics.check_distillation(pred, label, None, weight, frame.batch_axis, axis, self._sparse_label, "logits")
+        if index is not None:
+            diagnostics.check_kept(pred, index, value, weight, frame.batch_axis, axis, self._teacher_space)

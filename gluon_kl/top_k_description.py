@@ -1,6 +1,6 @@
 """What TopKDistillationLoss computes: a divergence from a teacher that kept its best categories, and hard labels."""
 
-from typing import Any, Dict, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from gluon_kl import compact, operators
 from gluon_kl.checks import DTYPE_NAMES, Frame, check_same_shape, fit_sample_weight
@@ -25,8 +25,9 @@ class TopKDescription(Description):
         self._axis: int = axis
         self._temperature, self._hard_weight, self._sparse_label = temperature, hard_weight, sparse_label
         self._tail, self._teacher_space, self._form = tail, teacher_space, form
-        unused = {0: ("label",), 1: ("teacher_index", "teacher_value")}
-        self._unused: Tuple[str, ...] = unused.get(hard_weight, ())
+        self._unused: Tuple[str, ...] = ("label",) if hard_weight == 0 else ()
+        if hard_weight == 1:
+            self._unused = "teacher_index", "teacher_value"
         self.optional = ("sample_weight", *self._unused)
         self.no_grad_inputs = (*(("label",) if sparse_label else ()), "teacher_index", "teacher_value")
         # Of dense labels the hard part is a loss of its own; so is what stays where the teacher has no part.
@@ -82,7 +83,7 @@ class TopKDescription(Description):
         inputs = [pred, *(x if x is None else F.BlockGrad(x) for x in (label, index, value)), weight]
         if self.weight == 0:  # whatever they hold: of a teacher that kept nothing, nothing
             inputs = [x if x is None else F.zeros_like(x) for x in inputs]
-        exact = [x if x is None else compact.as_rows(F, F.cast(x, dtype="float64"), axis) for x in inputs[1:4]]
+        exact: List[Any] = [x if x is None else compact.as_rows(F, F.cast(x, dtype="float64"), axis) for x in inputs[1:4]]
         if self.weight == 0:
             exact[1] = exact[1] - 1
         pred, _, like, value, weight = world.lifted(F, inputs, [False] * 5, [False] * 5)
@@ -155,8 +156,8 @@ def _check_teacher(index: Any, value: Any, shape: Tuple[int, ...], axis: int) ->
     k = index.shape[axis] if index.ndim == len(shape) else 0
     if index.shape != (*shape[:axis], k, *shape[axis + 1:]):
         wanted = ", ".join("k" if i == axis else str(n) for i, n in enumerate(shape))
-        raise ValueError(f"teacher_index must have pred's shape {shape} with the number k of kept categories along axis "
-                         f"{axis}, ({wanted}), not {index.shape}")
+        raise ValueError(f"teacher_index must have pred's shape {shape} with the number k of kept categories along "
+                         f"axis {axis}, ({wanted}), not {index.shape}")
     if k == 0:
         raise ValueError(f"teacher_index of shape {index.shape} keeps no category: k must be at least 1")
     if value.shape != index.shape:

@@ -307,6 +307,8 @@ def test_no_infinite_scalar(name):
     reductions, seen = member.reductions or (None,), []
     for reduction, weight, weight_shape, recording in itertools.product(
             reductions, (None, 0, 0.5), (None, (3, 1), (3, 4)), (False, True)):
+        if weight_shape == (3, 4) and member.weights == "rows":
+            continue
         options = dict(weight=weight) if reduction is None else dict(weight=weight, reduction=reduction)
         loss = member.make(**options)
         inputs = member.inputs(rng, (3, 4))
@@ -648,6 +650,8 @@ def test_module_without_labels():
 
 @pytest.mark.parametrize("name", MEMBERS)
 def test_summaries(capsys, path, name):
+    if name.startswith("top-k") and name != "top-k, hard" and not native.is_available():
+        pytest.skip("MXNet's index_copy takes an array of one axis, for which print_summary has no column")
     graphs = [graph_of(name)]
     with gluon.nn.HybridSequential().name_scope():  # as where Gluon traces
         graphs.append(graph_of(name))
