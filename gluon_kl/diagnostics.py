@@ -414,7 +414,8 @@ def check_kept(pred: Any, index: Any, value: Any, weight: Any, batch_axis: int, 
     if wrong.size:
         hint = ("they seem to count from 1: pass teacher_index - 1" if places.low >= 1 and places.high == categories
                 else "an empty place is -1")
-        raise ValueError(f"teacher_index must hold categories from 0 to {categories - 1}, or -1, not {wrong[0]:g}; {hint}")
+        raise ValueError(f"teacher_index must hold categories from 0 to {categories - 1}, or -1, not {wrong[0]:g}; "
+                         f"{hint}")
     ordered = np.sort(rows, axis=1)
     twice = ordered[:, 1:][(ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)]
     if twice.size:

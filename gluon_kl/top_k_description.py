@@ -83,7 +83,8 @@ class TopKDescription(Description):
         inputs = [pred, *(x if x is None else F.BlockGrad(x) for x in (label, index, value)), weight]
         if self.weight == 0:  # whatever they hold: of a teacher that kept nothing, nothing
             inputs = [x if x is None else F.zeros_like(x) for x in inputs]
-        exact: List[Any] = [x if x is None else compact.as_rows(F, F.cast(x, dtype="float64"), axis) for x in inputs[1:4]]
+        exact: List[Any] = [x if x is None else compact.as_rows(F, F.cast(x, dtype="float64"), axis)
+                            for x in inputs[1:4]]
         if self.weight == 0:
             exact[1] = exact[1] - 1
         pred, _, like, value, weight = world.lifted(F, inputs, [False] * 5, [False] * 5)

@@ -20,9 +20,9 @@ import gluon_kl  # noqa: E402, F401  before MXNet
 
 import mxnet as mx  # noqa: E402
 from mxnet.base import _LIB, OpHandle, c_str  # noqa: E402
+from test_operator_counts import profiled  # noqa: E402
 
 from cases import LAYOUTS, MEMBERS, NESTED, Case, Model, all_inputs, called, every, fits, sizes  # noqa: E402
-from test_operator_counts import profiled  # noqa: E402
 
 
 def walk(name):
