@@ -139,7 +139,7 @@ class Road:
 
     def _without_rows(self, inputs: Sequence[Any], frame: Frame, numpy_kind: bool) -> Any:
         """What no rows give: MXNet's operators would divide by their number."""
-        shape, batch_axis, axis = frame
+        shape, _, axis = frame
         name = self.description.names[0]
         if not numpy_kind:
             raise ValueError(f"{name} has shape {shape}, and MXNet takes a 0 there for a length that it does not know "
@@ -149,8 +149,7 @@ class Road:
         present = [x for x in inputs if isinstance(x, NDArray)]
         dtype = "float64" if any(x.dtype == np.float64 for x in present) else "float32"
         with mx.util.np_shape(True):
-            result = shape if self.description.reduction == "none" else (shape[batch_axis],)
-            return NoRows(result, dtype)(*present)
+            return NoRows(self.description.result_shape(frame), dtype)(*present)
 
 
 def as_legacy(x: Any) -> Any:

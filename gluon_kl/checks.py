@@ -11,6 +11,7 @@ from mxnet.ndarray.sparse import BaseSparseNDArray
 from mxnet.symbol import Symbol
 
 REDUCTIONS = ("mean", "sum", "none")
+ROW_REDUCTIONS = (*REDUCTIONS, "row", "row_mean")  # where there are categories
 FLOATS = ("float16", "float32", "float64")
 # np.dtype(x).name takes microseconds. MXNet spells bfloat16, which NumPy has not, as a record of 16 bits.
 DTYPE_NAMES: Dict[Any, str] = {bool: "bool", np.dtype([("bfloat16", np.uint16)]): "bfloat16",
@@ -58,6 +59,20 @@ def check_between(name: str, value: Any, low: float, high: float) -> Any:
     number = check_number(name, value)
     if not low <= number <= high:
         raise ValueError(f"{name} must lie between {low} and {high}, not {value!r}")
+    return number
+
+
+def check_share(name: str, value: Any) -> Any:
+    number = check_number(name, value)
+    if not 0 <= number < 1:
+        raise ValueError(f"{name} must be at least 0 and below 1, not {value!r}")
+    return number
+
+
+def check_whole(name: str, value: Any) -> Any:
+    number = check_number(name, value)
+    if number != int(number):
+        raise ValueError(f"{name} must be a whole number, not {value!r}")
     return number
 
 

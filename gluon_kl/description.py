@@ -1,6 +1,6 @@
 """What a loss computes: its inputs and their checks, the call of the fused operator, and the same over MXNet's."""
 
-from typing import Any, Container, Dict, Optional, Sequence, Tuple
+from typing import Any, Container, Dict, NamedTuple, Optional, Sequence, Tuple
 
 from gluon_kl import diagnostics, lifting, operators
 from gluon_kl.checks import Frame, check_same_shape, fit_prior, fit_sample_weight
@@ -58,6 +58,13 @@ class Description:
                 raise ValueError(f"{name} = {value} is out of range for {self.names[0]} of shape {shape}")
         return Frame(shape, batch_axis % ndim, None if axis is None else axis % ndim)
 
+    def result_shape(self, frame: Frame) -> Tuple[int, ...]:
+        """The shape of the loss."""
+        shape, batch_axis, axis = frame
+        if self.reduction == "row" and axis is not None:
+            return (*shape[:axis], *shape[axis + 1:]) or (1,)
+        return shape if self.reduction == "none" else (shape[batch_axis],)
+
     def lifted(self, F: Any, world: Any, inputs: Sequence[Any], wide: Container[str] = ()) -> Any:
         """The inputs in one floating dtype, those named in `wide` in float64; under a weight of 0, ones."""
         if self.weight == 0:
@@ -72,6 +79,8 @@ class Description:
             scale *= self.weight
         if self.reduction == "none":
             return terms if scale == 1 else terms * scale
+        if self.reduction == "row" and self._axis is not None:
+            return operators.sum_per_row(F, terms, self._axis, world.single_axis, scale)
         out = operators.sum_per_sample(
             F, terms, world.batch_axis(self._batch_axis), self.reduction == "mean", world.long, scale, rows)
         return world.in_result_dtype(F, out)
@@ -117,6 +126,8 @@ class PairDescription(Description):
         rows = world.rows(F, pred, weight, self._axis, self._batch_axis, exact and self.reduction != "none")
         if self.reduction == "none":
             rows = rows._replace(whole=False)
+        if self.reduction == "row":
+            rows = world.rows_of_samples(weight)
 
         def terms(pred: Any, label: Any, mask: Any) -> Any:
             return operators.pair_terms(
@@ -138,45 +149,95 @@ def check_label(label: Any, shape: Tuple[int, ...], axis: int, given_axis: int, 
             f"there, {column}, not {label.shape}; for one-hot rows set sparse_label=False")
 
 
-class DistillationDescription(Description):
+class HardLabels(NamedTuple):
+    """What a student's cross-entropy with its labels is."""
+
+    share: float  # of the loss
+    sparse: bool  # labels are class indices
+    ignore_label: Optional[float]  # a row of this class has weight 0
+    smoothing: float  # spread over all categories
+
+
+class StudentDescription(Description):
+    """A student's cross-entropy with a label, beside a part learnt from a teacher, which a subclass knows."""
+
+    def __init__(self, weight: Optional[float], batch_axis: int, reduction: str, axis: int, hard: HardLabels,
+                 unused: Sequence[str]) -> None:
+        super().__init__(weight, batch_axis, reduction, axis)
+        self._axis: int = axis
+        self.hard, self._unused = hard, tuple(unused)
+        self.optional = ("sample_weight", *unused)
+
+    def _used(self, inputs: Sequence[Any]) -> Tuple[Any, ...]:
+        """The inputs, without those whose part has no weight."""
+        return tuple([None if name in self._unused else x for name, x in zip(self.names, inputs)])
+
+    def hard_options(self) -> Dict[str, Any]:
+        """The options of the fused operator that say what the hard labels are."""
+        _, sparse, ignored, smoothing = self.hard
+        return {"hard": "index" if sparse else "dense", "hard_weight": float(self.hard.share),
+                **({} if ignored is None else {"ignore_label": float(ignored)}),
+                **({"label_smoothing": float(smoothing)} if smoothing else {})}
+
+    def with_pred_axes(self, F: Any, pred: Any, label: Any) -> Any:
+        """Class indices with 1 along the axis: before they are lifted, while a graph knows their shape."""
+        if label is None or not self.hard.sparse:
+            return label
+        return F.reshape_like(label, operators.first_along(F, pred, self._axis))
+
+    def probabilities(self, F: Any, pred: Any, label: Any, weight: Any) -> Tuple[Any, Any]:
+        """A lifted label with a probability for each category, None if it has no share; and the weight it leaves."""
+        if label is None or not self.hard.sparse:
+            return label, weight
+        if self.weight == 0:
+            label = F.zeros_like(label)  # the class that there always is
+        if self.hard.ignore_label is not None:
+            heard = label != self.hard.ignore_label
+            weight = heard if weight is None else F.broadcast_mul(weight, heard)
+        if self.hard.share == 0:
+            return None, weight
+        return operators.one_hot(F, label, pred, self._axis, self._batch_axis, self.hard.smoothing), weight
+
+    def hard_terms(self, F: Any, pred: Any, label: Any, rows: operators.Rows, mask: Any) -> Any:
+        """Of the cross-entropy with the label, weighted."""
+        log_pred = operators.to_log(F, pred, "logits", self._axis, rows._replace(whole=False), mask)
+        return self.hard.share * operators.cross_entropy(F, log_pred, operators.silenced(F, label, mask, 0))
+
+
+class DistillationDescription(StudentDescription):
     """A student's cross-entropy with a label, and its divergence from a teacher."""
 
     names = ("pred", "label", "teacher_pred", "sample_weight")
     operator_names = ("pred", "hard", "target", "weight")
 
     def __init__(
-        self, weight: Optional[float], batch_axis: int, axis: int, temperature: float, hard_weight: float,
-        sparse_label: bool, teacher_space: str, form: Dict[str, Any],
+        self, weight: Optional[float], batch_axis: int, reduction: str, axis: int, hard: HardLabels, temperature: float,
+        teacher_space: str, form: Dict[str, Any],
     ) -> None:
-        super().__init__(weight, batch_axis, "row_mean", axis)
-        self._axis: int = axis
-        self._temperature, self._hard_weight, self._sparse_label = temperature, hard_weight, sparse_label
-        self._teacher_space, self._form = teacher_space, form
-        soft = {} if hard_weight == 1 else {"target": teacher_space, "temperature": float(temperature), **form}
+        unused = ["label"] if hard.share == 0 and hard.ignore_label is None else []
+        super().__init__(weight, batch_axis, reduction, axis, hard, [*unused, *["teacher_pred"] * (hard.share == 1)])
+        self._temperature, self._teacher_space, self._form = temperature, teacher_space, form
+        # What the temperature takes from the gradient: of total variation, which is not smooth, one factor less.
+        self._restored = temperature if form.get("form") == "tv" else temperature**2
+        soft = {} if hard.share == 1 else {"target": teacher_space, "temperature": float(temperature), **form}
+        # The operator has this factor itself, but where it gets no label.
         self._options = self.options(
-            temperature**2 if hard_weight == 0 else 1.0, axis=axis, pred="logits",
-            hard="index" if sparse_label else "dense", hard_weight=float(hard_weight), **soft)
-        self._unused = {0: "label", 1: "teacher_pred"}[int(hard_weight)] if hard_weight in (0, 1) else ""
-        self.optional = ("sample_weight", self._unused)
-        self.same_shape_inputs = ("teacher_pred",) if sparse_label else ("label", "teacher_pred")
-        self.no_grad_inputs = ("label", "teacher_pred") if sparse_label else ("teacher_pred",)
-
-    def _used(self, inputs: Sequence[Any]) -> Tuple[Any, ...]:
-        """The inputs, without the one whose part has no weight."""
-        return tuple([None if name == self._unused else x for name, x in zip(self.names, inputs)])
+            self._restored if "label" in unused else 1.0, axis=axis, pred="logits", **self.hard_options(), **soft)
+        self.same_shape_inputs = ("teacher_pred",) if hard.sparse else ("label", "teacher_pred")
+        self.no_grad_inputs = ("label", "teacher_pred") if hard.sparse else ("teacher_pred",)
 
     def check(self, *arrays: Any) -> Tuple[Tuple[Any, ...], Frame]:
-        """Class indices have pred's shape without the axis, or with 1 there."""
+        """The shapes fit."""
         pred, label, teacher_pred, weight = self._used(arrays) if self._unused else arrays
         frame = self.frame(pred)
         shape, batch_axis, axis = frame
+        if teacher_pred is not None and teacher_pred.shape != shape:
+            check_same_shape("pred", "teacher_pred", shape, teacher_pred.shape)
         if axis is None or axis == batch_axis:
             raise ValueError(f"axis = {self._axis} and batch_axis = {self._batch_axis} are the same axis "
                              f"of pred of shape {shape}: categories and samples need one each")
-        if teacher_pred is not None and teacher_pred.shape != shape:
-            check_same_shape("pred", "teacher_pred", shape, teacher_pred.shape)
         if label is not None:
-            check_label(label, shape, axis, self._axis, self._sparse_label)
+            check_label(label, shape, axis, self._axis, self.hard.sparse)
         weight = weight if weight is None else fit_sample_weight(weight, frame)
         return (pred, label, teacher_pred, weight), frame
 
@@ -186,40 +247,30 @@ class DistillationDescription(Description):
 
     def over_operators(self, F: Any, world: Any, *inputs: Any) -> Any:
         """Terms of both parts, weighted and reduced."""
-        used = list(self._used(inputs))
-        sparse = self._sparse_label and used[1] is not None
-        if sparse:  # before it is lifted, while a graph knows its shape
-            used[1] = F.reshape_like(used[1], operators.first_along(F, inputs[0], self._axis))
-        pred, label, teacher_pred, weight = self.lifted(F, world, used)
-        if sparse:
-            if self.weight == 0:
-                label = F.zeros_like(label)  # the class that there always is
-            label = operators.one_hot(F, label, pred, self._axis, self._batch_axis)
-        rows = world.rows_of_samples(weight)
+        pred, label, teacher_pred, own = self._used(inputs)
+        label = self.with_pred_axes(F, pred, label)
+        pred, label, teacher_pred, own = self.lifted(F, world, (pred, label, teacher_pred, own))
+        label, weight = self.probabilities(F, pred, label, own)
+        rows = world.rows_of_samples(own)
 
         def terms(pred: Any, *targets: Any) -> Any:
             *given, mask = targets
             parts = []
             if label is not None:
-                parts.append(self._hard_terms(F, pred, given.pop(0), rows, mask))
+                parts.append(self.hard_terms(F, pred, given.pop(0), rows, mask))
             if teacher_pred is not None:
                 parts.append(self._soft_terms(F, pred, F.BlockGrad(given.pop(0)), rows, mask))
             return sum(parts[1:], parts[0])
 
         present = (pred, *(x for x in (label, teacher_pred) if x is not None))
-        out = operators.weigh(F, world, terms, present, weight, self._axis)
+        out = operators.weigh(F, world, terms, present, weight, self._axis, learned=own is not None)
         return self.reduced(F, world, out, self.rows_that_count(F, pred, weight))
-
-    def _hard_terms(self, F: Any, pred: Any, label: Any, rows: operators.Rows, mask: Any) -> Any:
-        """Of the cross-entropy with the label, weighted."""
-        log_pred = operators.to_log(F, pred, "logits", self._axis, rows._replace(whole=False), mask)
-        return self._hard_weight * operators.cross_entropy(F, log_pred, operators.silenced(F, label, mask, 0))
 
     def _soft_terms(self, F: Any, pred: Any, teacher_pred: Any, rows: operators.Rows, mask: Any) -> Any:
         """Of the divergence from the teacher, weighted."""
         if self._teacher_space == "logits":
             teacher_pred = teacher_pred / self._temperature
-        return (1 - self._hard_weight) * self._temperature**2 * operators.pair_terms(
+        return (1 - self.hard.share) * self._restored * operators.pair_terms(
             F, pred / self._temperature, teacher_pred, pred_space="logits", label_space=self._teacher_space,
             axis=self._axis, rows=rows, mask=mask, label_grad=False, **self._form)
 

@@ -380,10 +380,12 @@ def check_not_indices(label: Any, shape: Tuple[int, ...], axis: int, remedy: str
 
 def check_distillation(
     pred: Any, label: Optional[Any], teacher_pred: Optional[Any], weight: Any, batch_axis: int, axis: int,
-    sparse_label: bool, teacher_space: str,
+    sparse_label: bool, ignore_label: Optional[float], teacher_space: str,
 ) -> None:
     """Raise ValueError for the likeliest mistake in the inputs of a distillation loss."""
     weight = _weight(weight, pred.shape, batch_axis, axis)
+    if ignore_label is not None and label is not None:
+        weight = _without_ignored(weight, label, pred.shape, axis, ignore_label)
     _check_side(_Rows("pred", pred, axis, weight),
                 _Side("pred", "logits", "", {"probs": "leave the softmax out of the network"}))
     if teacher_pred is not None:
@@ -440,6 +442,16 @@ def _check_kept_space(given: _Rows, kept: np.ndarray, told: str) -> None:
                      f"{high:g} look like {_NAMES[found]}: {remedy}")
 
 
+def _without_ignored(
+    weight: Optional[np.ndarray], label: Any, shape: Tuple[int, ...], axis: int, ignore_label: float,
+) -> np.ndarray:
+    """The weights, but 0 in the rows whose class is `ignore_label`."""
+    heard = _read(label)[0].reshape(index_shapes(shape, axis)[1]) != ignore_label
+    if not heard.any():
+        raise ValueError(f"every label is {ignore_label}, the ignore_label: there is nothing to look at")
+    return np.asarray(heard if weight is None else heard * weight)
+
+
 def _check_indices(label: Any, shape: Tuple[int, ...], axis: int, weight: Optional[np.ndarray]) -> None:
     """Raise ValueError unless the label holds a class index for each row that counts."""
     if weight is not None:
@@ -455,7 +467,8 @@ def _check_indices(label: Any, shape: Tuple[int, ...], axis: int, weight: Option
         raise ValueError(f"{must}they seem to count from 1: pass label - 1")
     if not indices.whole_numbers:
         raise ValueError(f"{must}set sparse_label=False for a probability for each category")
-    raise ValueError(f"{must}give rows without a class sample_weight 0 and any valid index")
+    raise ValueError(f"{must}give rows without a class sample_weight 0 and any valid index, or name theirs, such as "
+                     f"ignore_label={wrong[0]:g}")
 
 
 def check_bernoulli(

@@ -1,17 +1,65 @@
 """Knowledge distillation: a student learns from a teacher's softened predictions, and from labels."""
 
-from typing import Any, Dict, Optional
+import copy
+from typing import Any, Dict, Optional, Tuple
 
 from gluon_kl import diagnostics
-from gluon_kl.checks import check_axis, check_between, check_choice, check_flag, normal_axis
-from gluon_kl.description import Description, DistillationDescription
+from gluon_kl.checks import check_axis, check_between, check_choice, check_flag, check_share, check_whole, normal_axis
+from gluon_kl.description import Description, DistillationDescription, HardLabels
 from gluon_kl.front import CheckedLoss
-from gluon_kl.operators import js_form
+from gluon_kl.operators import js_form, skew_form
 
-DIVERGENCES = ("kl", "reverse_kl", "js")
+import mxnet as mx
+
+DIVERGENCES = ("kl", "reverse_kl", "js", "skew_kl", "skew_reverse_kl", "tv")
+REDUCTIONS = ("row_mean", "row", "sum")
 
 
-class DistillationLoss(CheckedLoss):
+class StudentLoss(CheckedLoss):
+    """What the losses of a student share: temperature, hard labels, reduction and the two parts."""
+
+    # Of losses that were pickled before there were such arguments.
+    _reduction, _ignore_label, _label_smoothing = "row_mean", None, 0
+
+    def __init__(
+        self, temperature: float, hard_weight: float, sparse_label: bool, weight: Optional[float], batch_axis: int,
+        axis: int, reduction: str, ignore_label: Optional[float], label_smoothing: float, **kwargs: Any,
+    ) -> None:
+        super().__init__(weight, batch_axis, **kwargs)
+        self._temperature = check_between("temperature", temperature, 1e-6, 1e6)  # its square is a factor
+        self._hard_weight = check_between("hard_weight", hard_weight, 0, 1)
+        self._axis = check_axis("axis", axis)
+        self._sparse_label = check_flag("sparse_label", sparse_label)
+        check_choice("reduction", reduction, REDUCTIONS)
+        self._reduction = reduction
+        self._ignore_label = ignore_label if ignore_label is None else check_whole("ignore_label", ignore_label)
+        self._label_smoothing = check_share("label_smoothing", label_smoothing)
+        for name, value in (("ignore_label", self._ignore_label), ("label_smoothing", self._label_smoothing or None)):
+            if value is not None and not self._sparse_label:
+                raise ValueError(f"{name} = {value!r} is for class indices, and sparse_label=False says that label "
+                                 f"holds probabilities: leave {name} out")
+
+    def _hard_labels(self) -> HardLabels:
+        return HardLabels(self._hard_weight, self._sparse_label, self._ignore_label, self._label_smoothing)
+
+    def _describe_hard(self) -> str:
+        return (f"reduction={self._reduction!r}, ignore_label={self._ignore_label}, "
+                f"label_smoothing={self._label_smoothing}")
+
+    def _parts(self, inputs: Tuple[Any, ...]) -> Tuple[Optional[Any], Optional[Any]]:
+        """The loss with hard labels alone and without them, None where that part has no share."""
+        self._real(*inputs)
+        found = []
+        for hard_weight, share in ((1, self._hard_weight), (0, 1 - self._hard_weight)):
+            twin = copy.copy(self)
+            twin._hard_weight, twin._weight, twin._active = hard_weight, None, False
+            twin._set_out()
+            with mx.autograd.pause():
+                found.append(twin._road(twin, inputs) if share else None)
+        return found[0], found[1]
+
+
+class DistillationLoss(StudentLoss):
     r"""Loss of a student that learns from a teacher's predictions, and from labels.
 
     With :math:`z` the scores of the student, :math:`v` those of the teacher, :math:`y` the
@@ -23,7 +71,8 @@ class DistillationLoss(CheckedLoss):
        & + (1 - \alpha) \, T^2 \, \mathrm{KL}(p \,\|\, q)
 
     where :math:`p = \mathrm{softmax}(v / T)` and :math:`q = \mathrm{softmax}(z / T)`, in
-    nats, summed over categories and averaged over the rows of a sample whose weight is not 0.
+    nats, summed over categories and, by default, averaged over the rows of a sample whose weight
+    is not 0.
     Dividing by :math:`T` shrinks the gradient of the divergence by :math:`T^2`; the factor
     gives it back, so that `hard_weight` and the learning rate keep their meaning when the
     temperature changes. Another `divergence` takes the place of KL.
@@ -39,7 +88,7 @@ class DistillationLoss(CheckedLoss):
         1e6.
     hard_weight : float, default 0.5
         Between 0 and 1, the share of the cross-entropy with the label. At 0 the label is not
-        looked at and may be None; at 1 neither is `teacher_pred`.
+        looked at, without `ignore_label`, and may be None; at 1 neither is `teacher_pred`.
     sparse_label : bool, default True
         `True` if `label` holds class indices, `False` if it holds a probability for each
         category, one-hot, smoothed or mixed.
@@ -49,16 +98,34 @@ class DistillationLoss(CheckedLoss):
         The axis of the samples.
     axis : int, default -1
         The axis of the categories; not that of the samples.
-    divergence : {"kl", "reverse_kl", "js"}
+    divergence : {"kl", "reverse_kl", "js", "skew_kl", "skew_reverse_kl", "tv"}
         "kl" is KL(teacher ‖ pred); "reverse_kl" is KL(pred ‖ teacher), which lets a small student
         keep to what it can say well; "js" is the generalised Jensen-Shannon divergence of
-        :class:`JSDivLoss`.
+        :class:`JSDivLoss`. "skew_kl" is :math:`\mathrm{KL}(p \,\|\, s p + (1 - s) q)` with
+        :math:`s` the `skew`, and "skew_reverse_kl" is
+        :math:`\mathrm{KL}(q \,\|\, s q + (1 - s) p)`: finite, with bounded gradients, where one
+        side lacks what the other has. "tv" is the total variation
+        :math:`\frac{1}{2} \sum_i |p_i - q_i|`; it is multiplied by :math:`T`, since its gradient
+        shrinks by :math:`T` alone.
     beta : float, default 0.5
         Between 0 and 1, the share of the teacher in the mixture of "js".
     teacher_space : {"logits", "probs", "log_probs"}
         What `teacher_pred` holds: raw scores, which are divided by `temperature`; or the softened
         distribution itself, ``softmax(scores / temperature)``, or its logarithm, used as given.
         Probabilities at temperature 1 are neither: pass their logarithms as "logits".
+    skew : float, default 0.1
+        From 0 to below 1, the share of the side itself in what the skewed divergences compare it
+        with. At 0 they are "kl" and "reverse_kl".
+    reduction : {"row_mean", "row", "sum"}
+        "row_mean" averages over the rows of a sample whose weight is not 0; "row" returns one
+        value for each row; "sum" adds up the rows of a sample.
+    ignore_label : float, optional
+        A whole number. A row with this class index counts as one of weight 0, its soft part too;
+        the label is then needed at ``hard_weight=0`` as well. With `sparse_label` alone.
+    label_smoothing : float, default 0
+        From 0 to below 1. The cross-entropy is that with 1 − `label_smoothing` at the class, and
+        `label_smoothing` spread evenly over all categories, the class included; a masked category
+        makes it +inf. With `sparse_label` alone.
     prefix, params
         As for every Gluon block.
 
@@ -79,14 +146,16 @@ class DistillationLoss(CheckedLoss):
     Outputs
     -------
     loss
-        Shape (batch,); float64 if an input is, else float32. Of the array kind of `pred`.
+        Shape (batch,); pred's shape without `axis` for ``reduction="row"``. float64 if an input
+        is, else float32. Of the array kind of `pred`.
 
     Raises
     ------
     ValueError
         If shapes do not fit, an axis is out of range or both are the same, the arrays are on
-        different devices, `temperature` is not in [1e-6, 1e6], `hard_weight` or `beta` not in [0, 1], or an argument
-        not among the allowed ones.
+        different devices, `temperature` is not in [1e-6, 1e6], `hard_weight` or `beta` not in [0, 1], `skew` or
+        `label_smoothing` not in [0, 1), `ignore_label` no whole number, one of the two given for
+        dense labels, or an argument not among the allowed ones.
     TypeError
         If an input is not an MXNet array or Symbol, or an argument has the wrong type.
 
@@ -94,7 +163,8 @@ class DistillationLoss(CheckedLoss):
     -----
     A class index that is negative, too large or no whole number makes the loss and the
     gradient of its row NaN, rather than another class's; :meth:`check_inputs` raises an error
-    for it. To leave rows without a class out, give them weight 0.
+    for it. To leave rows without a class out, give them weight 0, or name their index as
+    `ignore_label`.
 
     References
     ----------
@@ -102,7 +172,13 @@ class DistillationLoss(CheckedLoss):
     arXiv:1503.02531 (2015).
 
     R. Agarwal et al., "On-Policy Distillation of Language Models: Learning from
-    Self-Generated Mistakes", ICLR 2024, for the other divergences.
+    Self-Generated Mistakes", ICLR 2024, for "reverse_kl" and "js".
+
+    J. Ko et al., "DistiLLM: Towards Streamlined Distillation for Large Language Models",
+    ICML 2024, for the skewed ones.
+
+    Y. Wen et al., "f-Divergence Minimization for Sequence-Level Knowledge Distillation",
+    ACL 2023, for "tv".
 
     Examples
     --------
@@ -131,45 +207,110 @@ class DistillationLoss(CheckedLoss):
     >>> value = loss(student, label, teacher)
     >>> print(value.asnumpy().round(4))
     [0.2103 1.3094]
+
+    Positions without a class, and one value for each position:
+
+    >>> tokens = nd.array([[0, -100]])
+    >>> loss = DistillationLoss(
+    ...     2, ignore_label=-100,
+    ...     reduction="row")
+    >>> value = loss(
+    ...     student.expand_dims(0), tokens,
+    ...     teacher.expand_dims(0))
+    >>> print(value.asnumpy().round(4))
+    [[0.1934 0.    ]]
     """
+
+    _skew = 0.1  # of losses that were pickled before there was one
 
     def __init__(
         self, temperature: float = 1.0, hard_weight: float = 0.5, sparse_label: bool = True,
         weight: Optional[float] = None, batch_axis: int = 0, *, axis: int = -1, divergence: str = "kl",
-        beta: float = 0.5, teacher_space: str = "logits", prefix: Optional[str] = None, params: Any = None,
+        beta: float = 0.5, teacher_space: str = "logits", skew: float = 0.1, reduction: str = "row_mean",
+        ignore_label: Optional[float] = None, label_smoothing: float = 0.0, prefix: Optional[str] = None,
+        params: Any = None,
     ) -> None:
-        super().__init__(weight, batch_axis, prefix=prefix, params=params)
-        self._temperature = check_between("temperature", temperature, 1e-6, 1e6)  # its square is a factor
-        self._hard_weight = hard_weight = check_between("hard_weight", hard_weight, 0, 1)
-        self._axis = check_axis("axis", axis)
-        self._sparse_label = check_flag("sparse_label", sparse_label)
+        super().__init__(temperature, hard_weight, sparse_label, weight, batch_axis, axis, reduction, ignore_label,
+                         label_smoothing, prefix=prefix, params=params)
         check_choice("divergence", divergence, DIVERGENCES)
-        self._beta = check_between("beta", beta, 0, 1)
+        self._beta, self._skew = check_between("beta", beta, 0, 1), check_share("skew", skew)
         check_choice("teacher_space", teacher_space, ("logits", "probs", "log_probs"))
         self._divergence = divergence
         self._teacher_space = teacher_space
-        soft = {"kl": "KL(teacher_pred ‖ pred)", "reverse_kl": "KL(pred ‖ teacher_pred)",
-                "js": "JS(teacher_pred, pred)"}[divergence]
-        self._direction = f"hard_weight * CE(label, pred) + (1 - hard_weight) * T² * {soft} in nats"
+        factor, soft = {
+            "kl": ("T²", "KL(teacher_pred ‖ pred)"), "reverse_kl": ("T²", "KL(pred ‖ teacher_pred)"),
+            "js": ("T²", "JS(teacher_pred, pred)"), "tv": ("T", "TV(teacher_pred, pred)"),
+            "skew_kl": ("T²", "KL(teacher_pred ‖ skew * teacher_pred + (1 - skew) * pred)"),
+            "skew_reverse_kl": ("T²", "KL(pred ‖ skew * pred + (1 - skew) * teacher_pred)"),
+        }[divergence]
+        self._direction = f"hard_weight * CE(label, pred) + (1 - hard_weight) * {factor} * {soft} in nats"
         self._set_out()
 
     def _form(self) -> Dict[str, Any]:
         """Which divergence it is, in the words of `operators.pair_terms` and of the fused operator."""
-        return js_form(self._beta) if self._divergence == "js" else {"form": self._divergence}
+        if self._divergence == "js":
+            return js_form(self._beta)
+        if self._divergence.startswith("skew_"):
+            return skew_form(self._divergence[len("skew_"):], self._skew)
+        return {"form": self._divergence}
 
     def _describe(self) -> str:
         return (f"temperature={self._temperature}, hard_weight={self._hard_weight}, "
                 f"sparse_label={self._sparse_label}, weight={self._weight}, batch_axis={self._batch_axis}, "
                 f"axis={self._axis}, divergence={self._divergence!r}, beta={self._beta}, "
-                f"teacher_space={self._teacher_space!r}")
+                f"teacher_space={self._teacher_space!r}, skew={self._skew}, {self._describe_hard()}")
 
     def _loss(self, F: Any, pred: Any, label: Any, teacher_pred: Any, sample_weight: Any = None) -> Any:
         """The loss of arrays or Symbols, for subclasses that override this method."""
         return self._road(self, (pred, label, teacher_pred, sample_weight))
 
     def _description(self) -> Description:
-        return DistillationDescription(self._weight, self._batch_axis, self._axis, self._temperature, self._hard_weight,
-                                       self._sparse_label, self._teacher_space, self._form())
+        return DistillationDescription(self._weight, self._batch_axis, self._reduction, self._axis, self._hard_labels(),
+                                       self._temperature, self._teacher_space, self._form())
+
+    def parts(
+        self, pred: Any, label: Any, teacher_pred: Any, sample_weight: Any = None,
+    ) -> Tuple[Optional[Any], Optional[Any]]:
+        """Give the two parts of the loss, to watch them while it trains: at once, and without a gradient.
+
+        ``weight * (hard_weight * hard + (1 - hard_weight) * soft)`` is the loss.
+
+        Parameters
+        ----------
+        pred, label, teacher_pred
+            Arrays, as the loss takes them.
+        sample_weight
+            Optional, as the loss takes it.
+
+        Returns
+        -------
+        hard, soft
+            Arrays of the loss's shape, reduced and under `sample_weight` as it is: the cross-entropy with the label,
+            and the divergence from the teacher times T², or T of "tv". None for a part that has no share.
+
+        Raises
+        ------
+        TypeError
+            If an input is not an MXNet array.
+        ValueError
+            As of the loss.
+
+        Examples
+        --------
+        >>> from gluon_kl import DistillationLoss
+        >>> from mxnet import nd
+        >>> student = nd.array([[2, 0.5, -1]])
+        >>> teacher = nd.array([[3, 1, -2]])
+        >>> label = nd.array([0])
+        >>> loss = DistillationLoss(temperature=2)
+        >>> hard, soft = loss.parts(
+        ...     student, label, teacher)
+        >>> print(hard.asnumpy().round(4))
+        [0.2413]
+        >>> print(soft.asnumpy().round(4))
+        [0.1456]
+        """
+        return self._parts((pred, label, teacher_pred, sample_weight))
 
     def check_inputs(self, pred: Any, label: Any, teacher_pred: Any, sample_weight: Any = None) -> None:
         """Look at the values once, on a first batch or while debugging, and name a likely mistake.
@@ -220,4 +361,4 @@ class DistillationLoss(CheckedLoss):
                                           "sparse_label=True for a label")
         (pred, label, teacher_pred, weight), frame = self._check(*inputs)
         diagnostics.check_distillation(pred, label, teacher_pred, weight, frame.batch_axis, axis, self._sparse_label,
-                                       self._teacher_space)
+                                       self._ignore_label, self._teacher_space)

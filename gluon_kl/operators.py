@@ -131,6 +131,13 @@ def sum_per_sample(
     return F.reshape(sums if scale == 1 else sums * scale, shape=(-1,))
 
 
+def sum_per_row(F: Any, terms: Any, axis: int, single_axis: bool, scale: float = 1.0) -> Any:
+    """Reduce `axis` alone, times `scale`: the shape of the terms without it, (1,) of those with a `single_axis`."""
+    sums = F.sum(terms, axis=axis, keepdims=True)
+    sums = sums if scale == 1 else sums * scale
+    return sums if single_axis else F.sum(sums, axis=axis)
+
+
 def as_rows(F: Any, terms: Any, batch_axis: Optional[int]) -> Any:
     """The terms of each sample as a row, which they are where `batch_axis` is None."""
     if batch_axis is None:
@@ -253,6 +260,64 @@ def kl_terms(
     return terms
 
 
+def to_probs(F: Any, x: Any, space: str, axis: int, mask: Optional[Mask] = None) -> Any:
+    """The probabilities that `x` stands for, 0 under a weight of 0."""
+    if space == "logits":
+        x = F.softmax(open_rows(F, x, mask), axis=axis)
+    return F.exp(silenced(F, x, mask, -_HUGE)) if space == "log_probs" else silenced(F, x, mask, 0)
+
+
+def _two_sides(
+    F: Any, pred: Any, label: Any, pred_space: str, label_space: str, axis: int, rows: Rows, mask: Optional[Mask],
+) -> Tuple[Any, Any, Any, Any, bool]:
+    """Probabilities p of label and q of pred; log p - log q without a gradient, 0 where both are 0; log q.
+
+    Last whether they are two softmaxes of which whole rows are summed, whose difference is right in all its digits;
+    then no log q is given.
+    """
+    both_logits = rows.whole is not False and pred_space == label_space == "logits"
+    if both_logits:
+        pred, label = (open_rows(F, x, mask) for x in (pred, label))
+        q, p = F.softmax(pred, axis=axis), F.softmax(label, axis=axis)
+        u = log_ratio_of_logits(F, pred, label, q, p, axis)
+        return p, q, F.BlockGrad(F.clip(F.where(p + q, u, F.zeros_like(u)), -_FLOOR, _FLOOR)), None, True
+    p, log_p = to_weight(F, label, label_space, axis, rows, mask)
+    q, log_q = to_weight(F, pred, pred_space, axis, rows, mask)
+    return p, q, F.BlockGrad(F.maximum(log_p, -_FLOOR) - F.maximum(log_q, -_FLOOR)), log_q, False
+
+
+def skew_terms(
+    F: Any, pred: Any, label: Any, *, pred_space: str, label_space: str, axis: int, skew: float,
+    epsilon: float = 1e-12, rows: Rows = UNKNOWN, mask: Optional[Mask] = None, label_grad: bool = True,
+) -> Any:
+    """Terms ``p * log(p/m)`` of label p, pred q and m = s * p + r * q, with s the skew and r = 1 - s.
+
+    They are p and q times their derivatives ``log(p/m) + r * q/m`` and ``-r * p/m``, which are constants to autograd.
+    Rows of two softmaxes that are summed whole have the terms ``p * (y - log1p(y))``, y = m/p - 1: none is below 0, and
+    the added ``p * y = r * (q - p)`` sums to 0.
+    """
+    p, q, u, log_q, exact = _two_sides(F, pred, label, pred_space, label_space, axis, rows, mask)
+    rest = 1 - skew
+    of_p, of_q = _log_mixture(F, u, skew)
+    by_p, by_q = rest * F.exp(-of_q) - of_p, -rest * F.exp(-of_p)
+    if label_space == "probs" and label_grad:
+        at_zero = F.where(is_finite(log_q), math.log(epsilon) - math.log(rest) - log_q, F.zeros_like(p))
+        by_p = F.where(p, by_p, at_zero)
+    if pred_space == "probs":
+        by_q = by_q * ((p + q) != 0)
+    terms = p * by_p + q * by_q
+    if not exact:
+        return terms
+    fixed_p, fixed = F.BlockGrad(p), F.BlockGrad(terms)
+    y = rest * F.expm1(F.minimum(-u, 1))
+    square = F.square(y)
+    series = square * (0.5 - y * (1 / 3 - y * (0.25 - y / 5)))
+    whole = F.where(square < 1e-4, fixed_p * series, F.relu(rest * (F.BlockGrad(q) - fixed_p) - fixed_p * of_p))
+    if rows.whole is not True:
+        whole = F.where(F.broadcast_like(rows.whole, terms), whole, fixed)
+    return terms + (whole - fixed)
+
+
 def js_terms(
     F: Any, pred: Any, label: Any, *, pred_space: str, label_space: str, axis: int, beta: float,
     rows: Rows = UNKNOWN, mask: Optional[Mask] = None, label_grad: bool = True,
@@ -263,17 +328,7 @@ def js_terms(
     these two are constants to autograd, and no derivative of theirs can overflow. In exact arithmetic no term is
     below 0, for any two positive numbers.
     """
-    both_logits = rows.whole is not False and pred_space == label_space == "logits"
-    if both_logits:
-        pred, label = (open_rows(F, x, mask) for x in (pred, label))
-        q, p = F.softmax(pred, axis=axis), F.softmax(label, axis=axis)
-        u = log_ratio_of_logits(F, pred, label, q, p, axis)
-        u = F.clip(F.where(p + q, u, F.zeros_like(u)), -_FLOOR, _FLOOR)
-    else:
-        p, log_p = to_weight(F, label, label_space, axis, rows, mask)
-        q, log_q = to_weight(F, pred, pred_space, axis, rows, mask)
-        u = F.maximum(log_p, -_FLOOR) - F.maximum(log_q, -_FLOOR)  # log p - log q, and 0 where both are 0
-    u = F.BlockGrad(u)
+    p, q, u, _, both_logits = _two_sides(F, pred, label, pred_space, label_space, axis, rows, mask)
     of_p, of_q = _log_mixture(F, u, beta)
     if label_space == "probs" and label_grad:
         of_p = _bounded(F, of_p, of_q)
@@ -322,17 +377,29 @@ def js_form(beta: float) -> Dict[str, Any]:
     return {"form": "reverse_kl" if beta else "kl"} if beta in (0, 1) else {"form": "js", "beta": float(beta)}
 
 
+def skew_form(form: str, skew: float) -> Dict[str, Any]:
+    """The skewed divergence of a form as `pair_terms` takes it; without a skew, the form itself."""
+    return {"form": "skew_" + form, "skew": float(skew)} if skew else {"form": form}
+
+
 def pair_terms(
     F: Any, pred: Any, label: Any, *, pred_space: str, label_space: str, axis: int, form: str = "kl",
-    beta: float = 0.5, epsilon: float = 1e-12, rows: Rows = UNKNOWN, mask: Optional[Mask] = None,
+    beta: float = 0.5, skew: float = 0.0, epsilon: float = 1e-12, rows: Rows = UNKNOWN, mask: Optional[Mask] = None,
     label_grad: bool = True,
 ) -> Any:
-    """Terms of "kl", KL(label || pred), of "reverse_kl", KL(pred || label), or of "js".
+    """Terms of "kl", KL(label || pred), of "reverse_kl", KL(pred || label), of these two skewed, of "js" or of "tv".
 
     What a `mask` silences is finite, with gradients of 0.
     """
     own: Dict[str, Any] = {"pred_space": pred_space, "label_space": label_space}
     given: Dict[str, Any] = {"axis": axis, "rows": rows, "mask": mask}
+    if form == "tv":
+        q, p = (to_probs(F, x, space, axis, mask) for x, space in ((pred, pred_space), (label, label_space)))
+        return F.abs(q - p) * 0.5
+    if form == "skew_kl":
+        return skew_terms(F, pred, label, skew=skew, epsilon=epsilon, label_grad=label_grad, **own, **given)
+    if form == "skew_reverse_kl":
+        return skew_terms(F, label, pred, skew=skew, pred_space=label_space, label_space=pred_space, **given)
     if form == "kl":
         return kl_terms(F, pred, label, epsilon=epsilon, label_grad=label_grad, **own, **given)
     if form == "reverse_kl":
@@ -360,16 +427,20 @@ def _dot(x: Any, y: Any) -> Any:
     return numpy_of(x).dot(x.as_np_ndarray(), y.as_np_ndarray()).as_nd_ndarray()
 
 
-def one_hot(F: Any, index: Any, pred: Any, axis: int, batch_axis: int) -> Any:
-    """Class indices, with 1 along `axis`, as rows of the shape of pred; NaN for what is no class of it."""
+def one_hot(F: Any, index: Any, pred: Any, axis: int, batch_axis: int, smoothing: float = 0) -> Any:
+    """Class indices, with 1 along `axis`, as rows of the shape of pred; NaN for what is no class of it.
+
+    `smoothing` is the share that all categories get alike.
+    """
     ones = F.ones_like(first_along(F, pred, batch_axis))
     # cumsum counts axes from the front alone.
     first = F.swapaxes(ones, dim1=0, dim2=axis)
     numbers = F.swapaxes(numpy_of(first).cumsum(first.as_np_ndarray(), axis=0).as_nd_ndarray(), dim1=0, dim2=axis) - 1
-    known = (index >= 0) * (index == F.floor(index)) * F.broadcast_lesser(
-        index, F.sum(ones, axis=axis, keepdims=True))
+    count = F.sum(ones, axis=axis, keepdims=True)
+    known = (index >= 0) * (index == F.floor(index)) * F.broadcast_lesser(index, count)
     # numbers first: print_summary takes the first variable of a graph for a layer with two axes
-    return F.broadcast_mul(F.broadcast_equal(numbers, index), known / known)
+    hot = F.broadcast_mul(F.broadcast_equal(numbers, index), known / known)
+    return F.broadcast_add(hot * (1 - smoothing), smoothing / count) if smoothing else hot
 
 
 def cross_entropy(F: Any, log_pred: Any, label: Any) -> Any:
@@ -521,11 +592,13 @@ def _with_gradients(F: Any, value: Any, *gradients: Any) -> Any:
 
 def weigh(
     F: Any, world: Any, terms: Callable[..., Any], inputs: Sequence[Any], weight: Any, axis: Optional[int],
+    learned: bool = True,
 ) -> Any:
     """``terms(*inputs, mask) * weight``, where weight 0 silences even NaN: a whole row along `axis`, or a term.
 
     What the mask of a weight silences must be finite, with gradients of 0. `inputs` have one shape; `weight` None is 1,
-    without a mask; `axis` None says that every term is a row of its own.
+    without a mask; `axis` None says that every term is a row of its own. `learned` False says that nobody asks for the
+    weight's gradient.
     """
     if weight is None:
         return terms(*inputs, None)
@@ -534,7 +607,7 @@ def weigh(
     by_row = axis is None or world.row_weight
     rows_off = off if by_row else F.broadcast_like(F.min(none, axis=axis, keepdims=True), inputs[0])
     heard = terms(*inputs, Mask(rows_off, off))
-    if not world.gradients[-1]:
+    if not (learned and world.gradients[-1]):
         return heard * weight
     # The derivative with respect to a weight of 0 is the term itself, if its row is finite.
     silent = F.BlockGrad(terms(*(F.BlockGrad(x) for x in inputs), None))

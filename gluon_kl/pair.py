@@ -3,12 +3,33 @@
 from typing import Any, Dict, Optional
 
 from gluon_kl import diagnostics
-from gluon_kl.checks import REDUCTIONS, check_axis, check_between, check_choice, check_flag, check_positive, normal_axis
+from gluon_kl.checks import (
+    ROW_REDUCTIONS,
+    check_axis,
+    check_between,
+    check_choice,
+    check_flag,
+    check_positive,
+    check_share,
+    normal_axis,
+)
 from gluon_kl.description import Description, PairDescription
 from gluon_kl.front import CheckedLoss
-from gluon_kl.operators import SPACES, js_form
+from gluon_kl.operators import SPACES, js_form, skew_form
 
 from mxnet import gluon
+
+
+def pred_space_of(from_logits: bool, pred_space: Optional[str]) -> str:
+    """What `pred` holds, by the two arguments that say so."""
+    from_logits = check_flag("from_logits", from_logits)
+    if pred_space is None:
+        pred_space = "log_probs" if from_logits else "logits"
+    check_choice("pred_space", pred_space, SPACES)
+    if not from_logits and pred_space != "logits":
+        raise ValueError(f"from_logits=False says that pred holds raw scores, but pred_space={pred_space!r}: "
+                         f"leave one of the two out")
+    return pred_space
 
 
 class PairLoss(CheckedLoss):
@@ -22,20 +43,13 @@ class PairLoss(CheckedLoss):
         reduction: str, label_space: str, pred_space: Optional[str], **kwargs: Any,
     ) -> None:
         super().__init__(weight, batch_axis, **kwargs)
-        self._from_logits = check_flag("from_logits", from_logits)
+        self._pred_space, self._given_pred_space = pred_space_of(from_logits, pred_space), pred_space
+        self._from_logits = bool(from_logits)
         self._axis = check_axis("axis", axis)
-        check_choice("reduction", reduction, (*REDUCTIONS, "row_mean"))
+        check_choice("reduction", reduction, ROW_REDUCTIONS)
         check_choice("label_space", label_space, SPACES)
         self._reduction = reduction
         self._label_space = label_space
-        self._given_pred_space = pred_space
-        if pred_space is None:
-            pred_space = "log_probs" if self._from_logits else "logits"
-        check_choice("pred_space", pred_space, SPACES)
-        if not self._from_logits and pred_space != "logits":
-            raise ValueError(f"from_logits=False says that pred holds raw scores, but pred_space={pred_space!r}: "
-                             f"leave one of the two out")
-        self._pred_space = pred_space
 
     def _describe(self) -> str:
         return (f"from_logits={self._from_logits}, axis={self._axis}, weight={self._weight}, "
@@ -125,12 +139,12 @@ class KLDivLoss(PairLoss, gluon.loss.KLDivLoss):
         Factor for every result.
     batch_axis : int, default 0
         The axis of the samples; every other axis is reduced.
-    reduction : {"mean", "sum", "none", "row_mean"}
+    reduction : {"mean", "sum", "none", "row", "row_mean"}
         "mean" divides the sum by the number of terms of a sample, as Gluon documents;
-        "sum" is the divergence itself; "none" returns the terms. "row_mean" adds over `axis`
-        and averages over the rows of a sample whose weight is not 0: for sequences with
-        padding, the mean divergence per valid position, the scale of Gluon's SoftmaxCELoss. A
-        sample without such a row gives 0.
+        "sum" is the divergence itself; "none" returns the terms. "row" adds over `axis` alone:
+        a value for each position of a sequence. "row_mean" averages these over the rows of a
+        sample whose weight is not 0: for sequences with padding, the mean divergence per valid
+        position, the scale of Gluon's SoftmaxCELoss. A sample without such a row gives 0.
     label_space : {"probs", "log_probs", "logits"}
         What `label` holds: probabilities, their logarithms, or raw scores that go through
         softmax over `axis`.
@@ -140,6 +154,10 @@ class KLDivLoss(PairLoss, gluon.loss.KLDivLoss):
     epsilon : float, default 1e-12
         Stands in for a label of exactly 0 inside the logarithm. It changes no value: only
         the gradient to such a label, which is ``log(epsilon) - log_pred``.
+    skew : float, default 0
+        From 0 to below 1, the share :math:`s` of the label in what it is compared with:
+        :math:`\mathrm{KL}(p \,\|\, s p + (1 - s) q)`, at most :math:`-\log s`, which it
+        reaches where the two share no category.
     prefix, params
         As for every Gluon block.
 
@@ -158,8 +176,9 @@ class KLDivLoss(PairLoss, gluon.loss.KLDivLoss):
     Outputs
     -------
     loss
-        Shape (batch,), or that of `pred` for ``reduction="none"``; float64 if an input is,
-        else float32. Of the array kind of `pred`.
+        Shape (batch,); that of `pred` for ``reduction="none"``, and without `axis` for "row",
+        or (1,) of a `pred` with one axis. float64 if an input is, else float32. Of the array
+        kind of `pred`.
 
     Raises
     ------
@@ -172,16 +191,21 @@ class KLDivLoss(PairLoss, gluon.loss.KLDivLoss):
     Notes
     -----
     A term whose label is 0 is 0, also at a masked score or NaN. A label above 0 at a masked score
-    gives infinity, and a negative label NaN.
+    gives infinity, without a `skew`, and a negative label NaN. With one, the gradient to a label of
+    0 is ``log(epsilon) - log(1 - skew) - log_pred``.
 
     Where both sides are logits and whole rows are reduced, the terms are summed in the
     form :math:`p u + q - p` with :math:`u = \log p - \log q`: never negative, exactly 0 for
-    equal rows, and correct in its leading digits for nearly equal ones.
+    equal rows, and correct in its leading digits for nearly equal ones. With a `skew` these are
+    :math:`p \, (y - \log(1 + y))` with :math:`y = (1 - s) (q / p - 1)`, and as exact.
 
     References
     ----------
     S. Kullback and R. A. Leibler, "On Information and Sufficiency", Annals of Mathematical
     Statistics 22 (1951), 79-86.
+
+    J. Ko et al., "DistiLLM: Towards Streamlined Distillation for Large Language Models",
+    ICML 2024, for the skew.
 
     Examples
     --------
@@ -216,6 +240,16 @@ class KLDivLoss(PairLoss, gluon.loss.KLDivLoss):
     >>> print(value.asnumpy().round(4))
     [0.1017]
 
+    A prediction that has no mass where the label has, finite with a skew:
+
+    >>> sure = nd.array([[1, 0, 0, 0]])
+    >>> loss = KLDivLoss(
+    ...     pred_space="probs", reduction="sum",
+    ...     skew=0.1)
+    >>> value = loss(sure, label)
+    >>> print(value.asnumpy().round(4))
+    [1.2724]
+
     A sequence of two positions, of which the second is padding:
 
     >>> pair = nd.stack(pred, pred, axis=1)
@@ -230,22 +264,26 @@ class KLDivLoss(PairLoss, gluon.loss.KLDivLoss):
     """
 
     _direction = "KL(label ‖ pred) in nats"
+    _skew = 0  # of losses that were pickled before there was one
 
     def __init__(
         self, from_logits: bool = True, axis: int = -1, weight: Optional[float] = None, batch_axis: int = 0, *,
         reduction: str = "mean", label_space: str = "probs", pred_space: Optional[str] = None,
-        epsilon: float = 1e-12, prefix: Optional[str] = None, params: Any = None,
+        epsilon: float = 1e-12, skew: float = 0.0, prefix: Optional[str] = None, params: Any = None,
     ) -> None:
         super().__init__(from_logits, axis, weight, batch_axis, reduction, label_space, pred_space,
                          prefix=prefix, params=params)
         self._epsilon = check_positive("epsilon", epsilon, maximum=1)
+        self._skew = check_share("skew", skew)
+        if skew:
+            self._direction = "KL(label ‖ skew * label + (1 - skew) * pred) in nats"
         self._set_out()
 
     def _describe(self) -> str:
-        return f"{super()._describe()}, epsilon={self._epsilon}"
+        return f"{super()._describe()}, epsilon={self._epsilon}, skew={self._skew}"
 
     def _form(self) -> Dict[str, Any]:
-        return {"epsilon": float(self._epsilon)}
+        return {"epsilon": float(self._epsilon), **skew_form("kl", self._skew)}
 
 
 
@@ -271,16 +309,20 @@ class ReverseKLDivLoss(PairLoss):
         Factor for every result.
     batch_axis : int, default 0
         The axis of the samples; every other axis is reduced.
-    reduction : {"mean", "sum", "none", "row_mean"}
+    reduction : {"mean", "sum", "none", "row", "row_mean"}
         "mean" divides the sum by the number of terms of a sample; "sum" is the divergence
-        itself; "none" returns the terms; "row_mean" adds over `axis` and averages over the
-        rows of a sample whose weight is not 0.
+        itself; "none" returns the terms; "row" adds over `axis` alone; "row_mean" averages that
+        over the rows of a sample whose weight is not 0.
     label_space : {"probs", "log_probs", "logits"}
         What `label` holds: probabilities, their logarithms, or raw scores that go through
         softmax over `axis`.
     pred_space : {"probs", "log_probs", "logits"}, optional
         What `pred` holds, instead of what `from_logits` says: "probs" for networks that end in
         a softmax.
+    skew : float, default 0
+        From 0 to below 1, the share :math:`s` of the prediction in what it is compared with:
+        :math:`\mathrm{KL}(q \,\|\, s q + (1 - s) p)`, at most :math:`-\log s`, which it
+        reaches where the two share no category.
     prefix, params
         As for every Gluon block.
 
@@ -298,8 +340,9 @@ class ReverseKLDivLoss(PairLoss):
     Outputs
     -------
     loss
-        Shape (batch,), or that of `pred` for ``reduction="none"``; float64 if an input is,
-        else float32. Of the array kind of `pred`.
+        Shape (batch,); that of `pred` for ``reduction="none"``, and without `axis` for "row",
+        or (1,) of a `pred` with one axis. float64 if an input is, else float32. Of the array
+        kind of `pred`.
 
     Raises
     ------
@@ -312,8 +355,9 @@ class ReverseKLDivLoss(PairLoss):
     Notes
     -----
     A term whose predicted probability is 0 is 0, also under a label of 0. Any predicted mass
-    under a label of 0 gives infinity, and no useful gradient: one-hot labels need smoothing
-    first, or :class:`JSDivLoss`. The gradient to a label of 0 is 0.
+    under a label of 0 gives infinity, and no useful gradient: one-hot labels need a `skew`,
+    smoothing first, or :class:`JSDivLoss`. The gradient to a label of 0 is 0, and with a `skew`
+    :math:`-(1 - s) / s` under any predicted mass.
 
     Where both sides are logits and whole rows are reduced, the result is never negative,
     exactly 0 for equal rows, and correct in its leading digits for nearly equal ones.
@@ -322,6 +366,9 @@ class ReverseKLDivLoss(PairLoss):
     ----------
     T. Minka, "Divergence measures and message passing", Microsoft Research Technical Report
     MSR-TR-2005-173 (2005).
+
+    J. Ko et al., "DistiLLM: Towards Streamlined Distillation for Large Language Models",
+    ICML 2024, for the skew.
 
     Examples
     --------
@@ -333,21 +380,37 @@ class ReverseKLDivLoss(PairLoss):
     >>> value = loss(pred.log(), label)
     >>> print(value.asnumpy().round(4))
     [0.0998]
+
+    Against a one-hot label, which is finite with a skew:
+
+    >>> one_hot = nd.array([[0, 1, 0, 0]])
+    >>> loss = ReverseKLDivLoss(
+    ...     reduction="sum", skew=0.1)
+    >>> value = loss(pred.log(), one_hot)
+    >>> print(value.asnumpy().round(4))
+    [0.8304]
     """
 
     _direction = "KL(pred ‖ label) in nats"
+    _skew = 0  # of losses that were pickled before there was one
 
     def __init__(
         self, from_logits: bool = True, axis: int = -1, weight: Optional[float] = None, batch_axis: int = 0, *,
         reduction: str = "mean", label_space: str = "probs", pred_space: Optional[str] = None,
-        prefix: Optional[str] = None, params: Any = None,
+        skew: float = 0.0, prefix: Optional[str] = None, params: Any = None,
     ) -> None:
         super().__init__(from_logits, axis, weight, batch_axis, reduction, label_space, pred_space,
                          prefix=prefix, params=params)
+        self._skew = check_share("skew", skew)
+        if skew:
+            self._direction = "KL(pred ‖ skew * pred + (1 - skew) * label) in nats"
         self._set_out()
 
+    def _describe(self) -> str:
+        return f"{super()._describe()}, skew={self._skew}"
+
     def _form(self) -> Dict[str, Any]:
-        return {"form": "reverse_kl"}
+        return skew_form("reverse_kl", self._skew)
 
 
 
@@ -378,10 +441,10 @@ class JSDivLoss(PairLoss):
     beta : float, default 0.5
         Between 0 and 1, the share of the label in the mixture; 0 stands for
         KL(label ‖ pred), and 1 for KL(pred ‖ label).
-    reduction : {"mean", "sum", "none", "row_mean"}
+    reduction : {"mean", "sum", "none", "row", "row_mean"}
         "mean" divides the sum by the number of terms of a sample; "sum" is the divergence
-        itself; "none" returns the terms; "row_mean" adds over `axis` and averages over the
-        rows of a sample whose weight is not 0.
+        itself; "none" returns the terms; "row" adds over `axis` alone; "row_mean" averages that
+        over the rows of a sample whose weight is not 0.
     label_space : {"probs", "log_probs", "logits"}
         What `label` holds: probabilities, their logarithms, or raw scores that go through
         softmax over `axis`.
@@ -405,8 +468,9 @@ class JSDivLoss(PairLoss):
     Outputs
     -------
     loss
-        Shape (batch,), or that of `pred` for ``reduction="none"``; float64 if an input is,
-        else float32. Of the array kind of `pred`.
+        Shape (batch,); that of `pred` for ``reduction="none"``, and without `axis` for "row",
+        or (1,) of a `pred` with one axis. float64 if an input is, else float32. Of the array
+        kind of `pred`.
 
     Raises
     ------

@@ -7,6 +7,7 @@ from gluon_kl.checks import DTYPE_NAMES, Frame, check_same_shape, fit_sample_wei
 from gluon_kl.description import (
     Description,
     DistillationDescription,
+    HardLabels,
     check_label,
 )
 
@@ -34,8 +35,8 @@ class TopKDescription(Description):
         self._hard_loss: Optional[DistillationDescription] = None
         if hard_weight == 1 or (hard_weight and not sparse_label):
             self._hard_loss = DistillationDescription(
-                hard_weight if weight is None else weight * hard_weight, batch_axis, axis, 1.0, 1, sparse_label,
-                "logits", {"form": "kl"})
+                hard_weight if weight is None else weight * hard_weight, batch_axis, "row_mean", axis,
+                HardLabels(1, sparse_label, None, 0), 1.0, "logits", {"form": "kl"})
 
     def check(self, *arrays: Any) -> Tuple[Tuple[Any, ...], Frame]:
         """Index and value have pred's shape, but k along the axis; class indices as of DistillationLoss."""

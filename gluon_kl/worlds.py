@@ -48,8 +48,13 @@ class Known(NamedTuple):
         return Rows(self.row_weight and (axis - batch_axis) % self.ndim != 0, self.single_category)
 
     def rows_of_samples(self, weight: Any) -> Rows:
-        """The same where `axis` is not that of the samples."""
+        """The same where no sum goes over more than a row, or `axis` is not that of the samples."""
         return Rows(self.row_weight, self.single_category)
+
+    @property
+    def single_axis(self) -> bool:
+        """Whether the inputs have no axis but one."""
+        return self.ndim == 1
 
     def batch_axis(self, batch_axis: int) -> Optional[int]:
         """`batch_axis` as `sum_per_sample` takes it."""
@@ -92,7 +97,7 @@ class Known(NamedTuple):
 class UsersGraph:
     """A graph that a user's program puts together: Symbols, or the arrays of a trace, which stand for all others."""
 
-    in_float32 = small = long = row_weight = False
+    in_float32 = small = long = row_weight = single_axis = False
     gradients: Sequence[bool] = (True,) * 9
 
     def __init__(self, traced: bool, device: Any = None) -> None:
@@ -118,7 +123,7 @@ class UsersGraph:
         return Rows(more_than_one(F, pred, axis, batch_axis)) if exact else Rows()
 
     def rows_of_samples(self, weight: Any) -> Rows:
-        """The same where `axis` is not that of the samples."""
+        """The same where no sum goes over more than a row, or `axis` is not that of the samples."""
         return Rows(weight is None)
 
     def batch_axis(self, batch_axis: int) -> Optional[int]:

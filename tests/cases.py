@@ -47,7 +47,7 @@ class Member:
     """A loss with its arguments: how it is made, inputs for it, and what the oracle says of them."""
 
     weights = "elements"  # or one for each row at most
-    has_axis, reductions, reduction = True, ("sum", "mean", "row_mean", "none"), "sum"
+    has_axis, reductions, reduction = True, ("sum", "mean", "row_mean", "none", "row"), "sum"
 
     def __init__(self, loss, **options):
         self.loss, self.options = loss, options
@@ -59,6 +59,10 @@ class Member:
         """Which inputs have a gradient."""
         return [np.ndim(x) > 0 for x in inputs]
 
+    def heard(self, inputs, axis):
+        """0 for rows that are ignored, as by a weight of 0, and 1 for the others."""
+        return 1
+
     @property
     def elementwise(self):
         """Whether a term depends on its own elements alone."""
@@ -67,14 +71,16 @@ class Member:
     def expect(self, inputs, sample_weight=None, *, axis=-1, reduction=None, **options):
         """The value."""
         return oracle.weighted(self.terms(inputs, axis), axis=axis if self.has_axis else None,
-                               reduction=reduction or self.reduction, sample_weight=sample_weight, **options)
+                               reduction=reduction or self.reduction, sample_weight=sample_weight,
+                               heard=self.heard(inputs, axis), **options)
 
     def gradients(self, inputs, sample_weight=None, head=1.0, *, axis=-1, reduction=None, batch_axis=0, weight=None):
         """Of sum(head * value) to each input, the weight last; None to those that are None or numbers."""
         terms, categories = self.terms(inputs, axis), axis if self.has_axis else None
-        weights, _ = oracle.row_weights(sample_weight, terms.shape, batch_axis, categories)
+        heard = self.heard(inputs, axis)
+        weights = oracle.row_weights(sample_weight, terms.shape, batch_axis, categories)[0] * heard
         reduction = reduction or self.reduction
-        head = np.broadcast_to(head, terms.shape if reduction == "none" else terms.shape[batch_axis])
+        head = np.broadcast_to(head, oracle.result_shape(terms.shape, batch_axis, reduction, axis))
         scale = (1.0 if weight is None else weight) * oracle.head_of_terms(
             head, terms.shape, batch_axis, reduction, categories, weights)
         learned = [x if yes else None for x, yes in zip(inputs, self.learns(inputs))]
@@ -83,7 +89,7 @@ class Member:
         results = [np.zeros(np.shape(x)) if result is None and np.ndim(x) else result
                    for x, result in zip(inputs, results)]
         return [*results, None if sample_weight is None else oracle.to_given_weight(
-            terms * scale, sample_weight, batch_axis, categories)]
+            terms * scale * heard, sample_weight, batch_axis, categories)]
 
 
 class Pair(Member):
@@ -105,22 +111,18 @@ class Pair(Member):
         return [in_space(rng, space, shape, axis) for space in self.spaces]
 
     def terms(self, inputs, axis):
-        own = {name: value for name, value in self.options.items() if name == "beta"}
+        own = {name: value for name, value in self.options.items() if name in ("beta", "skew")}
         return self.of_oracle(*inputs, *self.spaces, axis, **own)
 
 
 class Distillation(Member):
     """The loss of a student, between pred, label and teacher_pred."""
 
-    reductions, reduction = ("row_mean",), "row_mean"
+    reductions, reduction = ("row_mean", "sum", "row"), "row_mean"
 
     def __init__(self, column=False, **options):
         super().__init__(DistillationLoss, **options)
-        self.column, self.sparse = column, options.get("sparse_label", True)
-
-    def make(self, reduction="row_mean", **options):
-        assert reduction == "row_mean"
-        return super().make(**options)
+        self.column, self.sparse, self.ignored = column, options.get("sparse_label", True), options.get("ignore_label")
 
     def learns(self, inputs):
         return [True, inputs[1] is not None and not self.sparse, False]
@@ -129,15 +131,24 @@ class Distillation(Member):
         hard_weight, space = self.options.get("hard_weight", 0.5), self.options.get("teacher_space", "logits")
         pred, label = 2 * rng.normal(size=shape), None
         teacher_pred = 2 * rng.normal(size=shape) if space == "logits" else in_space(rng, space, shape, axis)
-        if hard_weight > 0:
+        if hard_weight > 0 or self.ignored is not None:
             label = in_space(rng, "probs", shape, axis)
             if self.sparse:
                 label = label.argmax(axis).astype("float64")
                 label = np.expand_dims(label, axis) if self.column else label
+            if self.ignored is not None:
+                label.flat[-1] = self.ignored
         return [pred, label, None if hard_weight == 1 else teacher_pred]
 
+    def heard(self, inputs, axis):
+        return 1 if self.ignored is None else oracle.heard(inputs[1], inputs[0].shape, axis, self.ignored)
+
     def terms(self, inputs, axis):
-        return oracle.distillation_terms(*inputs, axis, **self.options)
+        pred, label, teacher_pred = inputs
+        if self.ignored is not None:
+            label = np.where(label == self.ignored, 0, label)  # of weight 0, whatever it is
+        own = {name: value for name, value in self.options.items() if name != "ignore_label"}
+        return oracle.distillation_terms(pred, label, teacher_pred, axis, **own)
 
 
 class Whole(np.ndarray):
@@ -152,11 +163,15 @@ def dtype_of(x, dtype):
 class TopK(Distillation):
     """The loss of a student and a teacher that kept its k best categories, or all where there are fewer."""
 
-    weights = "rows"
+    weights, reductions = "rows", ("row_mean",)
 
     def __init__(self, k=2, **options):
         super().__init__(**options)
         self.loss, self.k = TopKDistillationLoss, k
+
+    def make(self, reduction="row_mean", **options):
+        assert reduction == "row_mean"
+        return super().make(**options)
 
     def learns(self, inputs):
         return [*super().learns(inputs), False][:4]
@@ -233,7 +248,9 @@ def in_space(rng, space, shape, axis=-1):
 # Members: loss, terms by the oracle, options.
 
 PAIRS = (("kl", KLDivLoss, oracle.kl_terms, {}), ("reverse", ReverseKLDivLoss, oracle.reverse_kl_terms, {}),
-         ("js", JSDivLoss, oracle.js_terms, dict(beta=0.3)))
+         ("js", JSDivLoss, oracle.js_terms, dict(beta=0.3)),
+         ("skew", KLDivLoss, oracle.skew_terms, dict(skew=0.3)),
+         ("skew reverse", ReverseKLDivLoss, oracle.skew_reverse_terms, dict(skew=0.1)))
 MEMBERS = {
     **{f"{name} {'log_probs' if from_logits else 'logits'} {space}": Pair(loss, terms, from_logits, space, **options)
        for name, loss, terms, options in PAIRS for from_logits in (True, False) for space in SPACES},
@@ -264,6 +281,19 @@ MEMBERS = {
     "top-k, js, logits": TopK(temperature=3.0, tail="renormalize", divergence="js", teacher_space="logits"),
     "top-k, dropped": TopK(hard_weight=0.2, tail="drop", teacher_space="probs", column=True),
     "top-k, hard": TopK(hard_weight=1),
+    "both, skew": Distillation(temperature=2.0, divergence="skew_kl", skew=0.2),
+    "both, skew reverse, probs": Distillation(temperature=2.0, divergence="skew_reverse_kl", teacher_space="probs"),
+    "soft, skew 0": Distillation(temperature=2.0, hard_weight=0, divergence="skew_reverse_kl", skew=0),
+    "both, tv": Distillation(temperature=2.0, divergence="tv"),
+    "soft, tv, probs": Distillation(temperature=3.0, hard_weight=0, divergence="tv", teacher_space="probs"),
+    "both, tv, log_probs": Distillation(temperature=3.0, divergence="tv", teacher_space="log_probs",
+                                        sparse_label=False),
+    "both, ignoring": Distillation(temperature=3.0, hard_weight=0.3, ignore_label=-100),
+    "hard, ignoring, column": Distillation(hard_weight=1, ignore_label=-1, column=True),
+    "soft, ignoring": Distillation(temperature=2.0, hard_weight=0, ignore_label=255),
+    "soft, tv, ignoring": Distillation(temperature=2.0, hard_weight=0, divergence="tv", ignore_label=7),
+    "hard, smoothed": Distillation(hard_weight=1, label_smoothing=0.1),
+    "both, smoothed, ignoring": Distillation(temperature=2.0, label_smoothing=0.3, ignore_label=-100),
     "gaussian": Gaussian(),
     "gaussian, prior": Gaussian(prior=("mean", "log_variance")),
     "gaussian, prior mean": Gaussian(prior=("mean",)),
@@ -281,7 +311,8 @@ MEMBERS = {
 FEW = ["kl log_probs probs", "kl logits probs", "kl logits logits", "kl log_probs log_probs",
        "reverse logits probs", "reverse log_probs logits", "js logits probs", "js log_probs logits", "both",
        "both, dense", "gaussian, prior", "reverse probs log_probs", "js probs probs", "both, js",
-       "gaussian, std, prior", "bernoulli logits probs", "bernoulli probs logits", "top-k"]
+       "gaussian, std, prior", "bernoulli logits probs", "bernoulli probs logits", "skew logits logits",
+       "skew reverse logits probs", "both, tv", "both, smoothed, ignoring", "top-k"]
 
 
 class Model(mx.gluon.HybridBlock):
@@ -333,7 +364,7 @@ class Case:
             self.sample_weight = held_by_float16(rng.uniform(0.5, 2, size=size))
             self.sample_weight.flat[0] = 0
         self.head = held_by_float16(rng.normal(
-            size=self.shape if self.reduction == "none" else self.shape[batch_axis]))
+            size=oracle.result_shape(self.shape, batch_axis, self.reduction, axis)))
 
     def __repr__(self):
         return self.text

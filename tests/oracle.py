@@ -66,7 +66,7 @@ def row_weights(weight, shape, batch_axis, axis):
 
 def count(shape, batch_axis, reduction, axis=-1, weights=None):
     """What a result is divided by; for "row_mean" per sample, the rows that any weight counts, or inf for none."""
-    if reduction in ("none", "sum"):
+    if reduction in ("none", "sum", "row"):
         return 1
     if reduction == "mean":
         return np.prod(shape, dtype=np.int64) // max(shape[batch_axis], 1)
@@ -77,9 +77,17 @@ def count(shape, batch_axis, reduction, axis=-1, weights=None):
     return np.broadcast_to(np.where(rows == 0, np.inf, rows), shape[batch_axis])
 
 
+def result_shape(shape, batch_axis, reduction, axis=-1):
+    if reduction == "row":
+        return tuple(n for i, n in enumerate(shape) if i != axis % len(shape)) or (1,)
+    return tuple(shape) if reduction == "none" else (shape[batch_axis],)
+
+
 def reduce(terms, batch_axis=0, reduction="mean", axis=-1, weights=None):
     if reduction == "none":
         return terms
+    if reduction == "row":
+        return np.atleast_1d(terms.sum(axis=axis))
     axes = tuple(i for i in range(terms.ndim) if i != batch_axis % terms.ndim)
     return terms.sum(axis=axes) / count(terms.shape, batch_axis, reduction, axis, weights)
 
@@ -108,7 +116,7 @@ def kl_gradients(pred, label, head=None, *, from_logits=True, label_space="probs
     shape = pred.shape
     weights, silent = row_weights(sample_weight, shape, batch_axis, axis)
     if head is None:
-        head = np.ones(shape if reduction == "none" else shape[batch_axis])
+        head = np.ones(result_shape(shape, batch_axis, reduction, axis))
     head = head_of_terms(head, shape, batch_axis, reduction, axis, weights) * (1.0 if weight is None else weight)
 
     pred_space = space_of(from_logits, pred_space)
@@ -141,7 +149,9 @@ def kl_gradients(pred, label, head=None, *, from_logits=True, label_space="probs
 
 def head_of_terms(head, shape, batch_axis, reduction, axis, weights):
     """The gradient to each weighted term of sum(head * reduce(terms))."""
-    if reduction != "none":
+    if reduction == "row" and len(shape) > 1:
+        head = np.expand_dims(head, axis % len(shape))
+    elif reduction not in ("none", "row"):
         head = head / count(shape, batch_axis, reduction, axis, weights)
         head = np.reshape(head, [-1 if i == batch_axis % len(shape) else 1 for i in range(len(shape))])
     return np.broadcast_to(head, shape)
@@ -210,6 +220,35 @@ def js_terms(pred, label, pred_space="log_probs", label_space="probs", axis=-1, 
     return terms[0] + terms[1]
 
 
+def skew_terms(pred, label, pred_space="log_probs", label_space="probs", axis=-1, skew=0.1):
+    """p (log p - log(s p + (1 - s) q)) for every element; 0 where p is 0."""
+    log_p, log_q = log_of(label, label_space, axis), log_of(pred, pred_space, axis)
+    with np.errstate(invalid="ignore"):
+        log_m = log_add(np.log(skew) + log_p, np.log1p(-skew) + log_q)
+        return np.where(log_p == -np.inf, 0.0, np.exp(log_p) * (log_p - log_m))
+
+
+def skew_reverse_terms(pred, label, pred_space="log_probs", label_space="probs", axis=-1, skew=0.1):
+    """q (log q - log(s q + (1 - s) p)) for every element."""
+    return skew_terms(label, pred, label_space, pred_space, axis, skew)
+
+
+def total_variation_terms(pred, label, pred_space="log_probs", label_space="probs", axis=-1):
+    """|p - q| / 2 for every element; the sign is that of the real parts."""
+    apart = probability_of(pred, pred_space, axis) - probability_of(label, label_space, axis)
+    return apart * np.sign(apart.real) / 2
+
+
+def divergence_terms(pred, label, pred_space, label_space, axis, divergence, beta=0.5, skew=0.1):
+    """Of a divergence by its name."""
+    sides = pred, label, pred_space, label_space, axis
+    if divergence == "tv":
+        return total_variation_terms(*sides)
+    if divergence.startswith("skew") and skew > 0:
+        return (skew_terms if divergence == "skew_kl" else skew_reverse_terms)(*sides, skew)
+    return js_terms(*sides, {"kl": 0, "reverse_kl": 1, "js": beta}[divergence.replace("skew_", "")])
+
+
 def js_gradients(pred, label, pred_space="log_probs", label_space="probs", axis=-1, beta=0.5):
     """Closed-form gradients of the sum of js_terms to pred and to label, for 0 < beta < 1.
 
@@ -239,16 +278,16 @@ def reverse_kl_gradients(pred, label, pred_space="log_probs", label_space="probs
     return to_pred, to_label
 
 
-def weighted(terms, *, batch_axis=0, axis=-1, weight=None, reduction="mean", sample_weight=None):
-    """Terms under their weights, reduced."""
-    weights, _ = row_weights(sample_weight, terms.shape, batch_axis, axis)
+def weighted(terms, *, batch_axis=0, axis=-1, weight=None, reduction="mean", sample_weight=None, heard=1):
+    """Terms under their weights, reduced; where `heard` is 0 so is the weight."""
+    weights = row_weights(sample_weight, terms.shape, batch_axis, axis)[0] * heard
     with np.errstate(invalid="ignore"):
         terms = np.where(weights == 0, 0.0, terms * weights)
     return reduce(terms, batch_axis, reduction, axis, weights) * (1.0 if weight is None else weight)
 
 
 def distillation_terms(pred, label, teacher_pred, axis=-1, *, temperature=1.0, hard_weight=0.5, sparse_label=True,
-                       divergence="kl", beta=0.5, teacher_space="logits"):
+                       divergence="kl", beta=0.5, skew=0.1, teacher_space="logits", label_smoothing=0):
     """hard_weight * CE(label, pred) + (1 - hard_weight) * T^2 * D(teacher, pred) for every element."""
     pred, terms = wide(pred), 0.0
     if hard_weight > 0:
@@ -259,22 +298,29 @@ def distillation_terms(pred, label, teacher_pred, axis=-1, *, temperature=1.0, h
             classes = np.moveaxis(np.arange(float(pred.shape[axis])).reshape([1] * (pred.ndim - 1) + [-1]), -1, axis)
             known = (label == classes).any(axis=axis, keepdims=True)
             label = np.where(known, label == classes, np.nan)
+            label = (1 - label_smoothing) * label + label_smoothing / pred.shape[axis]
         with np.errstate(invalid="ignore"):
             terms = terms - hard_weight * np.where(label == 0, 0.0, label * log_softmax(pred, axis))
     if hard_weight < 1:
         teacher_pred = wide(teacher_pred)
         if teacher_space == "logits":
             teacher_pred = teacher_pred / temperature
-        soft = js_terms(pred / temperature, teacher_pred, "logits", teacher_space, axis,
-                        {"kl": 0, "reverse_kl": 1, "js": beta}[divergence])
-        terms = terms + (1 - hard_weight) * temperature ** 2 * soft
+        soft = divergence_terms(pred / temperature, teacher_pred, "logits", teacher_space, axis, divergence, beta, skew)
+        terms = terms + (1 - hard_weight) * temperature ** (1 if divergence == "tv" else 2) * soft
     return terms
 
 
-def distillation(pred, label, teacher_pred, *, weight=None, batch_axis=0, axis=-1, sample_weight=None, **options):
+def heard(label, shape, axis, ignore_label):
+    """1 for each row, of pred's shape but 1 along axis, whose class is not ignored, else 0."""
+    column = [1 if i == axis % len(shape) else n for i, n in enumerate(shape)]
+    return (np.reshape(label, column) != ignore_label).astype(float)
+
+
+def distillation(pred, label, teacher_pred, *, weight=None, batch_axis=0, axis=-1, sample_weight=None,
+                 reduction="row_mean", **options):
     """What DistillationLoss returns."""
     return weighted(distillation_terms(pred, label, teacher_pred, axis, **options), batch_axis=batch_axis, axis=axis,
-                    weight=weight, reduction="row_mean", sample_weight=sample_weight)
+                    weight=weight, reduction=reduction, sample_weight=sample_weight)
 
 
 def top_k_terms(pred, label, index, value, axis=-1, *, temperature=1.0, hard_weight=0.5, sparse_label=True,

@@ -143,7 +143,7 @@ def test_one_category(path, name):
     def check(dtype, weight):
         case = Case(name, ((20, 1), -1, 0), weight=weight)
         for x in case.inputs:
-            if np.shape(x) == (20, 1) and x.any() and (x != 1).any():  # scores
+            if np.shape(x) == (20, 1) and x[:-1].any() and (x != 1).any():  # scores; the last label may be ignored
                 x *= 9
         value, *gradients = called(case.make(), case.inputs, dtype)
         assert not value.any()

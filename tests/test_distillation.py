@@ -297,3 +297,171 @@ def test_float16_and_class_indices_alone(rng, options):
     exact = -mx.nd.log_softmax(pred.astype("float64")).pick(label.astype("float64")).asnumpy()
     assert out.dtype == np.float32
     np.testing.assert_allclose(out.asnumpy(), exact, rtol=5e-5)
+
+
+# Rows, ignored labels, smoothed ones, and the two parts
+
+def test_a_value_for_each_row(run, rng):
+    """Whose mean over the rows that count is the default, and whose sum is "sum"."""
+    pred, teacher = rng.normal(size=(2, 3, 4, 5))
+    label, weight = rng.randint(5, size=(3, 4)), (rng.uniform(size=(3, 4)) < 0.7) * rng.uniform(1, 2, size=(3, 4))
+    rows, means, sums = (run(DistillationLoss(2, 0.3, reduction=reduction), pred, label, teacher, weight)
+                         for reduction in ("row", "row_mean", "sum"))
+    assert rows.shape == (3, 4)
+    np.testing.assert_allclose(rows.sum(1), sums, rtol=1e-12)
+    np.testing.assert_allclose(rows.sum(1) / (weight != 0).sum(1), means, rtol=1e-12)
+    across = run(DistillationLoss(2, 0.3, axis=1, reduction="row"), pred.swapaxes(1, 2), label, teacher.swapaxes(1, 2))
+    np.testing.assert_allclose(across, run(DistillationLoss(2, 0.3, reduction="row"), pred, label, teacher), rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "int8", "int32", "int64", "uint8"])
+@pytest.mark.parametrize("hard_weight", [0, 0.4, 1])
+def test_ignored_rows_are_rows_of_weight_0(run, rng, hard_weight, dtype):
+    ignored = 255 if dtype == "uint8" else -100
+    pred, teacher = rng.normal(size=(2, 3, 4, 5))
+    label = rng.randint(5, size=(3, 4)).astype(dtype)
+    label[0, 1:3] = label[2] = ignored
+    heard = (label != ignored).astype("float64")
+    for weight in (None, rng.uniform(0.5, 2, size=3), rng.uniform(0.5, 2, size=(3, 4, 5))):
+        plain, ignoring = (DistillationLoss(2, hard_weight, **options) for options in ({}, dict(ignore_label=ignored)))
+        full = 1.0 if weight is None else weight if weight.ndim == 3 else weight[:, None, None]
+        silent = [pred, np.where(heard, label, 0), teacher, heard[..., None] * full]
+        given = [pred, label, teacher, *([] if weight is None else [weight])]
+        np.testing.assert_allclose(run(ignoring, *given), run(plain, *silent), rtol=1e-12)
+        got, want = (run.gradients(loss, *inputs)[0] for loss, inputs in ((ignoring, given), (plain, silent)))
+        np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-13)
+        assert not got[heard == 0].any()
+
+
+def test_what_an_ignored_row_holds_does_not_matter(run, rng):
+    """NaN included, and its weight gets no gradient."""
+    pred, teacher = rng.normal(size=(2, 4, 5))
+    label, weight = np.array([0.0, -1, 2, -1]), np.array([1.0, 2, 0.5, 0])
+    loss = DistillationLoss(2, ignore_label=-1)
+    value, gradients = run(loss, pred, label, teacher, weight), run.gradients(loss, pred, label, teacher, weight)
+    pred[[1, 3]], teacher[[1, 3]] = np.nan, np.inf
+    np.testing.assert_array_equal(run(loss, pred, label, teacher, weight), value)
+    again = run.gradients(loss, pred, label, teacher, weight)
+    for index in (0, 3):
+        np.testing.assert_array_equal(again[index], gradients[index])
+        assert not again[index][[1, 3]].any() and again[index][[0, 2]].any()
+
+
+def test_an_ignored_label_in_a_users_block(path, rng):
+    pred, teacher = rng.normal(size=(2, 4, 5))
+    label = np.array([0.0, -1, 2, -1])
+    for hard_weight in (0, 0.5, 1):
+        loss = DistillationLoss(2, hard_weight, ignore_label=-1, label_smoothing=0.1, reduction="row")
+        block = Model(loss)
+        block.hybridize(static_alloc=True, static_shape=True)
+        arrays = [mx.nd.array(x, dtype="float64") for x in (pred, label, teacher)]
+        np.testing.assert_allclose(block(*arrays).asnumpy(), loss(*arrays).asnumpy(), rtol=1e-12)
+
+
+def test_a_smoothed_label_is_a_dense_one(run, rng):
+    pred, teacher = rng.normal(size=(2, 6, 5))
+    label, s = np.array([0, 4, 2, 1, 1, 3]), 0.2
+    dense = (1 - s) * np.eye(5)[label] + s / 5
+    sparse = DistillationLoss(2, 0.7, label_smoothing=s)
+    same = DistillationLoss(2, 0.7, sparse_label=False)
+    np.testing.assert_allclose(run(sparse, pred, label, teacher), run(same, pred, dense, teacher), rtol=1e-12)
+    got, want = run.gradients(sparse, pred, label, teacher)[0], run.gradients(same, pred, dense, teacher)[0]
+    np.testing.assert_allclose(got, want, rtol=1e-10, atol=1e-14)
+    pred[0, 1] = -math.inf
+    assert np.isposinf(run(DistillationLoss(hard_weight=1, label_smoothing=s), pred, label, None)[0])
+    assert np.isfinite(run(DistillationLoss(hard_weight=1), pred, label, None)[0])
+
+
+@pytest.mark.parametrize("options", [
+    {}, dict(divergence="tv", ignore_label=1), dict(reduction="row", label_smoothing=0.1), dict(hard_weight=0),
+    dict(hard_weight=1), dict(hard_weight=0, ignore_label=1), dict(reduction="sum", weight=-3)], ids=str)
+def test_the_parts_make_the_loss(run, rng, options):
+    options = {"temperature": 3, "hard_weight": 0.3, "weight": 2, **options}
+    pred, teacher = rng.normal(size=(2, 3, 4, 5))
+    label, weight = rng.randint(5, size=(3, 4)), rng.uniform(0.5, 2, size=(3, 4))
+    loss = run.prepare(DistillationLoss(**options))
+    arrays = [mx.nd.array(x, dtype="float64") for x in (pred, label, teacher, weight)]
+    arrays[0].attach_grad()
+    with mx.autograd.record():
+        value = loss(*arrays)
+        hard, soft = loss.parts(*arrays)
+    share = options["hard_weight"]
+    assert (hard is None, soft is None) == (share == 0, share == 1)
+    total = sum(part * factor for part, factor in ((hard, share), (soft, 1 - share)) if part is not None)
+    np.testing.assert_allclose(options["weight"] * total.asnumpy(), value.asnumpy(), rtol=1e-12)
+    for part in (hard, soft):
+        if part is not None:
+            assert part.shape == value.shape
+            with pytest.raises(mx.MXNetError):
+                part.backward()
+    with pytest.raises(TypeError, match="pred must be an MXNet array"):
+        loss.parts(*map(mx.sym.var, ("pred", "label", "teacher")))
+    value.backward()
+    assert arrays[0].grad.asnumpy().any()
+
+
+def test_the_parts_of_mxnets_new_arrays(path, rng):
+    inputs = [mx.np.array(x) for x in (*rng.normal(size=(1, 3, 5)), [0, 1, 2], *rng.normal(size=(1, 3, 5)))]
+    assert all(type(part) is mx.np.ndarray for part in DistillationLoss(2).parts(*inputs))
+
+
+def test_total_variation_has_the_temperature_once(eager, rng):
+    """T times TV has a gradient that does not grow with T, and 0 where the two agree."""
+    pred, teacher = rng.normal(size=(2, 6, 5))
+    sizes = []
+    for temperature in (10.0, 100.0, 1000.0):
+        loss = DistillationLoss(temperature, 0, divergence="tv")
+        q, p = (np.exp(oracle.log_softmax(x / temperature)) for x in (pred, teacher))
+        np.testing.assert_allclose(eager(loss, pred, None, teacher), temperature * abs(p - q).sum(-1) / 2, rtol=1e-9)
+        sizes.append(np.linalg.norm(eager.gradients(loss, pred, None, teacher)[0]))
+        to_pred = eager.gradients(loss, pred, None, pred)[0]
+        assert not to_pred.any() and not eager(loss, pred, None, pred).any()
+    assert max(sizes) < 1.2 * min(sizes)
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (dict(reduction="mean"), ["reduction", "'row_mean', 'row' or 'sum'", "'mean'"]),
+    (dict(ignore_label=0.5), ["ignore_label", "whole number", "0.5"]),
+    (dict(ignore_label=math.inf), ["ignore_label", "inf"]),
+    (dict(ignore_label=-1, sparse_label=False), ["ignore_label = -1", "sparse_label=False"]),
+    (dict(label_smoothing=0.1, sparse_label=False), ["label_smoothing = 0.1", "sparse_label=False"]),
+    (dict(label_smoothing=1), ["label_smoothing", "at least 0 and below 1", "1"]),
+    (dict(label_smoothing=-0.1), ["label_smoothing", "-0.1"]),
+    (dict(skew=1.0), ["skew", "below 1", "1.0"])])
+def test_errors_of_arguments(arguments, words):
+    with pytest.raises(ValueError) as caught:
+        DistillationLoss(**arguments)
+    assert all(word in str(caught.value) for word in words), caught.value
+    with pytest.raises(TypeError, match="ignore_label must be a number, not '-1'"):
+        DistillationLoss(ignore_label="-1")
+
+
+def test_a_label_to_ignore_by_is_needed(run, logits):
+    with pytest.raises(TypeError, match="label must be an MXNet array"):
+        run(DistillationLoss(hard_weight=0, ignore_label=-1), logits[0], None, logits[1])
+
+
+def test_check_inputs_leaves_out_ignored_rows(logits):
+    pred, teacher = (mx.nd.array(x) for x in logits)
+    label = mx.nd.array([0, -100, 2, 1, -100, 3])
+    DistillationLoss(ignore_label=-100).check_inputs(pred, label, teacher)
+    with pytest.raises(ValueError, match="ignore_label=-100"):
+        DistillationLoss().check_inputs(pred, label, teacher)
+    with pytest.raises(ValueError, match="every label is -100"):
+        DistillationLoss(ignore_label=-100).check_inputs(pred, mx.nd.full(6, -100), teacher)
+    with pytest.raises(ValueError, match="class indices from 0 to 4, not 7"):
+        DistillationLoss(ignore_label=-100).check_inputs(pred, mx.nd.full(6, 7), teacher)
+
+
+@pytest.mark.parametrize("loss", [DistillationLoss(3, 0.2), KLDivLoss(False), ReverseKLDivLoss(False)])
+def test_losses_pickled_by_older_releases_load(loss):
+    """Those of 0.2 know nothing of what came later."""
+    state = loss.__getstate__()
+    for name in ("_reduction", "_ignore_label", "_label_smoothing", "_skew"):
+        if not (name == "_reduction" and not isinstance(loss, DistillationLoss)):
+            state.pop(name, None)
+    old = type(loss).__new__(type(loss))
+    old.__setstate__(state)
+    pred, teacher = mx.nd.array([[1, 2, 3]]), mx.nd.array([[0.2, 0.3, 0.5]])
+    inputs = (pred, mx.nd.array([1]), teacher) if isinstance(loss, DistillationLoss) else (pred, teacher)
+    assert old(*inputs) == loss(*inputs) and "skew" in repr(old)

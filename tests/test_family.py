@@ -186,7 +186,8 @@ def test_js_is_symmetric_at_one_half(eager, rng):
     (DistillationLoss, dict(hard_weight=1.1), ValueError, ["hard_weight", "between 0 and 1", "1.1"]),
     (DistillationLoss, dict(sparse_label=1), TypeError, ["sparse_label", "True or False", "1"]),
     (DistillationLoss, dict(axis="c"), TypeError, ["axis", "'c'"]),
-    (DistillationLoss, dict(divergence="KL"), ValueError, ["divergence", "'kl', 'reverse_kl' or 'js'", "'KL'"]),
+    (DistillationLoss, dict(divergence="KL"), ValueError,
+     ["divergence", "'kl', 'reverse_kl', 'js', 'skew_kl', 'skew_reverse_kl' or 'tv'", "'KL'"]),
     (DistillationLoss, dict(beta=2), ValueError, ["beta", "between 0 and 1", "2"]),
     (DistillationLoss, dict(teacher_space="p"), ValueError,
      ["teacher_space", "'logits', 'probs' or 'log_probs'", "'p'"]),
@@ -286,3 +287,78 @@ def test_foreign_and_missing_inputs(run, loss, count, required):
 ])
 def test_repr_shows_every_argument(loss, parts):
     assert all(part in repr(loss) for part in parts), repr(loss)
+
+
+# Skewed divergences
+
+@pytest.mark.parametrize("skew", [0.01, 0.1, 0.5, 0.9])
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("float64", 1e-10)])
+def test_skewed_divergences_of_disjoint_sides(run, dtype, tolerance, skew):
+    """Finite, -log(skew) of the side's mass, with the gradients that the formulas have at a label of 0."""
+    pred, label, rest = np.array([[0.25, 0.75, 0, 0]], dtype), np.array([[0, 0, 0.4, 0.6]], dtype), 1 - skew
+    options = dict(pred_space="probs", reduction="sum", skew=skew)
+    for loss in (KLDivLoss(**options), ReverseKLDivLoss(**options)):
+        np.testing.assert_allclose(run(loss, pred, label), [-math.log(skew)], rtol=tolerance)
+    to_pred, to_label = run.gradients(KLDivLoss(**options), pred, label)
+    np.testing.assert_allclose(to_pred, [[0, 0, -rest / skew, -rest / skew]], rtol=tolerance, atol=tolerance)
+    at_zero = math.log(1e-12) - np.log(rest * pred[0, :2])
+    np.testing.assert_allclose(to_label, [[*at_zero, -math.log(skew), -math.log(skew)]], rtol=tolerance)
+    to_pred, to_label = run.gradients(ReverseKLDivLoss(**options), pred, label)
+    np.testing.assert_allclose(to_label, [[-rest / skew, -rest / skew, 0, 0]], rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(to_pred[0, :2], -math.log(skew), rtol=tolerance)
+
+
+def test_a_label_of_0_under_a_pred_of_0_has_no_gradient(run):
+    pred, label = np.array([[0.0, 1]]), np.array([[0.0, 1]])
+    for loss in (KLDivLoss, ReverseKLDivLoss):
+        loss = loss(pred_space="probs", reduction="sum", skew=0.2)
+        assert run(loss, pred, label) == 0
+        assert [x[0, 0] for x in run.gradients(loss, pred, label)] == [0, 0]
+
+
+@pytest.mark.parametrize("loss", [KLDivLoss, ReverseKLDivLoss])
+def test_a_skew_of_0_is_none(run, rng, loss):
+    inputs, options = MEMBERS["kl logits probs"].inputs(rng, (5, 7)), dict(from_logits=False, reduction="sum")
+    for got, want in zip(run.gradients(loss(skew=0, **options), *inputs), run.gradients(loss(**options), *inputs)):
+        np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("make", [KLDivLoss, ReverseKLDivLoss])
+@pytest.mark.parametrize("skew", [0.01, 0.1, 0.5, 0.9])
+@pytest.mark.parametrize("size", [1e-1, 1e-2, 1e-4])
+def test_skewed_divergences_of_near_logits(eager, rng, make, skew, size):
+    """Never below 0, exactly 0 at equality, and the leading digits in between; the gradient has them too."""
+    pred = rng.normal(size=(40, 20)).astype("float32")
+    label = (pred + size * rng.normal(size=pred.shape)).astype("float32")
+    loss = make(False, label_space="logits", reduction="sum", skew=skew)
+    assert not eager(loss, pred, pred).any()
+    value, terms = eager(loss, pred, label), oracle.skew_terms if make is KLDivLoss else oracle.skew_reverse_terms
+    sides = (np.asarray(x, np.longdouble) for x in (pred, label))
+    q, p = (np.exp(x) / np.exp(x).sum(-1, keepdims=True) for x in sides)
+    side, other = (p, q) if make is KLDivLoss else (q, p)
+    y = (1 - np.longdouble(skew)) * (other / side - 1)
+    want = (side * (y - np.log1p(y))).sum(-1).astype("float64")
+    assert (value >= 0).all()
+    np.testing.assert_allclose(value, want, rtol=1e-2 if size < 1e-3 else 1e-3)
+    assert terms(pred, label, "logits", "logits", skew=skew).sum(-1) == pytest.approx(want, rel=1e-2, abs=1e-14)
+
+
+def test_a_skewed_mask(run):
+    """A masked score has probability 0, and no gradient; a row masked everywhere is NaN."""
+    pred, label = np.array([[0.3, -INF, 1.0]]), np.array([[0.1, 0.5, -INF]])
+    for make, terms in ((KLDivLoss, oracle.skew_terms), (ReverseKLDivLoss, oracle.skew_reverse_terms)):
+        loss = make(False, label_space="logits", reduction="sum", skew=0.1)
+        close(run(loss, pred, label), terms(pred, label, "logits", "logits", skew=0.1).sum(-1))
+        to_pred, to_label = run.gradients(loss, pred, label)
+        assert np.isfinite(to_pred).all() and np.isfinite(to_label).all() and to_pred[0, 1] == to_label[0, 2] == 0
+        assert np.isnan(run(loss, np.full((1, 3), -INF), label)).all()
+
+
+@pytest.mark.parametrize("loss", [KLDivLoss, ReverseKLDivLoss])
+def test_errors_of_the_skew(loss):
+    for skew in (1, -0.1, math.nan):
+        with pytest.raises(ValueError, match="skew must be"):
+            loss(skew=skew)
+    with pytest.raises(TypeError, match=r"skew must be a number, not '0\.1'"):
+        loss(skew="0.1")
+    assert "skew=0.25" in repr(loss(skew=0.25)) and "(1 - skew) * " in repr(loss(skew=0.25))

@@ -403,13 +403,44 @@ def test_deviates_from_mxnet_where_mxnet_is_wrong():
     assert KLDivLoss()(ones.log(), ones * 2).asnumpy()[0] == pytest.approx(math.log(2))
 
 
+# A value for each row
+
+def test_rows_are_the_sums_of_terms(run, rng):
+    pred, label = rng.normal(size=(2, 3, 4, 5))
+    label = np.exp(oracle.log_softmax(label, 1))
+    weight = rng.uniform(size=(3, 5)) * (rng.uniform(size=(3, 5)) < 0.7)
+    options = dict(from_logits=False, axis=1)
+    rows = run(KLDivLoss(reduction="row", **options), pred, label, weight)
+    assert rows.shape == (3, 5)
+    terms = run(KLDivLoss(reduction="none", **options), pred, label, weight)
+    np.testing.assert_allclose(rows, terms.sum(1), rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("kind", [mx.nd.array, mx.np.array])
+def test_a_row_alone_has_shape_1(run, rng, kind):
+    pred, label = rng.normal(size=6), rng.dirichlet(np.ones(6))
+    value = run(KLDivLoss(False, reduction="row"), pred, label, kind=kind)
+    assert value.shape == (1,) and value[0] == pytest.approx(oracle.kl_terms(pred, label, "logits").sum(), rel=1e-5)
+    gradient, _ = run.gradients(KLDivLoss(False, reduction="row"), pred, label, head=np.array([2.0]), kind=kind)
+    close(gradient, 2 * (np.exp(oracle.log_softmax(pred)) - label), "float32")
+
+
+@pytest.mark.usefixtures("path")
+def test_a_row_alone_where_shapes_are_numpys(rng):
+    with mx.util.np_shape(True):
+        loss = KLDivLoss(False, reduction="row")
+        assert loss(mx.np.array(rng.normal(size=6)), mx.np.array(rng.dirichlet(np.ones(6)))).shape == (1,)
+        empty = loss(mx.np.zeros((0, 3, 4)), mx.np.zeros((0, 3, 4)))
+        assert empty.shape == (0, 3)
+
+
 # Errors
 
 PAIR = ((2, 3), (2, 3))
 
 
 @pytest.mark.parametrize("arguments, error, words", [
-    (dict(reduction="avg"), ValueError, ["reduction", "'mean', 'sum', 'none' or 'row_mean'", "'avg'"]),
+    (dict(reduction="avg"), ValueError, ["reduction", "'mean', 'sum', 'none', 'row' or 'row_mean'", "'avg'"]),
     (dict(label_space="prob"), ValueError, ["label_space", "'probs', 'log_probs' or 'logits'", "'prob'"]),
     (dict(epsilon=0), ValueError, ["epsilon", "positive", "0"]),
     (dict(epsilon=-1e-3), ValueError, ["epsilon", "-0.001"]),
@@ -482,7 +513,7 @@ def test_devices_must_agree(run):
 def test_repr_shows_every_argument():
     assert repr(KLDivLoss()) == (
         "KLDivLoss(from_logits=True, axis=-1, weight=None, batch_axis=0, reduction='mean', label_space='probs', "
-        "pred_space=None, epsilon=1e-12): KL(label ‖ pred) in nats")
+        "pred_space=None, epsilon=1e-12, skew=0.0): KL(label ‖ pred) in nats")
     changed = repr(KLDivLoss(False, 1, 0.5, 2, reduction="none", label_space="logits", epsilon=1e-5))
     for part in ("from_logits=False", "axis=1", "weight=0.5", "batch_axis=2", "'none'", "'logits'", "epsilon=1e-05"):
         assert part in changed

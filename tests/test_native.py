@@ -23,28 +23,29 @@ needs_native = pytest.mark.skipif(not native.is_available(), reason=f"no fused o
 pytestmark = needs_native
 
 SPACES = ("probs", "log_probs", "logits")
-forms = pytest.mark.parametrize("form", ["kl", "reverse_kl", "js"])  # between two distributions
+FORMS = ["kl", "reverse_kl", "js", "skew_kl", "skew_reverse_kl", "tv"]  # between two distributions
+forms = pytest.mark.parametrize("form", FORMS)
 EPSILON = 1e-12
 
 
 # ---- reference ---------------------------------------------------------------------------------------------------
 
 
-def pair_terms(inputs, axis, *, form="kl", pred="log_probs", target="probs", temperature=1.0, beta=0.5, hard="index",
-               hard_weight=0.0, **_):
+def pair_terms(inputs, axis, *, form="kl", pred="log_probs", target="probs", temperature=1.0, beta=0.5, skew=0.5,
+               hard="index", hard_weight=0.0, label_smoothing=0, **_):
     """Terms of a divergence between two distributions, and of hard labels."""
     soft, hard_terms = 0.0, 0.0
     if "target" in inputs:
         sides = [x / temperature if space == "logits" else x
                  for x, space in ((inputs["pred"], pred), (inputs["target"], target))]
-        soft = oracle.js_terms(*sides, pred, target, axis, {"kl": 0, "reverse_kl": 1, "js": beta}[form])
+        soft = oracle.divergence_terms(*sides, pred, target, axis, form, beta, skew)
     if "hard" not in inputs:
         return soft
     hard_terms = oracle.distillation_terms(inputs["pred"], inputs["hard"], None, axis, hard_weight=1,
-                                           sparse_label=hard == "index")
+                                           sparse_label=hard == "index", label_smoothing=label_smoothing)
     if "target" not in inputs:
         return hard_terms
-    return (1 - hard_weight) * temperature ** 2 * soft + hard_weight * hard_terms
+    return (1 - hard_weight) * temperature ** (1 if form == "tv" else 2) * soft + hard_weight * hard_terms
 
 
 def gaussian_terms(inputs, *, spread="log_variance", free_nats=0.0, prior_mean=None, prior_log_variance=None, **_):
@@ -65,15 +66,18 @@ def terms_of(inputs, axis=-1, form="kl", **options):
         return pair_terms(inputs, axis, form=form, **options)
 
 
-def reference(inputs, *, axis=-1, batch_axis=0, reduction="sum", scale=1.0, counted=None, **options):
+def reference(inputs, *, axis=-1, batch_axis=0, reduction="sum", scale=1.0, counted=None, ignore_label=None, **options):
     """The operator's result in float64; `inputs` by name. `counted` replaces the weight where rows are counted."""
     inputs = {name: np.asarray(x, "float64") for name, x in inputs.items()}
     terms = np.asarray(terms_of(inputs, axis, **options), "float64") * scale
-    weight = inputs.get("weight")
+    weight, counted = inputs.get("weight"), inputs.get("weight") if counted is None else counted
+    if ignore_label is not None:
+        heard = oracle.heard(inputs["hard"], terms.shape, axis, ignore_label)
+        weight, counted = (heard if x is None else x * heard for x in (weight, counted))
     if weight is not None:
         with np.errstate(invalid="ignore"):
             terms = np.where(weight == 0, 0, terms * weight)
-    return oracle.reduce(terms, batch_axis, reduction, axis, weight if counted is None else counted)
+    return oracle.reduce(terms, batch_axis, reduction, axis, counted)
 
 
 def numerical(f, x, places, step=1e-6):
@@ -165,7 +169,7 @@ LAYOUTS = [
     ((6,), 0, 0),
     ((6,), -1, -1),
 ]
-REDUCTIONS = ("sum", "mean", "none", "row_mean")
+REDUCTIONS = ("sum", "mean", "none", "row_mean", "row")
 
 
 def seeded(*what):
@@ -188,13 +192,15 @@ def weights(rng, shape, kind, axis):
 @forms
 def test_pairs(form, shape, axis, batch_axis, pred, target):
     rng = seeded(form, shape, axis, batch_axis, pred, target)
+    if form == "tv" and shape[axis] == 1:
+        return  # both sides are 1, where it has a kink
     for reduction, kind in (("mean", "none"), ("sum", "rows"), ("none", "none"), ("row_mean", "rows"),
-                            ("row_mean", "any"), ("none", "any"), ("sum", "any")):
+                            ("row_mean", "any"), ("none", "any"), ("sum", "any"), ("row", "rows"), ("row", "any")):
         inputs = {"pred": sample(rng, shape, pred, axis), "target": sample(rng, shape, target, axis),
                   **weights(rng, shape, kind, axis)}
         check(inputs, rng, form=form, axis=axis, batch_axis=batch_axis, pred=pred, target=target, reduction=reduction,
               scale=rng.rand() + 0.5, temperature=rng.choice([1.0, 2.0]), beta=rng.choice([0.5, 0.1, 0.97]),
-              keep=int(rng.rand() < 0.7))
+              skew=rng.choice([0.5, 0.1, 0.97]), keep=int(rng.rand() < 0.7))
 
 
 @pytest.mark.parametrize("shape, axis, batch_axis", [c for c in LAYOUTS if c[1] % len(c[0]) != c[2] % len(c[0])])
@@ -202,19 +208,27 @@ def test_pairs(form, shape, axis, batch_axis, pred, target):
 @forms
 def test_hard_labels(form, target, shape, axis, batch_axis):
     """Beside a teacher, and alone."""
+    if target is None and form != "kl":
+        return  # there is no divergence, and so no other call
     rng = seeded(form, target, shape, axis, batch_axis)
     n = shape[axis]
     without = tuple(m for d, m in enumerate(shape) if d != axis % len(shape))
-    for hard, kind, reduction in itertools.product(("index", "kept", "dense"), ("none", "rows", "any"),
-                                                   ("row_mean", "sum")):
+    others = seeded("of indices", form, target, shape, axis, batch_axis)
+    labels = ("index", "kept", "dense"), ("none", "rows", "any")
+    calls = [*itertools.product(*labels, ("row_mean", "sum")), *itertools.product(*labels, ("row",))]
+    for hard, kind, reduction in calls:
         y = rng.rand(*shape) if hard == "dense" else rng.randint(0, n, size=without).astype("float64")
+        of_indices = {}
         if hard == "kept":
             y = np.expand_dims(y, axis)
+            of_indices = dict(ignore_label=-100.0, label_smoothing=others.choice([0.0, 0.2]))
+            y[others.rand(*y.shape) < 0.3] = -100
         inputs = {"pred": sample(rng, shape, "logits", axis)}
         if target:
             inputs["target"] = sample(rng, shape, target, axis)
         inputs = {**inputs, "hard": y, **weights(rng, shape, kind, axis)}
         options = dict(temperature=rng.choice([1.0, 3.0]), hard_weight=rng.choice([0.0, 0.3, 1.0])) if target else {}
+        options.update(of_indices)
         learned = ("pred", "hard", "weight") if hard == "dense" else ("pred", "weight")
         check(inputs, rng, [name for name in learned if name in inputs], form=form, pred="logits",
               target=target or "probs", axis=axis, batch_axis=batch_axis, reduction=reduction,

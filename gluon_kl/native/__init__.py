@@ -20,7 +20,8 @@ _NAME, _LIKE = "_gluon_kl_divergence", "_gluon_kl_like"
 _LOCK = threading.Lock()
 _INTERFACES = ("1.9.", "2.0.")  # of MXNet's releases, those whose interface has the version that we are built for
 _DEFAULTS = {"form": "kl", "pred": "log_probs", "target": "probs", "axis": -1, "batch_axis": 0, "reduction": "sum",
-             "scale": 1.0, "epsilon": 1e-12, "temperature": 1.0, "beta": 0.5, "keep": 1, "value": 1}
+             "scale": 1.0, "epsilon": 1e-12, "temperature": 1.0, "beta": 0.5, "skew": 0.5, "label_smoothing": 0.0,
+             "keep": 1, "value": 1}
 _TEXTS = 256  # how many calls' texts are remembered, as in call.h: a number that changes makes a new one each time
 SMALL = 1 << 15  # elements: below, MXNet's bookkeeping costs more than arithmetic
 

@@ -22,7 +22,7 @@
 
 namespace gluon_kl {
 
-enum Reduction { kSum, kMeanOver, kNone, kRowMean };
+enum Reduction { kSum, kMeanOver, kNone, kRow, kRowMean };
 
 // The arrays of a call: the streams of its form, its weight, and an anchor: the result, a column of zeros, of a call
 // without a value, through which that one gets the gradient of this one's result. What stands in for their ranks while
@@ -36,8 +36,9 @@ struct Call {
   Space space[2] = {kLogProbs, kProbs};
   int axis = -1, batch_axis = 0;
   Reduction reduction = kSum;
-  double scale = 1, epsilon = 1e-12, temperature = 1, beta = 0.5;
+  double scale = 1, epsilon = 1e-12, temperature = 1, beta = 0.5, skew = 0.5;
   bool dense = false;
+  double ignore_label = NAN, label_smoothing = 0;  // NAN: no class is ignored
   double hard_weight = 0, prior_mean = 0, prior_log_variance = NAN, target_value = NAN, free_nats = 0;  // NAN: not given
   bool spread_is_std = false, keep = true, value = true;
 
@@ -121,6 +122,9 @@ inline bool set_number(Call* c, const std::string& key, const std::string& x) {
   else if (key == "epsilon") c->epsilon = between(0, 2, key, number(key, x));
   else if (key == "temperature") c->temperature = between(0, std::numeric_limits<double>::max(), key, number(key, x));
   else if (key == "beta") c->beta = between(0, 1, key, number(key, x));
+  else if (key == "skew") c->skew = between(0, 1, key, number(key, x));
+  else if (key == "ignore_label") c->ignore_label = number(key, x);
+  else if (key == "label_smoothing") c->label_smoothing = between(0, 1, key, number(key, x));
   else if (key == "hard_weight") c->hard_weight = number(key, x);
   else if (key == "prior_mean") c->prior_mean = number(key, x);
   else if (key == "prior_log_variance") c->prior_log_variance = number(key, x);
@@ -142,7 +146,7 @@ inline void set_choice(Call* c, const std::string& key, const std::string& x) {
   else if (key == "batch_axis") c->batch_axis = integer(key, x);
   else if (key == "reduction")
     c->reduction = choice(key, x, std::map<std::string, Reduction>{{"sum", kSum}, {"mean", kMeanOver}, {"none", kNone},
-                                                                   {"row_mean", kRowMean}});
+                                                                   {"row", kRow}, {"row_mean", kRowMean}});
   else if (key == "hard") c->dense = choice(key, x, Flags{{"index", false}, {"dense", true}});
   else if (key == "spread") c->spread_is_std = choice(key, x, Flags{{"log_variance", false}, {"std", true}});
   else if (key == "keep") c->keep = flag(key, x);
@@ -155,7 +159,10 @@ inline void check_inputs(const Call& c) {
   if (c.pair() && !c.has(kTarget) && !c.has(kHard)) throw std::invalid_argument("inputs must name target, hard or both");
   if (c.form == kBernoulli && !c.has(kTarget) && std::isnan(c.target_value))
     throw std::invalid_argument("inputs must name target, or target_value give it");
+  if (!c.pair() && c.reduction == kRow) throw std::invalid_argument("reduction=row needs a form with categories");
   if (!c.pair() || !c.has(kHard)) return;
+  if (c.dense && (c.label_smoothing != 0 || !std::isnan(c.ignore_label)))
+    throw std::invalid_argument("ignore_label and label_smoothing are for class indices, not for hard=dense");
   if (c.space[0] != kLogits) throw std::invalid_argument("pred must be logits where hard is among the inputs");
   if (c.grad & (1 << kTarget | (c.dense ? 0 : 1 << kHard)))
     throw std::invalid_argument("where hard is among the inputs, gradients go to pred, to weight, and to hard if that is dense");
@@ -165,8 +172,9 @@ inline Call read(const std::string& text) {
   std::map<std::string, std::string> given = words_of(text);
   Call c;
   const std::string form = given.count("form") ? given["form"] : "kl";
-  c.form = choice("form", form, std::map<std::string, Form>{{"kl", kKL}, {"reverse_kl", kReverseKL}, {"js", kJS},
-                                                            {"gaussian", kGaussian}, {"bernoulli", kBernoulli}});
+  c.form = choice("form", form, std::map<std::string, Form>{
+      {"kl", kKL}, {"reverse_kl", kReverseKL}, {"js", kJS}, {"skew_kl", kSkewKL}, {"skew_reverse_kl", kSkewReverseKL},
+      {"tv", kTotalVariation}, {"gaussian", kGaussian}, {"bernoulli", kBernoulli}});
   if (c.form == kBernoulli) c.space[0] = kLogits;
   given.erase("form");
   for (const auto& entry : given)

@@ -58,7 +58,7 @@ template <class T> struct Constants {
   T t[2], soft, hard, log_epsilon, free_nats;
   bool softmax[2];
   int squarings;  // exp(x / T) squared so often is exp(x), for T of 1, 2 and 4; -1 for any other
-  T beta, rest, limit, series[kTerms];
+  T beta, rest, limit, series[kTerms], skew, unskewed;
 
   explicit Constants(const Job& job) {
     for (int i = 0; i < 2; ++i) {
@@ -70,6 +70,7 @@ template <class T> struct Constants {
     log_epsilon = static_cast<T>(job.log_epsilon), free_nats = static_cast<T>(job.free_nats);
     beta = static_cast<T>(job.beta), rest = static_cast<T>(1 - job.beta);
     limit = static_cast<T>(job.form == kJS ? __builtin_log1p(-job.beta) - __builtin_log(job.beta) : 0);
+    skew = static_cast<T>(job.skew), unskewed = static_cast<T>(1 - job.skew);
     for (int i = 0; i < kTerms; ++i) series[i] = static_cast<T>(job.series[i]);
   }
   // exp(off), from e = exp(off * t[kPred]).

@@ -30,6 +30,9 @@ template <class T, class Use> auto with_form(const Job& job, Use use) {
     case kKL: return with_spaces<T, KL>(job, use);
     case kReverseKL: return with_spaces<T, ReverseKL>(job, use);
     case kJS: return with_spaces<T, JS>(job, use);
+    case kSkewKL: return with_spaces<T, SkewKL>(job, use);
+    case kSkewReverseKL: return with_spaces<T, SkewReverseKL>(job, use);
+    case kTotalVariation: return with_spaces<T, TotalVariation>(job, use);
     case kCrossEntropy: return use(Is<CrossEntropy<T>>{});
     case kGaussian:
       if (job.prior) return std ? use(Is<Gaussian<T, true, true>>{}) : use(Is<Gaussian<T, true, false>>{});

@@ -20,7 +20,7 @@ inline int size_of(Type type) {
   }
 }
 
-enum Form { kKL, kReverseKL, kJS, kGaussian, kBernoulli, kCrossEntropy };
+enum Form { kKL, kReverseKL, kJS, kSkewKL, kSkewReverseKL, kTotalVariation, kGaussian, kBernoulli, kCrossEntropy };
 
 // What the numbers of one side are: probabilities, their logs, or scores that a softmax over the axis (of a Bernoulli
 // divergence: a sigmoid) turns into both.
@@ -39,7 +39,8 @@ enum Stat { kPredMax, kPredSum, kHardSum, kTargetMax, kTargetSum, kFirstSum, kSe
 struct BroadcastAxis { int64_t stride, size, step; };
 
 // An array to be read at every element of the call's shape. If `categories` is not 0, it holds class indices, one a
-// row, and reads as 1 at the row's class and 0 elsewhere, or as NaN throughout where there is no such class.
+// row, and reads as `at_class` at the row's class and `elsewhere` at the others, or as NaN throughout where there is no
+// such class.
 struct View {
   const void* data;  // null: there is none
   Type type;
@@ -47,6 +48,7 @@ struct View {
   int64_t categories, inner;
   int axes;
   const BroadcastAxis* axis;
+  double at_class = 1, elsewhere = 0;
 };
 
 // Where results go: an array of the call's shape, or sums over the elements that share a place.
@@ -77,6 +79,7 @@ struct Job {
   double log_epsilon;  // stands in for log(0) in the gradient of a target given as probability
   double free_nats;
   double beta;         // share of the target in the mixture
+  double skew;         // share, in what the skewed forms compare with, of the side that is compared
   double series[kSeriesTerms];  // of a mixed term near equality, see JS in pair.h
   void* stats[kStats]; // of the computing type
   bool kept;           // the stats are there, from the forward

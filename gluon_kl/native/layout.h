@@ -65,15 +65,15 @@ template <class T> void read_classes(const View& v, T* to, int64_t first, int64_
     for (int64_t i = 0; i < count;) {
       const int64_t k = at(first + i), hot = class_of(v, row(first + i)), left = v.categories - k;
       const int64_t length = left < count - i ? left : count - i;
-      for (int64_t j = 0; j < length; ++j) to[i + j] = hot < 0 ? nan<T>() : T(0);
-      if (hot >= k && hot < k + length) to[i + hot - k] = T(1);
+      for (int64_t j = 0; j < length; ++j) to[i + j] = hot < 0 ? nan<T>() : static_cast<T>(v.elsewhere);
+      if (hot >= k && hot < k + length) to[i + hot - k] = static_cast<T>(v.at_class);
       i += length;
     }
     return;
   }
   for (int64_t i = 0; i < count; ++i) {
     const int64_t hot = class_of(v, row(first + i));
-    to[i] = hot < 0 ? nan<T>() : T(hot == at(first + i));
+    to[i] = hot < 0 ? nan<T>() : static_cast<T>(hot == at(first + i) ? v.at_class : v.elsewhere);
   }
 }
 

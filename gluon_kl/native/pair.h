@@ -1,4 +1,4 @@
-// Divergences between two distributions: KL, its reverse and Jensen-Shannon.
+// Divergences between two distributions: KL and skew KL, their reverses, Jensen-Shannon and total variation.
 #ifndef GLUON_KL_PAIR_H_
 #define GLUON_KL_PAIR_H_
 
@@ -26,7 +26,7 @@ template <class T> struct Point {
 //                               own probability adds nothing to a gradient through a softmax: per_element = 0 leaves it out,
 //                               which keeps digits
 //   by_p, by_q(at)              its derivative by a side's probability
-//   q_less_p(at)                if kWhole: q - p (p - q where the sides are swapped), with all digits where they hardly
+//   q_less_p(at)                if kByValue: q - p (p - q where the sides are swapped), with all digits where they hardly
 //                               differ
 //   kWeighs                     the sides, as bits, whose probabilities its term multiplies
 //   kByValue                    as of a form, between two softmaxes
@@ -56,22 +56,93 @@ template <class T> struct KL {
   }
 };
 
-template <class T> struct ReverseKL {
+// KL(p || s p + r q), r = 1 - s, by Y = r expm1(-u): m / p is 1 + Y, and (q - p) / m is Y / (r (1 + Y)).
+template <class T> struct SkewKL {
   using V = Vec<T>;
-  using P = Point<T>;  // with the sides swapped
-  explicit ReverseKL(const Constants<T>& c) : kl(c) {}
-  const KL<T> kl;
+  explicit SkewKL(const Constants<T>& constants) : c(constants) {}
+  const Constants<T>& c;
 
   static constexpr bool kWhole = true;
-  static constexpr int kByValue = kPred, kWeighs = 1 << kPred;
-  KL_INLINE P at(const P& x) const { return x.swapped(); }
-  KL_INLINE V term(const P& x) const { return kl.term(x); }
-  KL_INLINE V whole_term(const P& x) const { return kl.whole_term(x); }
-  KL_INLINE V q_less_p(const P& x) const { return kl.q_less_p(x); }
-  KL_INLINE V q_slope(const P& x, T per_element) const { return kl.p_slope(x, per_element); }
-  KL_INLINE V p_slope(const P& x, T per_element) const { return kl.q_slope(x, per_element); }
-  KL_INLINE V by_q(const P& x) const { return kl.by_p(x); }
-  KL_INLINE V by_p(const P& x) const { return kl.by_q(x); }
+  static constexpr int kByValue = -1, kWeighs = 1 << kPred | 1 << kTarget;
+
+  struct Mixed { V p, q, log_p, log_q, log_share, change, y; };  // log p/m; (q - p) / m; Y
+  KL_INLINE Mixed at(const Point<T>& x) const {
+    const V u = (x.log_p == -inf<T>()) & (x.log_q == -inf<T>()) ? V{} : x.u;
+    const auto p_is_larger = u >= T(0);
+    const ExpPair<T> e = exp_pair_down<T>(p_is_larger ? -u : u);  // of the smaller side by the larger
+    const V own = p_is_larger ? splat(c.skew) : splat(c.unskewed), other = p_is_larger ? splat(c.unskewed) : splat(c.skew);
+    const V m = own + other * e.e, log_m = log1p<T>(other * e.minus_one, m), change = e.minus_one / m;
+    return {x.p, x.q, x.log_p, x.log_q, p_is_larger ? -log_m : u - log_m, p_is_larger ? change : -change,
+            c.unskewed * (p_is_larger ? e.minus_one : -e.minus_one / e.e)};
+  }
+  KL_INLINE V term(const Mixed& m) const { return m.p == T(0) ? V{} : m.p * m.log_share; }
+  // p (Y - log1p(Y)): p Y is r (q - p), which adds up to 0.
+  KL_INLINE V whole_term(const Mixed& m) const {
+    const V far = term(m) + c.unskewed * (m.q - m.p), near = m.p * log1p_excess<T>(m.y);
+    return Max<T>(T(0), (m.y < T(0.4999)) & (m.y > T(-0.2499)) ? near : far);
+  }
+  // Through a softmax each is a multiple of its own probability away from -r p q / m, and from p (log p/m + r q / m): so
+  // it is small where the sides are near.
+  KL_INLINE V q_slope(const Mixed& m, T per_element) const {
+    return c.unskewed * m.q * (c.unskewed * m.change - per_element);
+  }
+  KL_INLINE V p_slope(const Mixed& m, T per_element) const {
+    const V slope = m.log_share + c.unskewed * (c.skew * m.change + per_element);
+    return m.p == T(0) ? V{} : m.p * slope;
+  }
+  KL_INLINE V by_q(const Mixed& m) const {
+    return (m.p == T(0)) & (m.q == T(0)) ? V{} : c.unskewed * (c.unskewed * m.change - T(1));
+  }
+  // As of KL; `log_epsilon` has log r taken off.
+  KL_INLINE V by_p(const Mixed& m) const {
+    const V at_zero = m.log_q > -inf<T>() ? c.log_epsilon - m.log_q : V{};
+    return m.p == T(0) ? at_zero : m.log_share + c.unskewed * (c.skew * m.change + T(1));
+  }
+};
+
+// A divergence with its sides swapped.
+template <class T, class D> struct Reversed {
+  using V = Vec<T>;
+  explicit Reversed(const Constants<T>& c) : other(c) {}
+  const D other;
+
+  static constexpr bool kWhole = D::kWhole;
+  static constexpr int kByValue = D::kByValue < 0 ? -1 : 1 - D::kByValue;
+  static constexpr int kWeighs = (D::kWeighs & 1) << 1 | D::kWeighs >> 1;
+  KL_INLINE auto at(const Point<T>& x) const { return other.at(x.swapped()); }
+  template <class At> KL_INLINE V term(const At& x) const { return other.term(x); }
+  template <class At> KL_INLINE V whole_term(const At& x) const { return other.whole_term(x); }
+  template <class At> KL_INLINE V q_less_p(const At& x) const { return other.q_less_p(x); }
+  template <class At> KL_INLINE V q_slope(const At& x, T per_element) const { return other.p_slope(x, per_element); }
+  template <class At> KL_INLINE V p_slope(const At& x, T per_element) const { return other.q_slope(x, per_element); }
+  template <class At> KL_INLINE V by_q(const At& x) const { return other.by_p(x); }
+  template <class At> KL_INLINE V by_p(const At& x) const { return other.by_q(x); }
+};
+template <class T> using ReverseKL = Reversed<T, KL<T>>;
+template <class T> using SkewReverseKL = Reversed<T, SkewKL<T>>;
+
+// |p - q| / 2.
+template <class T> struct TotalVariation {
+  using V = Vec<T>;
+  explicit TotalVariation(const Constants<T>& c) : kl(c) {}
+  const KL<T> kl;
+
+  static constexpr bool kWhole = false;
+  static constexpr int kByValue = -1, kWeighs = 1 << kPred | 1 << kTarget;
+
+  struct Apart { V p, q, half; };  // half of q - p
+  KL_INLINE Apart at(const Point<T>& x) const {
+    return {x.p, x.q, T(0.5) * (x.logits ? kl.q_less_p(x) : x.q - x.p)};
+  }
+  static KL_INLINE V half_sign(V x) {
+    const V below = x < T(0) ? splat(T(-0.5)) : x;  // NaN stays
+    return x > T(0) ? splat(T(0.5)) : below;
+  }
+  KL_INLINE V term(const Apart& x) const { return x.half < T(0) ? -x.half : x.half; }
+  KL_INLINE V q_slope(const Apart& x, T) const { return x.q * by_q(x); }
+  KL_INLINE V p_slope(const Apart& x, T) const { return x.p * by_p(x); }
+  KL_INLINE V by_q(const Apart& x) const { return half_sign(x.half); }
+  KL_INLINE V by_p(const Apart& x) const { return -half_sign(x.half); }
 };
 
 // beta p log(p / m) + (1 - beta) q log(q / m), m = beta p + (1 - beta) q.
@@ -135,7 +206,7 @@ template <class T, template <class> class D, bool kPredLog, bool kTargetLog, boo
   static constexpr int kSums = kTargetLog ? 2 : kPredLog ? 1 : 0;
   static constexpr bool kWhole = kDifference && D<T>::kWhole;
   static constexpr int kByValue = kWhole ? D<T>::kByValue : -1;
-  static constexpr int kNear = kWhole ? kBoth & ~(1 << kByValue) : 0;  // which is q - p, or p - q
+  static constexpr int kNear = kByValue < 0 ? 0 : kBoth & ~(1 << kByValue);  // which is q - p, or p - q
   static constexpr int kTaken = kTakes, kUse = kDifference ? kBoth : kPredLog && !kTargetLog ? D<T>::kWeighs & 1 << kPred : 0;
   template <int kSides> using Taking = Pair<T, D, kPredLog, kTargetLog, kDifference, kSides>;
   using Given = Taking<kUse>;

@@ -90,8 +90,9 @@ struct Geometry {
   int axis, batch_axis;  // axis -1: the form has none
   int64_t outer = 1, n = 1, inner = 1, rows, batch, batch_stride = 1;
   int first_inner = 0, last_inner = 0;  // the axes within a row
+  bool by_row;                          // each row has a result of its own, as if it were a sample
 
-  Geometry(const Call& call, const Shape& of) : shape(of), axis(-1) {
+  Geometry(const Call& call, const Shape& of) : shape(of), axis(-1), by_row(call.reduction == kRow) {
     const int rank = static_cast<int>(shape.size());
     batch_axis = normal_axis(call.batch_axis, rank, "batch_axis");
     batch = shape[batch_axis];
@@ -109,8 +110,9 @@ struct Geometry {
     for (int d = batch_axis + 1; d < rank; ++d)
       if (d < first_inner || d >= last_inner) batch_stride *= shape[d];
     rows = outer * inner;
+    if (by_row) batch = rows, batch_stride = 1;
   }
-  bool sample_per_category() const { return axis == batch_axis; }
+  bool sample_per_category() const { return axis == batch_axis && !by_row; }
   bool own_sample() const { return rows == batch && !sample_per_category(); }  // each row is a sample, in their order
   int64_t sample(int64_t row) const { return row / batch_stride % batch; }
   int64_t first_element(int64_t row) const { return row / inner * n * inner + row % inner; }
@@ -180,9 +182,7 @@ inline Shape infer_shapes(const Call& call, std::vector<Shape>* shapes) {
       if (pass) fill(&(*shapes)[i], shape);
     }
   if (!known(shape)) return {};
-  const int rank = static_cast<int>(shape.size());
-  const int axis = call.pair() ? normal_axis(call.axis, rank, "axis") : -1;
-  const int64_t batch = shape[normal_axis(call.batch_axis, rank, "batch_axis")];
+  const Geometry geometry(call, shape);
   const std::string first = name_of(call, kPred);
   for (size_t i = 0; i < shapes->size(); ++i) {
     const int slot = call.inputs[i];
@@ -190,12 +190,15 @@ inline Shape infer_shapes(const Call& call, std::vector<Shape>* shapes) {
     if (same_shape(call, slot) && own != shape)
       throw std::invalid_argument(first + " and " + name_of(call, slot) + " must have the same shape, not " + text(shape) +
                                   " and " + text(own));
-    if (slot == kHard && !same_shape(call, slot)) fit_indices(&own, shape, axis);
-    if (slot == kAnchor) fill(&own, {batch, 1});
+    if (slot == kHard && !same_shape(call, slot)) fit_indices(&own, shape, geometry.axis);
+    if (slot == kAnchor) fill(&own, {geometry.batch, 1});
     if (slot == kWeight && !own.empty()) check_weight(own, shape, first);
   }
   if (call.reduction == kNone) return shape;
-  return call.value ? Shape{batch} : Shape{batch, 1};
+  if (!call.value) return {geometry.batch, 1};
+  if (call.reduction != kRow || shape.size() == 1) return {geometry.batch};
+  shape.erase(shape.begin() + geometry.axis);
+  return shape;
 }
 
 // ---- the plan ----------------------------------------------------------------------------------------------------
@@ -208,6 +211,7 @@ class Plan {
     for (const Array& a : arrays_) double_ |= a.data && a.type == kFloat64;
     weighted_ = arrays_[kWeight].data != nullptr;
     weight_per_row_ = weighted_ && g_.per_row(arrays_[kWeight].shape);
+    ignores_ = call_.has(kHard) && call_.pair() && !std::isnan(call_.ignore_label);
     if (weighted_) weight_view_ = view(kWeight);
     fill_job();
     find_factors();
@@ -232,7 +236,7 @@ class Plan {
     }
   }
 
-  // The result, of the computing type: one number for each sample, or for reduction none the terms.
+  // The result, of the computing type: one number for each sample or row, or for reduction none the terms.
   void forward(void* out) {
     const int64_t results = call_.reduction == kNone ? size_of(g_.shape) : g_.batch;
     if (!call_.value || g_.empty()) {
@@ -324,10 +328,14 @@ class Plan {
     const double temperature = soft ? call_.temperature : 1;
     job_.inv_temperature = 1 / temperature;
     job_.hard_share = hard ? call_.hard_weight : 0;
-    job_.soft_share = hard ? (1 - call_.hard_weight) * temperature * temperature : 1;
+    // What the temperature takes from the gradient: of total variation, which is not smooth, one factor less.
+    const double restored = job_.form == kTotalVariation ? temperature : temperature * temperature;
+    job_.soft_share = hard ? (1 - call_.hard_weight) * restored : 1;
     // Hard labels without a share leave the divergence's factor.
-    scale_ = call_.scale * (call_.has(kHard) && call_.pair() && soft && !hard ? temperature * temperature : 1);
+    scale_ = call_.scale * (call_.has(kHard) && call_.pair() && soft && !hard ? restored : 1);
     job_.log_epsilon = std::log(call_.epsilon);
+    job_.skew = call_.skew;
+    if (job_.form == kSkewKL || job_.form == kSkewReverseKL) job_.log_epsilon -= std::log1p(-call_.skew);
     job_.free_nats = call_.free_nats;
     job_.beta = call_.beta;
     job_.spread_is_std = call_.spread_is_std;
@@ -345,7 +353,9 @@ class Plan {
   }
   View view_as_it_is(int slot) {  // hard labels: of pred's shape, or class indices
     if (call_.dense) return view(slot);
-    return {arrays_[slot].data, arrays_[slot].type, false, g_.n, g_.inner, 0, nullptr};
+    const double elsewhere = call_.label_smoothing / static_cast<double>(std::max<int64_t>(g_.n, 1));
+    return {arrays_[slot].data, arrays_[slot].type, false, g_.n, g_.inner, 0, nullptr,
+            1 - call_.label_smoothing + elsewhere, elsewhere};
   }
   void fill_gaussian() {
     job_.in[kLogVariance] = view(kLogVariance);
@@ -368,20 +378,25 @@ class Plan {
         if (static_cast<int>(d) != g_.batch_axis) count *= static_cast<double>(g_.shape[d]);
     } else if (call_.reduction == kRowMean) {
       count = g_.sample_per_category() ? static_cast<double>(g_.rows) : g_.batch ? static_cast<double>(g_.rows / g_.batch) : 1;
-      if (weighted_) count_rows();
+      if (weighted_ || ignores_) count_rows();
     }
     factor_ = scale_ / (count > 0 ? count : 1);
   }
+  // Whether the row's class is the one that does not count.
+  bool ignored(int64_t row) const {
+    return ignores_ && number(arrays_[kHard].data, arrays_[kHard].type, row) == call_.ignore_label;
+  }
   double share(int64_t sample) const { return shares_.empty() ? factor_ : shares_[sample]; }
-  // The rows of each sample that have a weight other than 0.
+  // The rows of each sample that have a weight other than 0 and are not ignored.
   void count_rows() {
     std::vector<int64_t> counts(g_.batch, 0);
     const bool all = g_.sample_per_category();
     int64_t together = 0;
     for (int64_t r = 0; r < g_.rows && g_.n; ++r) {
-      bool counts_in = false;
+      bool counts_in = !weighted_;
       for (int64_t k = 0; k < (weight_per_row_ ? 1 : g_.n) && !counts_in; ++k)
         counts_in = weight_at(g_.first_element(r) + k * g_.inner) != 0;
+      counts_in &= !ignored(r);
       together += counts_in;
       if (!all) counts[g_.sample(r)] += counts_in;
     }
@@ -419,6 +434,7 @@ class Plan {
     if (head && !job_.head.data)
       double_ ? times_head<double>(begin, end, factor) : times_head<float>(begin, end, factor);
     if (weighed && weight_per_row_) weigh(begin, end, factor);
+    if (ignores_) silence_ignored(begin, end, factor);
   }
   template <class T> void times_head(int64_t begin, int64_t end, double* factor) const {
     const T* const head = static_cast<const T*>(ograd_);
@@ -431,9 +447,14 @@ class Plan {
       value[r - begin] = w == 0 ? 0 : value[r - begin] * w;
     }
   }
+  void silence_ignored(int64_t begin, int64_t end, double* value) const {
+    for (int64_t r = begin; r < end; ++r)
+      if (ignored(r)) value[r - begin] = 0;
+  }
   Shape sample_shape() const {
     Shape one(g_.shape.size(), 1);
-    one[g_.batch_axis] = g_.batch;
+    if (g_.by_row) one = g_.shape, one[g_.axis] = 1;
+    else one[g_.batch_axis] = g_.batch;
     return one;
   }
   // The result's gradient, where it is not one number a row.
@@ -513,6 +534,7 @@ class Plan {
       double* const value = by_piece ? values : &part[begin];
       k.forward(job_, begin, end, value);
       if (weight_per_row_) weigh(begin, end, value);
+      if (ignores_) silence_ignored(begin, end, value);
       if (by_piece) part[i] = sum(value, end - begin);
     });
     if (by_piece) {
@@ -567,6 +589,7 @@ class Plan {
       total.resize(size, 0.0);
       const std::vector<double> values = job_.stats[kValue] ? std::vector<double>{} : row_values();
       samples(0, g_.rows, [&](int64_t r, int64_t b) {
+        if (ignored(r)) return;
         const double value = values.empty() ? number(job_.stats[kValue], type(), r) : values[r];
         const int64_t at = weight_place(g_.first_element(r));
         if (std::isfinite(value) || number(weight.data, weight.type, at) != 0) total[at] += out_grad(b) * share(b) * value;
@@ -630,7 +653,7 @@ class Plan {
   std::vector<Array> arrays_;
   Geometry g_;
   Job job_;
-  bool double_, weighted_, weight_per_row_;
+  bool double_, weighted_, weight_per_row_, ignores_;
   double scale_, factor_;
   std::vector<double> shares_;  // of each sample, where they differ
   std::vector<BroadcastAxis> axes_[kSlots], head_axes_;

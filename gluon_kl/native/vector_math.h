@@ -108,23 +108,40 @@ template <class T> KL_INLINE Vec<T> exp_down(Vec<T> x) { return exp_pair_down<T>
 
 // ---- log ---------------------------------------------------------------------------------------------------------
 // x = 2^e m, 3/4 <= m < 3/2, f = m - 1. log(0) = -inf, log(inf) = inf, log of a negative number = NaN.
-// log(1 + f) + e_lo for -0.25 <= f <= 0.5, within 1.2e-8 of it (float) and 1e-17 (double) before rounding.
-KL_INLINE Vec<float> log1p_poly(Vec<float> f, Vec<float> e_lo) {
+// (log(1 + f) - f) / f^2 for -0.25 <= f <= 0.5.
+KL_INLINE Vec<float> log1p_tail(Vec<float> f) {
   // Fitted for the least relative error on -0.293 <= f <= 0.5: 1.2e-8.
   constexpr float c[] = {-0.055683985352516174f, 0.11690684407949448f, -0.13479763269424438f, 0.14389750361442566f,
                          -0.1660766303539276f,   0.1999133825302124f,  -0.2500109374523163f,  0.33333471417427063f};
   // In pairs, so that fewer steps wait for the one before; where two logarithms follow each other that shows.
   const Vec<float> f2 = f * f, f4 = f2 * f2;
   const Vec<float> p = ((c[0] * f + c[1]) * f2 + (c[2] * f + c[3])) * f4 + ((c[4] * f + c[5]) * f2 + (c[6] * f + c[7]));
-  return f + MulAdd<float>(f2, p * f - 0.5f, e_lo);
+  return p * f - 0.5f;
 }
+// log(1 + f) + e_lo for -0.25 <= f <= 0.5, within 1.2e-8 of it (float) and 1e-17 (double) before rounding.
+KL_INLINE Vec<float> log1p_poly(Vec<float> f, Vec<float> e_lo) { return f + MulAdd<float>(f * f, log1p_tail(f), e_lo); }
+// log1p(f) = 2 atanh(s), s = f / (2 + f), |s| <= 1/5: the series to s^25, then f - (f^2/2 - s (f^2/2 + R)).
+struct Log1pSeries {
+  Vec<double> s, half, rest;
+  explicit KL_INLINE Log1pSeries(Vec<double> f) {
+    s = f / (f + 2.0), half = f * f * 0.5;
+    const Vec<double> z = s * s;
+    Vec<double> p = splat(2.0 / 25);
+    for (int i = 23; i >= 3; i -= 2) p = p * z + 2.0 / i;
+    rest = half + z * p;
+  }
+};
 KL_INLINE Vec<double> log1p_poly(Vec<double> f, Vec<double> e_lo) {
-  // log1p(f) = 2 atanh(s), s = f / (2 + f), |s| <= 1/5: the series to s^25, then f - (f^2/2 - s (f^2/2 + R)).
-  const Vec<double> s = f / (f + 2.0), z = s * s, half = f * f * 0.5;
-  Vec<double> p = splat(2.0 / 25);
-  for (int i = 23; i >= 3; i -= 2) p = p * z + 2.0 / i;
-  return f - (half - MulAdd<double>(s, half + z * p, e_lo));
+  const Log1pSeries by(f);
+  return f - (by.half - MulAdd<double>(by.s, by.rest, e_lo));
 }
+// f - log(1 + f) for -0.25 <= f <= 0.5, and for no other f: with the digits that the difference would lose near 0.
+KL_INLINE Vec<float> log1p_excess_poly(Vec<float> f) { return f * f * -log1p_tail(f); }
+KL_INLINE Vec<double> log1p_excess_poly(Vec<double> f) {
+  const Log1pSeries by(f);
+  return by.half - by.s * by.rest;
+}
+template <class T> KL_INLINE Vec<T> log1p_excess(Vec<T> f) { return log1p_excess_poly(f); }
 
 // log(value); if kNearOne value is 1 + x, and where x is near 0 the result follows from it, with the digits that value has
 // lost. Errors as those of log and log1p.
