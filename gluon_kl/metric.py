@@ -1,12 +1,24 @@
-"""The divergences as evaluation metrics."""
+"""What to watch while a model trains: divergences, agreement and entropy, as evaluation metrics."""
 
 import math
-from typing import Any, List, Optional
+from typing import Any, List, Optional, Tuple
 
+from gluon_kl.base import as_legacy
+from gluon_kl.checks import (
+    Frame,
+    check_axis,
+    check_kinds,
+    check_same_shape,
+    fit_sample_weight,
+    normal_axis,
+)
 from gluon_kl.front import Metric, alias, check_label_shapes, register
-from gluon_kl.pair import JSDivLoss, KLDivLoss
+from gluon_kl.operators import to_log
+from gluon_kl.pair import JSDivLoss, KLDivLoss, pred_space_of
 
 import mxnet as mx
+import numpy as np
+from mxnet.ndarray import NDArray
 
 
 class _Sum:
@@ -25,35 +37,44 @@ class _Sum:
         self._lost = math.fsum([*parts, -self.value])
 
 
-class _DivergenceMetric(Metric):
-    """Mean over samples of a loss between pred and label, which a subclass chooses."""
+class _MeanMetric(Metric):
+    """A mean over what `_measure` adds up of each batch."""
 
-    def __init__(
-        self, loss: Any, name: str, output_names: Optional[List[str]], label_names: Optional[List[str]],
-        **arguments: Any,
-    ) -> None:
-        self._loss = loss
-        super().__init__(name, output_names, label_names, **arguments)
+    def _measure(self, label: Any, pred: Any, weight: Any) -> Tuple[float, int]:
+        """The sum over a batch, and how many it counts."""
+        raise NotImplementedError
 
-    def update(self, labels: Any, preds: Any) -> None:
-        """Add the divergences of a batch.
+    def update(self, labels: Any, preds: Any, sample_weight: Any = None) -> None:
+        """Add what a batch has.
 
         Parameters
         ----------
         labels, preds : array or list of arrays
-            As the loss takes them; a list holds one array per device or output.
+            A list holds one array per device or output.
+        sample_weight : array or list of arrays, optional
+            As the losses take it, one for each pred. Weight 0 silences a row whatever it holds.
+
+        Raises
+        ------
+        ValueError
+            If shapes or the lengths of lists differ.
+        TypeError
+            If an input is not an MXNet array.
         """
         labels, preds = check_label_shapes(labels, preds, wrap=True)
-        for label, pred in zip(labels, preds):
+        weights = _listed(sample_weight, len(preds))
+        if len(weights) != len(preds):
+            raise ValueError(f"sample_weight must hold an array for each of {len(preds)} preds, not {len(weights)}")
+        for label, pred, weight in zip(labels, preds, weights):
             with mx.autograd.pause():
-                if isinstance(label, mx.nd.NDArray) and isinstance(pred, mx.nd.NDArray):
-                    label = label.as_in_context(pred.context)
-                divergences = self._loss(pred, label).asnumpy()
-            total = float(divergences.sum(dtype="float64"))
+                if isinstance(pred, NDArray):
+                    label, weight = (x.as_in_context(pred.context) if isinstance(x, NDArray) else x
+                                     for x in (label, weight))
+                total, count = self._measure(label, pred, weight)
             for seen in (self._local, self._global):
                 seen.add(total)
-            self.num_inst += divergences.size
-            self.global_num_inst += divergences.size
+            self.num_inst += count
+            self.global_num_inst += count
         self.sum_metric = self._local.value
         self.global_sum_metric = self._global.value
 
@@ -66,6 +87,61 @@ class _DivergenceMetric(Metric):
         """Forget what was added since the last such call; the global value stays."""
         super().reset_local()
         self._local = _Sum()
+
+
+def _listed(weight: Any, count: int) -> Any:
+    """A list of weights as it is; none for each pred, or the only one."""
+    if isinstance(weight, (list, tuple)):
+        return weight
+    return [None] * count if weight is None else [weight]
+
+
+class _DivergenceMetric(_MeanMetric):
+    """Mean over samples of a loss between pred and label, which a subclass chooses."""
+
+    def __init__(
+        self, loss: Any, name: str, output_names: Optional[List[str]], label_names: Optional[List[str]],
+        **arguments: Any,
+    ) -> None:
+        self._loss = loss
+        super().__init__(name, output_names, label_names, **arguments)
+
+    def _measure(self, label: Any, pred: Any, weight: Any) -> Tuple[float, int]:
+        divergences = self._loss(pred, label, weight).asnumpy()
+        return float(divergences.sum(dtype="float64")), divergences.size
+
+
+class _RowMetric(_MeanMetric):
+    """Mean over the rows that have a weight of what a subclass finds of each."""
+
+    names: Tuple[str, ...] = ("pred", "label", "sample_weight")
+    optional: Tuple[str, ...] = ("sample_weight",)
+
+    def __init__(
+        self, axis: int, name: str, output_names: Optional[List[str]], label_names: Optional[List[str]],
+        **arguments: Any,
+    ) -> None:
+        self._axis = check_axis("axis", axis)
+        super().__init__(name, output_names, label_names, axis=axis, **arguments)
+
+    def _of_rows(self, label: Any, pred: Any, axis: int) -> Any:
+        """A number for each row along the axis, as a NumPy array of pred's shape without it."""
+        raise NotImplementedError
+
+    def _measure(self, label: Any, pred: Any, weight: Any) -> Tuple[float, int]:
+        if check_kinds(self.names, (pred, label, weight), self.optional):
+            raise TypeError("pred must be an MXNet array, not a Symbol: a Symbol has no values")
+        label, pred, weight = (x if x is None else as_legacy(x) for x in (label, pred, weight))
+        axis, shape = normal_axis("axis", self._axis, pred.shape, "pred"), pred.shape
+        if label is not None:
+            check_same_shape("pred", "label", shape, label.shape)
+        if 0 in shape:
+            return 0.0, 0
+        found = self._of_rows(label, pred, axis)
+        if weight is not None:
+            weight = fit_sample_weight(weight, Frame(shape, 0, axis)).asnumpy()
+            found = found[np.broadcast_to(weight != 0, shape).any(axis=axis)]
+        return float(found.sum(dtype="float64")), found.size
 
 
 @register
@@ -211,3 +287,169 @@ class JSDivergence(_DivergenceMetric):
         loss = JSDivLoss(from_logits, axis, label_space=label_space, pred_space=pred_space, beta=beta, reduction="sum")
         super().__init__(loss, name, output_names, label_names, from_logits=from_logits, axis=axis,
                          label_space=label_space, pred_space=pred_space, beta=beta)
+
+
+@register
+class Agreement(_RowMetric):
+    r"""Share of rows whose best category is the teacher's.
+
+    With :math:`z_r` the scores of prediction row :math:`r` and :math:`v_r` those of the label,
+
+    .. math:: \frac{1}{R} \sum_{r=1}^{R}
+              [\operatorname{argmax} z_r = \operatorname{argmax} v_r],
+
+    over the :math:`R` rows whose weight is not 0. How faithful a student is to its teacher,
+    which its accuracy does not tell. Registered, so that ``mx.metric.create("agreement")``
+    finds it once gluon_kl is imported.
+
+    Parameters
+    ----------
+    axis : int, default -1
+        The axis of the categories; each row along it counts once.
+    name : str, default "agreement"
+        The name that `get` returns.
+    output_names, label_names : list of str, optional
+        Which outputs and labels of a module count; all of them by default.
+
+    Raises
+    ------
+    ValueError
+        If shapes differ, the numbers of labels and predictions differ, or `axis` is out of
+        range.
+    TypeError
+        If an input is not an MXNet array, or an argument has the wrong type.
+
+    Notes
+    -----
+    Predictions and labels are scores, probabilities or their logarithms, in whatever space:
+    the order alone counts. Of equal ones the first is the best. Labels are the teacher's
+    output, of the shape of the predictions.
+
+    References
+    ----------
+    S. Stanton et al., "Does Knowledge Distillation Really Work?", NeurIPS 2021.
+
+    Examples
+    --------
+    >>> import gluon_kl
+    >>> import mxnet as mx
+    >>> agreement = gluon_kl.metric.Agreement()
+    >>> student = mx.nd.array([[2, 0.5, -1],
+    ...                        [0.2, 0.1, 0.4]])
+    >>> teacher = mx.nd.array([[3, 1, -2],
+    ...                        [0, 4, 0]])
+    >>> agreement.update(teacher, student)
+    >>> print(agreement.get())
+    ('agreement', 0.5)
+    """
+
+    def __init__(
+        self, axis: int = -1, name: str = "agreement", output_names: Optional[List[str]] = None,
+        label_names: Optional[List[str]] = None,
+    ) -> None:
+        super().__init__(axis, name, output_names, label_names)
+
+    def _of_rows(self, label: Any, pred: Any, axis: int) -> Any:
+        best = [_best(x, axis) for x in (label, pred)]
+        return best[0] == best[1]
+
+
+def _best(x: Any, axis: int) -> Any:
+    """The first of the largest along the axis; MXNet gives it in the dtype of `x`, in which float16 counts to 2048."""
+    return (x if x.dtype == np.float64 else x.astype("float32")).argmax(axis=axis).asnumpy()
+
+
+@register
+class Entropy(_RowMetric):
+    r"""Mean entropy of predictions, in nats.
+
+    With :math:`q_r` the distribution of prediction row :math:`r`,
+
+    .. math:: \frac{1}{R} \sum_{r=1}^{R} \sum_i -q_{ri} \log q_{ri},
+
+    over the :math:`R` rows whose weight is not 0: 0 where all are certain, and the logarithm of
+    the number of categories where they tell nothing. One that falls fast warns of a student or
+    a policy that stops trying alternatives. Labels are not looked at, and may be None.
+    Registered, so that ``mx.metric.create("entropy")`` finds it once gluon_kl is imported.
+
+    Parameters
+    ----------
+    from_logits : bool, default True
+        `True` if predictions are log-probabilities, `False` if they are logits.
+    axis : int, default -1
+        The axis of the categories.
+    pred_space : {"probs", "log_probs", "logits"}, optional
+        What predictions hold, instead of what `from_logits` says: "probs" for networks that end
+        in a softmax.
+    name : str, default "entropy"
+        The name that `get` returns.
+    output_names, label_names : list of str, optional
+        Which outputs and labels of a module count; all of them by default.
+
+    Raises
+    ------
+    ValueError
+        If `axis` is out of range, or an argument is not among the allowed ones.
+    TypeError
+        If an input is not an MXNet array, or an argument has the wrong type.
+
+    Notes
+    -----
+    Computed in float64. A category of probability 0, such as a masked score, adds 0.
+
+    References
+    ----------
+    C. E. Shannon, "A Mathematical Theory of Communication", Bell System Technical Journal 27
+    (1948), 379-423.
+
+    Examples
+    --------
+    A row that is sure, and one that is torn between two:
+
+    >>> import gluon_kl
+    >>> import mxnet as mx
+    >>> entropy = gluon_kl.metric.Entropy(
+    ...     pred_space="probs")
+    >>> pred = mx.nd.array([[1, 0, 0],
+    ...                     [0.5, 0, 0.5]])
+    >>> entropy.update(None, pred)
+    >>> name, value = entropy.get()
+    >>> print(name, round(value, 4))
+    entropy 0.3466
+    """
+
+    names = ("pred", "sample_weight")
+
+    def __init__(
+        self, from_logits: bool = True, axis: int = -1, pred_space: Optional[str] = None, name: str = "entropy",
+        output_names: Optional[List[str]] = None, label_names: Optional[List[str]] = None,
+    ) -> None:
+        self._space = pred_space_of(from_logits, pred_space)
+        super().__init__(axis, name, output_names, label_names, from_logits=from_logits, pred_space=pred_space)
+
+    def update(self, labels: Any, preds: Any, sample_weight: Any = None) -> None:
+        """Add what a batch has.
+
+        Parameters
+        ----------
+        labels : any
+            Not looked at.
+        preds : array or list of arrays
+            A list holds one array per device or output.
+        sample_weight : array or list of arrays, optional
+            As the losses take it, one for each pred. Weight 0 silences a row whatever it holds.
+
+        Raises
+        ------
+        ValueError
+            If a weight does not fit, or the lengths of lists differ.
+        TypeError
+            If an input is not an MXNet array.
+        """
+        preds = preds if isinstance(preds, (list, tuple)) else [preds]
+        super().update([None] * len(preds), [*preds], sample_weight)
+
+    def _of_rows(self, label: Any, pred: Any, axis: int) -> Any:
+        log = to_log(mx.nd, pred.astype("float64"), self._space, axis)
+        probs = mx.nd.exp(log)
+        return -mx.nd.where(probs, probs * log, probs).sum(axis=axis).asnumpy()

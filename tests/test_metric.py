@@ -241,3 +241,117 @@ def test_gluon_loop_and_composite(data):
     assert values[0] == pytest.approx(expected, rel=1e-4) and alone.get()[1][0] == pytest.approx(expected, rel=1e-4)
     composite.reset()
     assert np.isnan(composite.get()[1][0])
+
+
+# Weights, agreement and entropy
+
+@pytest.mark.usefixtures("path")
+@pytest.mark.parametrize("metric, terms", [(gluon_kl.metric.KLDivergence, oracle.kl_terms),
+                                           (gluon_kl.metric.JSDivergence, oracle.js_terms)])
+def test_divergences_under_a_weight(rng, metric, terms):
+    """As of the loss: samples count whatever their weight, and weight 0 silences what a row holds."""
+    pred, label = rng.normal(size=(2, 4, 3, 5))
+    label, weight = np.exp(oracle.log_softmax(label)), rng.uniform(0.5, 2, size=(4, 3))
+    weight[1], weight[2, 0] = 0, 0
+    expected = (terms(pred, label, "logits") * weight[..., None]).sum((1, 2)).mean()
+    pred[weight == 0] = np.nan
+    figure = metric(from_logits=False)
+    figure.update(double(label), double(pred), double(weight))
+    assert figure.get()[1] == pytest.approx(expected, rel=1e-11) and figure.num_inst == 4
+    figure.update([double(label)] * 2, [double(pred)] * 2, [double(weight)] * 2)
+    assert figure.get()[1] == pytest.approx(expected, rel=1e-11) and figure.num_inst == 12
+
+
+@pytest.mark.parametrize("kind", [mx.nd.array, mx.np.array])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_agreement(rng, dtype, kind):
+    pred, label = rng.normal(size=(2, 6, 4, 5)).astype(dtype)
+    same = pred.argmax(-1) == label.argmax(-1)
+    metric = gluon_kl.metric.Agreement()
+    for part in (slice(2), slice(2, 6)):
+        metric.update([kind(label[part], dtype=dtype)], [kind(pred[part], dtype=dtype)])
+    assert metric.get() == ("agreement", pytest.approx(same.mean())) and metric.num_inst == 24
+    across = gluon_kl.metric.Agreement(axis=1)
+    across.update(kind(label.swapaxes(1, 2), dtype=dtype), kind(pred.swapaxes(1, 2), dtype=dtype))
+    assert across.get()[1] == pytest.approx(same.mean())
+
+
+def test_agreement_of_many_categories():
+    """Beyond 2048 float16 cannot count them."""
+    pred, label = np.zeros((2, 1, 4000), "float16")
+    pred[0, 3001], label[0, 3000] = 1, 1
+    metric = gluon_kl.metric.Agreement()
+    metric.update(mx.nd.array(label, dtype="float16"), mx.nd.array(pred, dtype="float16"))
+    assert metric.get()[1] == 0
+
+
+@pytest.mark.parametrize("weight", [(1, 0, 2), [(1, 0, 1, 0), (0, 0, 0, 0), (3, 1, 1, 1)]], ids=["samples", "rows"])
+@pytest.mark.parametrize("axis", [-1, 1])
+def test_rows_without_a_weight_are_left_out(rng, weight, axis):
+    pred, label = rng.normal(size=(2, 3, 4, 5))
+    weight = np.array(weight, dtype="float64")
+    heard = np.broadcast_to(weight.reshape(3, -1) != 0, (3, 4))
+    same, entropy = (pred.argmax(-1) == label.argmax(-1))[heard], oracle.log_softmax(pred)
+    entropy = -(np.exp(entropy) * entropy).sum(-1)[heard]
+    pred[~heard] = np.nan
+    pred, label = (double(x.swapaxes(axis, -1)) for x in (pred, label))
+    for metric, want in ((gluon_kl.metric.Agreement(axis), same), (gluon_kl.metric.Entropy(False, axis), entropy)):
+        metric.update(label, pred, double(weight))
+        assert metric.get()[1] == pytest.approx(want.mean(), rel=1e-12) and metric.num_inst == want.size
+        with pytest.raises(ValueError, match=r"sample_weight of shape \(5,\) does not fit"):
+            metric.update(label, pred, double(np.ones(5)))
+        with pytest.raises(ValueError, match="sample_weight must hold an array for each of 2 preds, not 1"):
+            metric.update([label] * 2, [pred] * 2, double(weight))
+
+
+@pytest.mark.parametrize("space", ["probs", "log_probs", "logits"])
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-6), ("float64", 1e-12)])
+def test_entropy(rng, space, dtype, tolerance):
+    log = oracle.log_softmax(3 * rng.normal(size=(7, 5))).astype(dtype).astype("float64")
+    log = oracle.log_softmax(log)
+    pred = {"probs": np.exp(log), "log_probs": log, "logits": log + 2}[space]
+    metric = gluon_kl.metric.Entropy(pred_space=space)
+    for part in (pred[:2], pred[2:]):
+        metric.update(None, [mx.nd.array(part, dtype=dtype)])
+    assert metric.get() == ("entropy", pytest.approx(-(np.exp(log) * log).sum(-1).mean(), rel=tolerance))
+    assert metric.num_inst == 7
+
+
+def test_entropy_of_certain_and_masked_rows():
+    for space, pred in (("logits", [[0.0, -np.inf, 0.0], [5.0, -np.inf, -np.inf]]),
+                        ("probs", [[0.5, 0.0, 0.5], [1.0, 0.0, 0.0]])):
+        metric = gluon_kl.metric.Entropy(pred_space=space)
+        metric.update([double(pred)], [double(pred)])
+        assert metric.get()[1] == pytest.approx(np.log(2) / 2, rel=1e-12)
+    metric.update(None, double([[np.nan, 0.5, 0.5]]))
+    assert np.isnan(metric.get()[1])
+
+
+def test_agreement_and_entropy_are_registered():
+    for name, metric in (("agreement", gluon_kl.metric.Agreement(1, "same", ["out"], ["target"])),
+                         ("entropy", gluon_kl.metric.Entropy(axis=1, pred_space="probs", name="spread"))):
+        assert type(mx.metric.create(name)) is type(metric)
+        again = mx.metric.create(**metric.get_config())
+        assert again.get_config() == metric.get_config() and again._axis == 1
+    assert again._space == "probs"
+
+
+@pytest.mark.parametrize("make", [gluon_kl.metric.Agreement, gluon_kl.metric.Entropy])
+def test_errors_of_agreement_and_entropy(make):
+    good = double([[0.0, 1.0]])
+    with pytest.raises(ValueError, match="axis = 2 is out of range"):
+        make(axis=2).update(good, good)
+    with pytest.raises(TypeError, match="axis must be an integer"):
+        make(axis=0.5)
+    with pytest.raises(TypeError, match="pred must be an MXNet array"):
+        make().update([good], [np.ones((1, 2))])
+    with pytest.raises(TypeError, match="a Symbol has no values"):
+        make().update([mx.sym.var("label")], [mx.sym.var("pred")])
+    with pytest.raises(ValueError, match="same shape"):
+        gluon_kl.metric.Agreement().update([double([[1.0]])], [good])
+    with pytest.raises(ValueError, match="from_logits=False"):
+        gluon_kl.metric.Entropy(from_logits=False, pred_space="probs")
+    metric = make()
+    with mx.util.np_shape(True):
+        metric.update([mx.np.zeros((0, 3))], [mx.np.zeros((0, 3))])
+    assert np.isnan(metric.get()[1]) and metric.num_inst == 0
