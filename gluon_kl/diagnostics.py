@@ -380,7 +380,7 @@ def check_not_indices(label: Any, shape: Tuple[int, ...], axis: int, remedy: str
 
 def check_distillation(
     pred: Any, label: Optional[Any], teacher_pred: Optional[Any], weight: Any, batch_axis: int, axis: int,
-    sparse_label: bool, ignore_label: Optional[float], teacher_space: str,
+    sparse_label: bool, teacher_space: str, ignore_label: Optional[float] = None,
 ) -> None:
     """Raise ValueError for the likeliest mistake in the inputs of a distillation loss."""
     weight = _weight(weight, pred.shape, batch_axis, axis)

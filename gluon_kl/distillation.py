@@ -361,4 +361,4 @@ class DistillationLoss(StudentLoss):
                                           "sparse_label=True for a label")
         (pred, label, teacher_pred, weight), frame = self._check(*inputs)
         diagnostics.check_distillation(pred, label, teacher_pred, weight, frame.batch_axis, axis, self._sparse_label,
-                                       self._ignore_label, self._teacher_space)
+                                       self._teacher_space, self._ignore_label)
