@@ -84,6 +84,8 @@ template <class T> void all() {
   measure<T>("log1p below 0", -1e-12, -0.5, true, 4.0, [](Vec<T> x) { return log1p<T>(x); }, [](long double x) { return log1pl(x); });
   measure<T>("u + expm1(-u)", 1e-3, 1, true, 4.0, [](Vec<T> x) { return unit_excess<T>(x); }, [](long double x) { return expm1l(-x) + x; });
   measure<T>("u + expm1(-u) below 0", -1e-3, -1, true, 4.0, [](Vec<T> x) { return unit_excess<T>(x); }, [](long double x) { return expm1l(-x) + x; });
+  measure<T>("x - log1p(x)", 1e-3, 0.4999, true, 6.0, [](Vec<T> x) { return log1p_excess<T>(x); }, [](long double x) { return x - log1pl(x); });
+  measure<T>("x - log1p(x) below 0", -1e-3, -0.2499, true, 6.0, [](Vec<T> x) { return log1p_excess<T>(x); }, [](long double x) { return x - log1pl(x); });
 
   Job job{};
   job.form = kJS;

@@ -151,16 +151,17 @@ void check_one(Call c, const Shape& shape, bool weighted) {
 
 Call random_call(int round) {
   Call c;
-  const Form forms[] = {kKL, kKL, kReverseKL, kJS, kGaussian, kBernoulli, kCrossEntropy, kKL};
+  const Form forms[] = {kKL, kKL, kReverseKL, kJS, kSkewKL, kSkewReverseKL, kTotalVariation, kGaussian, kBernoulli,
+                        kCrossEntropy, kKL};
   constexpr int kinds = sizeof forms / sizeof *forms;
   c.form = forms[round % kinds];
-  const Reduction reductions[] = {kSum, kMeanOver, kNone, kRowMean};
-  c.reduction = reductions[pick(0, c.pair() ? 3 : 2)];
+  const Reduction reductions[] = {kSum, kMeanOver, kNone, kRowMean, kRow};
+  c.reduction = reductions[pick(0, c.pair() ? 4 : 2)];
   c.scale = 0.75;
   c.keep = pick(0, 3) > 0;
   c.space[0] = static_cast<Space>(pick(0, 2)), c.space[1] = static_cast<Space>(pick(0, 2));
   c.temperature = pick(0, 1) ? 1 : 2;
-  c.beta = pick(0, 1) ? 0.5 : 0.05 + 0.9 * uniform();
+  c.beta = pick(0, 1) ? 0.5 : 0.05 + 0.9 * uniform(), c.skew = 0.05 + 0.9 * uniform();
   if (c.form == kGaussian) {
     c.inputs = {kMean, kLogVariance};
     if (pick(0, 1)) c.inputs.push_back(kPriorMean);
@@ -173,6 +174,7 @@ Call random_call(int round) {
     c.hard_weight = c.form == kCrossEntropy ? 1 : 0.25;
     c.space[0] = kLogits;
     c.dense = pick(0, 1);
+    if (!c.dense && pick(0, 1)) c.ignore_label = 1, c.label_smoothing = 0.1;
     if (c.reduction == kNone) c.reduction = kRowMean;
   }
   return c;
@@ -313,6 +315,9 @@ void bench() {
   bench_one("js", "form=js", middle);
   bench_one("js of logits", "form=js pred=logits target=logits", middle);
   bench_one("js of logits and probs", "form=js pred=logits", middle);
+  bench_one("skew kl of logits", "form=skew_kl skew=0.1 pred=logits target=logits", middle);
+  bench_one("skew reverse kl of logits", "form=skew_reverse_kl skew=0.1 pred=logits target=logits", middle);
+  bench_one("total variation of logits", "form=tv pred=logits target=logits", middle);
   bench_one("none", "pred=logits reduction=none", middle);
   bench_one("row weights", "pred=logits inputs=pred,target,weight", middle, {256, 1});
   bench_one("element weights", "pred=logits inputs=pred,target,weight", middle, middle);
