@@ -52,7 +52,7 @@ class _MeanMetric(Metric):
         labels, preds : array or list of arrays
             A list holds one array per device or output.
         sample_weight : array or list of arrays, optional
-            As the losses take it, one for each pred. Weight 0 silences a row whatever it holds.
+            As the losses take it, one for each pred. A row of weight 0 is ignored, even NaN.
 
         Raises
         ------
@@ -437,7 +437,7 @@ class Entropy(_RowMetric):
         preds : array or list of arrays
             A list holds one array per device or output.
         sample_weight : array or list of arrays, optional
-            As the losses take it, one for each pred. Weight 0 silences a row whatever it holds.
+            As the losses take it, one for each pred. A row of weight 0 is ignored, even NaN.
 
         Raises
         ------
