@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt
 
 ROOT = Path(__file__).resolve().parent.parent
 PHONE = 44  # characters of output that fit a screen 390 pixels wide
+TUTORIALS = sorted(path.stem for path in (ROOT / "tutorials").glob("*.py") if path.stem not in ("plots", "launch"))
 
 
 def names_of(name, *arguments):

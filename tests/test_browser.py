@@ -21,6 +21,7 @@ import matplotlib.image
 import mxnet as mx
 import numpy as np
 import pytest
+from gallery import TUTORIALS
 from rendered import pages
 
 import tasks
@@ -77,54 +78,73 @@ def open_page(browser, theme, size, console, requests, **options):
     return page
 
 
+# Every page is seen in each of these, without being loaded again.
+VARIANTS = [("light", DESKTOP), ("dark", DESKTOP), ("light", PHONE)]
+LOOK = """() => ({
+    theme: document.documentElement.dataset.theme,
+    width: document.documentElement.scrollWidth,
+    formulas: document.querySelectorAll('.math').length,
+    typeset: document.querySelectorAll('.math > mjx-container > svg').length,
+    errors: document.querySelectorAll('[data-mjx-error], mjx-merror').length,
+    ids: [...document.querySelectorAll('[id]')].map(tag => tag.id),
+    links: [...document.querySelectorAll('a[href]')].map(tag => tag.href),
+    // What a reader would have to push sideways. Only code may be longer than a phone is wide.
+    clipped: [...document.querySelectorAll(
+        'article mjx-container[display], .sphx-glr-script-out pre, dt.sig, '
+        + (innerWidth < 600 ? '.doctest pre' : 'article pre'))]
+        .filter(box => box.scrollWidth > box.clientWidth + 1).map(box => box.textContent.slice(0, 60)),
+    broken: [...document.images].filter(image => image.complete && !image.naturalWidth).map(image => image.src),
+})"""
+# Of code, one token of a kind: all look alike, and thousands take axe minutes.
+FEWER_TOKENS = """() => {
+    const seen = new Set()
+    for (const token of document.querySelectorAll('.highlight pre span')) {
+        const block = token.closest('.highlight').parentElement
+        const kind = [block.className, token.parentElement.tagName, token.className].join(' ')
+        if (seen.has(kind) && !token.closest('a')) token.replaceWith(...token.childNodes)
+        seen.add(kind)
+    }
+}"""
+
+
+def show(page, theme, size):
+    """Show a page that is open in another theme or width, and wait until it is painted."""
+    page.emulate_media(color_scheme=theme, reduced_motion="reduce")
+    page.set_viewport_size(size)
+    page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+
 @pytest.fixture(scope="module")
 def visits(browser, site, address):
-    """Open every page in both themes and on a phone, and keep what the tests ask about."""
+    """Open every page, look at it in both themes and on a phone, and keep what the tests ask about."""
     from axe_playwright_python.sync_playwright import Axe
 
-    kept = []
-    for theme, size in (("light", DESKTOP), ("dark", DESKTOP), ("light", PHONE)):
-        console, requests = [], []
-        page = open_page(browser, theme, size, console, requests)
-        for name in pages(site):
-            console.clear(), requests.clear()
-            page.goto(address + name, wait_until="load")
-            page.evaluate("() => window.MathJax ? MathJax.startup.promise : null")
-            page.evaluate("() => document.querySelectorAll('details.fold').forEach(fold => fold.open = true)")
-            seen = page.evaluate("""() => ({
-                theme: document.documentElement.dataset.theme,
-                width: document.documentElement.scrollWidth,
-                formulas: document.querySelectorAll('.math').length,
-                typeset: document.querySelectorAll('.math > mjx-container > svg').length,
-                errors: document.querySelectorAll('[data-mjx-error], mjx-merror').length,
-                ids: [...document.querySelectorAll('[id]')].map(tag => tag.id),
-                links: [...document.querySelectorAll('a[href]')].map(tag => tag.href),
-                // What a reader would have to push sideways. Only code may be longer than a phone is wide.
-                clipped: [...document.querySelectorAll(
-                    'article mjx-container[display], .sphx-glr-script-out pre, dt.sig, '
-                    + (innerWidth < 600 ? '.doctest pre' : 'article pre'))]
-                    .filter(box => box.scrollWidth > box.clientWidth + 1).map(box => box.textContent.slice(0, 60)),
-                broken: [...document.images].filter(image => image.complete && !image.naturalWidth)
-                                            .map(image => image.src),
-            })""")
-            kept.append(SimpleNamespace(
+    kept, console, requests = [], [], []
+    page = open_page(browser, *VARIANTS[0], console, requests)
+    for name in pages(site):
+        show(page, *VARIANTS[0])
+        console.clear(), requests.clear()
+        page.goto(address + name, wait_until="load")
+        page.evaluate("() => window.MathJax ? MathJax.startup.promise : null")
+        page.evaluate("() => document.querySelectorAll('details.fold').forEach(fold => fold.open = true)")
+        here = []
+        for theme, size in VARIANTS:
+            show(page, theme, size)
+            here.append(SimpleNamespace(
                 where=f"{name}, {theme}, {size['width']} px", name=name, asked_theme=theme, size=size,
-                console=list(console), requests=list(requests), **seen))
-            # Of code, one token of a kind: all look alike, and thousands take axe minutes.
-            page.evaluate("""() => {
-                const seen = new Set()
-                for (const token of document.querySelectorAll('.highlight pre span')) {
-                    const block = token.closest('.highlight').parentElement
-                    const kind = [block.className, token.parentElement.tagName, token.className].join(' ')
-                    if (seen.has(kind) && !token.closest('a')) token.replaceWith(...token.childNodes)
-                    seen.add(kind)
-                }
-            }""")
-            # Last, for it fetches style sheets itself. A theme changes colours alone, and a phone shows the same ones.
-            rules = ({"runOnly": ["color-contrast"]} if theme == "dark" else
-                     {"rules": {"color-contrast": {"enabled": size is DESKTOP}}})
-            kept[-1].violations = Axe().run(page, options=rules).response["violations"]
-        page.context.close()
+                **page.evaluate(LOOK)))
+        for visit in here:
+            visit.console, visit.requests = list(console), list(requests)
+        page.evaluate(FEWER_TOKENS)
+        # Last, for it fetches style sheets itself. A theme changes colours alone, and a phone shows the same ones.
+        show(page, *VARIANTS[0])
+        here[0].violations = Axe().run(page).response["violations"]
+        for visit, rules in zip(here[1:], ({"runOnly": ["color-contrast"]},
+                                           {"rules": {"color-contrast": {"enabled": False}}})):
+            show(page, visit.asked_theme, visit.size)
+            visit.violations = page.evaluate("async rules => (await axe.run(document, rules)).violations", rules)
+        kept += here
+    page.context.close()
     return kept
 
 
@@ -404,15 +424,13 @@ def test_folds_open_by_keyboard_and_on_paper(browser, address):
 
 # Downloads
 
-TUTORIALS = sorted(script.stem for script in (tasks.ROOT / "tutorials").glob("*.py") if script.stem != "plots")
-
 # Runs a notebook as Jupyter would: cell by cell in one namespace without __file__, under arguments of Jupyter's own.
 # The site has just run the same cells in full: here what is trained is trained briefly.
 JUPYTER = """
 import argparse, json, os, sys, types
 import matplotlib
 matplotlib.use("Agg")
-brief = {"--seeds": 2, "--steps": 20, "--epochs": 3, "--updates": 3, "--turns": 1}
+brief = {"--seeds": 2, "--steps": 20, "--epochs": 3, "--updates": 3, "--turns": 1, "--categories": 2000}
 add = argparse.ArgumentParser.add_argument
 argparse.ArgumentParser.add_argument = lambda parser, name, *rest, **options: add(
     parser, name, *rest, **({**options, "default": brief[name]} if name in brief else options))
@@ -453,9 +471,9 @@ def run_download(folder, *command):
 
 
 def test_a_download_is_whole(download):
-    assert {file.name for file in download.iterdir()} == {
-        f"{download.name}.py", f"{download.name}.ipynb", "plots.py", "matplotlibrc"}
-    for name in (f"{download.name}.py", "plots.py", "matplotlibrc"):
+    imported = ["plots.py", "matplotlibrc"] + ["launch.py"] * (download.name == "distributed_training")
+    assert {file.name for file in download.iterdir()} == {f"{download.name}.py", f"{download.name}.ipynb", *imported}
+    for name in (f"{download.name}.py", *imported):
         assert (download / name).read_bytes() == (tasks.ROOT / "tutorials" / name).read_bytes()
     cells = json.loads((download / f"{download.name}.ipynb").read_text("utf-8"))["cells"]
     text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")

@@ -10,6 +10,7 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 import pytest
 from bs4 import BeautifulSoup
+from gallery import TUTORIALS
 from rendered import pages
 
 import tasks
@@ -32,8 +33,7 @@ def printed(soups, page):
 def test_the_pages_are_there(soups):
     wanted = {"index.html", "quickstart.html", "api.html", "contract.html", "moving.html", "troubleshooting.html",
               "changelog.html", "versions.html", "search.html"}
-    wanted |= {f"gallery/{script.stem}.html" for script in (tasks.ROOT / "tutorials").glob("*.py")
-               if script.stem != "plots"}
+    wanted |= {f"gallery/{name}.html" for name in TUTORIALS}
     assert wanted <= set(soups)
 
 
@@ -123,8 +123,7 @@ def test_landing_page_leads_on(soups):
 @pytest.mark.parametrize("page, folder", [("index.html", "gallery/"), ("gallery/index.html", "")])
 def test_every_tutorial_has_a_card(soups, page, folder):
     cards = {card.a["href"]: card for card in soups[page].select("ul.cards:not(.ways) > li")}
-    scripts = {script.stem for script in (tasks.ROOT / "tutorials").glob("*.py")} - {"plots"}
-    assert set(cards) == {f"{folder}{name}.html" for name in scripts}
+    assert set(cards) == {f"{folder}{name}.html" for name in TUTORIALS}
     for name, card in cards.items():
         assert card.select("svg.thumbnail"), f"{name} has no picture"
         assert len(card.select("p")) == 2, f"{name} needs a name and a line that says what it is"

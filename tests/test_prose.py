@@ -72,14 +72,11 @@ def test_the_search_of_the_site_finds_what_people_look_for():
         assert re.search(rf"\b{wanted}\b", words, re.IGNORECASE), wanted
 
 
-TUTORIALS = sorted(path.stem for path in (gallery.ROOT / "tutorials").glob("*.py") if path.stem != "plots")
-
-
 @pytest.fixture(scope="module")
 def pages(site):
     """The words, code and output of each tutorial; no sources, literals or formulas among the words."""
     found = {}
-    for name in TUTORIALS:
+    for name in gallery.TUTORIALS:
         article = BeautifulSoup((site / "gallery" / f"{name}.html").read_text("utf-8"), "html.parser").article
         for rubric in article.select("p.rubric"):
             for source in (rubric, *rubric.find_next_siblings()):
@@ -110,7 +107,7 @@ def value(numeral):
 
 
 @pytest.mark.site
-@pytest.mark.parametrize("name", TUTORIALS)
+@pytest.mark.parametrize("name", gallery.TUTORIALS)
 def test_numerals_are_those_of_the_page(pages, name):
     """Rounded as the prose rounds them."""
     page, elsewhere = pages[name], ELSEWHERE.get(name, {})

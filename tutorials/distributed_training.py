@@ -313,7 +313,7 @@ fig.savefig(
 #
 #    </details>
 #
-# **2.** The last batch of an epoch has 5 samples, and there are 8 workers. What do the other three do?
+# **2.** The last batch of an epoch has five samples, and there are eight workers. What do the other three do?
 #
 # .. raw:: html
 #
