@@ -96,6 +96,8 @@ def test_the_type_of_numpy_symbols():
 
 @pytest.mark.parametrize("name", mxnet_private.BLOCK_MEMBERS)
 def test_members_of_a_block(name):
+    if name == "_cached_op_args" and mx.__version__.startswith(("1.7.", "1.8.")):
+        pytest.skip("it is there once a block was called")
     block = mx.gluon.loss.L2Loss()
     block.hybridize()
     assert hasattr(block, name)

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import gallery
 import matplotlib.pyplot as plt
+import mxnet as mx
 import numpy as np
 import pytest
+from gallery import TUTORIALS
 from rendered import article, printed
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -125,6 +127,7 @@ def repairs():
 
 def expected_lines():
     """Pair what each line of steps 1 to 6 starts with and the numbers it must hold, from the formula."""
+    own = 1 if mx.__version__.startswith("1.9.") else 1 / 4  # MXNet's loss adds in 1.9, and averages elsewhere
     label = np.array([0.4, 0.4, 0.2, 0.0])
     july = np.array([2, 5, 2, 0]) / 9
     slope = [np.log(0.9 / 0.5) + 1, 1.0]
@@ -166,7 +169,7 @@ def expected_lines():
         ("divided by 4 categories:", [kl(D2, D1) / 4]),
         ('distribution    "sum"   "mean"', []),
         *[(name, [kl(p, q), kl(p, q) / 4]) for name, p, q in pairs],
-        ("mxnet 1.9.1:", [1.9, kl(D2, D1)]),  # the first number is the version's
+        (f"mxnet {mx.__version__}:", [float(mx.__version__[:3]), own * kl(D2, D1)]),
     ]
 
 
@@ -237,7 +240,7 @@ def test_figures_are_written_and_those_committed(output, copy):
 
 # Any Python that is not the right one, and any folder
 
-SCRIPTS = sorted(path for path in (ROOT / "tutorials").glob("*.py") if path.stem != "plots")
+SCRIPTS = [ROOT / "tutorials" / f"{name}.py" for name in TUTORIALS]
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)

@@ -86,7 +86,7 @@ def make_network(seed):
 # The servers add what the workers send. So the sum over the samples of a worker is right, whatever their number, and
 # ``trainer.step`` divides once by the number of samples in the whole batch. A mean on each worker is wrong as soon as
 # their shares differ: here seven samples are shared by two workers, who get four and three. One number each is
-# compared, the gradient to the first bias, of a step that one process takes.
+# compared with that of a step that one process takes: the gradient to the first bias.
 
 loss = KLDivLoss(from_logits=False, reduction="sum")
 loss.hybridize()
@@ -115,7 +115,7 @@ shares = [batch[0::2], batch[1::2]]
 whole = first_gradient(batch, mean)
 sums = [first_gradient(s, nd.sum) for s in shares]
 means = [first_gradient(s, mean) for s in shares]
-print(f"one process:         {whole:.6f}")
+print(f"whole batch:         {whole:.6f}")
 print(f"sums, divided by 7:  {sum(sums) / 7:.6f}")
 print(f"means, divided by 2: {sum(means) / 2:.6f}")
 
