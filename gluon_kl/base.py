@@ -125,7 +125,8 @@ class Road:
     def compute_trace(self, given: Sequence[Any]) -> Any:
         """The loss of arrays that are traced: the graph will serve arrays of other shapes and dtypes."""
         inputs = self.real(*given)
-        checked, _ = self.description.check(*inputs)
+        checked, frame = self.description.check(*inputs)
+        self._check_categories(frame)
         _, device = in_one_place(self.description.names, checked)
         out = self.compute(mx.nd, UsersGraph(True, device), self.description.with_all_axes(inputs, checked))
         return out.as_np_ndarray() if isinstance(given[0], mx.np.ndarray) else out
@@ -144,12 +145,20 @@ class Road:
         if not numpy_kind:
             raise ValueError(f"{name} has shape {shape}, and MXNet takes a 0 there for a length that it does not know "
                              f"yet: pass mx.np arrays, under mx.npx.set_np(), for batches that may be empty")
-        if axis is not None and shape[axis] == 0:
-            raise ValueError(f"{name} of shape {shape} has no categories along axis {axis}")
+        self._check_categories(frame)
         present = [x for x in inputs if isinstance(x, NDArray)]
         dtype = "float64" if any(x.dtype == np.float64 for x in present) else "float32"
         with mx.util.np_shape(True):
-            return NoRows(self.description.result_shape(frame), dtype)(*present)
+            return self.nothing(self.description.result_shape(frame), dtype, present)
+
+    def _check_categories(self, frame: Frame) -> None:
+        shape, _, axis = frame
+        if axis is not None and shape[axis] == 0:
+            raise ValueError(f"{self.description.names[0]} of shape {shape} has no categories along axis {axis}")
+
+    def nothing(self, shape: Tuple[int, ...], dtype: str, inputs: Sequence[Any]) -> Any:
+        """An array of this shape, which holds nothing, and gradients of 0 to all inputs."""
+        return NoRows(shape, dtype)(*inputs)
 
 
 def as_legacy(x: Any) -> Any:

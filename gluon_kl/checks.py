@@ -163,7 +163,9 @@ def fit_sample_weight(weight: Any, frame: Frame, of: str = "pred") -> Any:
     if len(size) == len(shape) and all(have in (1, want) for have, want in zip(size, shape)):
         return weight
     if size == (batch,):
-        return weight.reshape(tuple(-1 if i == batch_axis else 1 for i in range(len(shape))))
+        for i in range(len(shape)):  # not by `reshape`: a trace of Gluon 2 would keep the length for every later batch
+            weight = weight if i == batch_axis else weight.expand_dims(i)
+        return weight
     rows = None if axis is None else shape[:axis] + shape[axis + 1:]
     if size == rows:
         return weight.expand_dims(axis)

@@ -1,11 +1,12 @@
 """The front door of Gluon 2, and all that it alone has: `forward`, which is traced with real arrays."""
 
 import inspect
-from typing import Any, Callable, List, Optional, Sequence
+from typing import Any, Callable, List, Optional, Sequence, Tuple
 
 from gluon_kl import mxnet2
 from gluon_kl.base import Road
 from gluon_kl.block import LossBlock
+from gluon_kl.checks import DTYPE_NAMES, FLOATS
 
 import mxnet as mx
 from mxnet.gluon.metric import EvalMetric, alias, check_label_shapes, register
@@ -19,6 +20,14 @@ class TracedRoad(Road):
     def __call__(self, block: Any, given: Sequence[Any]) -> Any:
         """The loss of arrays, of which all are given or None."""
         return self.compute_trace(given) if mxnet2.tracing() else super().__call__(block, given)
+
+    def nothing(self, shape: Tuple[int, ...], dtype: str, inputs: Sequence[Any]) -> Any:
+        """An array of this shape, by operators: MXNet 2 cannot write an empty gradient of a Python function."""
+        out = mx.np.zeros(shape, dtype=dtype, ctx=inputs[0].context)
+        for x in inputs:
+            if DTYPE_NAMES[x.dtype] in FLOATS:
+                out = out + (x.as_np_ndarray() * mx.np.zeros_like(x.as_np_ndarray())).astype(dtype).sum()
+        return out.as_nd_ndarray()
 
 
 def _forward(loss: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,0 +1,308 @@
+"""Whole programs on MXNet 2: training, data, empty batches, devices, threads, copies; and what one trace serves."""
+
+import copy
+import pickle
+import threading
+
+from gluon_kl import BernoulliKLLoss, GaussianKLLoss, KLDivLoss, _mxnet, metric
+
+import mxnet as mx
+import numpy as np
+import pytest
+from mxnet import autograd, gluon
+
+import oracle
+from cases import FEW, MEMBERS, Case, Model, agrees, all_inputs, called, close, every
+
+pytestmark = [pytest.mark.skipif(not _mxnet.GLUON_2, reason="for MXNet 2"), pytest.mark.usefixtures("path")]
+STATIC = dict(static_alloc=True, static_shape=True)
+
+
+@pytest.fixture
+def data(rng):
+    """Features, and the distribution of the label that they lead to."""
+    features = rng.normal(size=(64, 5)).astype("float32")
+    return features, np.exp(oracle.log_softmax(features @ rng.normal(size=(5, 3)))).astype("float32")
+
+
+def hybridized(block, **options):
+    block.hybridize(**options)
+    return block
+
+
+def network():
+    net = gluon.nn.HybridSequential()
+    net.add(gluon.nn.Dense(8, activation="tanh"), gluon.nn.Dense(3))
+    net.initialize(mx.init.Xavier())
+    return hybridized(net)
+
+
+# Training
+
+@pytest.mark.parametrize("optimizer", ["sgd", "nag", "adam", "adamw", "rmsprop", "adagrad", "lamb"])
+def test_optimizers(data, optimizer):
+    features, label = map(mx.np.array, data)
+    net, loss = network(), hybridized(KLDivLoss(False, reduction="sum"), **STATIC)
+    trainer = gluon.Trainer(net.collect_params(), optimizer, {"learning_rate": 0.05})
+    values = []
+    for _ in range(30):
+        with autograd.record():
+            out = loss(net(features), label)
+        out.backward()
+        trainer.step(len(features))
+        values.append(float(out.mean()))
+    assert values[-1] < 0.8 * values[0], values
+
+
+def test_estimator(data):
+    from mxnet.gluon.contrib.estimator import Estimator
+    net = network()
+    loader = gluon.data.DataLoader(gluon.data.ArrayDataset(*data), batch_size=24)  # the last batch is smaller
+    train, held_out = (metric.KLDivergence(from_logits=False) for _ in range(2))
+    trainer = gluon.Trainer(net.collect_params(), "adam", {"learning_rate": 0.05})
+    estimator = Estimator(net, KLDivLoss(False, reduction="sum"), train_metrics=train, val_metrics=held_out,
+                          trainer=trainer)
+    estimator.fit(train_data=loader, val_data=loader, epochs=3)
+    values = [each.get()[1] for each in (*estimator.train_metrics, *estimator.val_metrics)]
+    want = KLDivLoss(False, reduction="sum")(net(mx.np.array(data[0])), mx.np.array(data[1])).mean()
+    assert values[-1] == pytest.approx(float(want), rel=1e-4) and values[-1] < values[0]
+
+
+@pytest.mark.parametrize("options", [dict(num_workers=0), dict(num_workers=2), dict(num_workers=0, pin_memory=True),
+                                     dict(num_workers=2, thread_pool=True)], ids=str)
+def test_data_loader(data, options):
+    """Batches of a loader's, the last one smaller, in all ways; `label` from elsewhere too."""
+    loader = gluon.data.DataLoader(gluon.data.ArrayDataset(*data), batch_size=24, **options)
+    blocks = KLDivLoss(False), hybridized(KLDivLoss(False)), hybridized(Model(KLDivLoss(False)))
+    for i, (features, label) in enumerate(loader):
+        want = oracle.kl_divergence(data[0][24 * i:24 * i + 24, :3], data[1][24 * i:24 * i + 24], from_logits=False)
+        for block in blocks[:2] if "pin_memory" in options else blocks:  # Gluon hands a traced block one kind of memory
+            np.testing.assert_allclose(block(features[:, :3], label).asnumpy(), want, rtol=1e-4, atol=2e-5)
+        here = mx.np.array(features[:, :3].asnumpy())
+        np.testing.assert_allclose(blocks[0](here, label).asnumpy(), want, rtol=1e-4, atol=2e-5)
+    assert i == 2
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_devices(data, nested):
+    loss = hybridized(Model(KLDivLoss(False)) if nested else KLDivLoss(False))
+    values, gradients = [], []
+    for device in (mx.cpu(0), mx.cpu(1)):
+        pred, label = (mx.np.array(x[:, :3], ctx=device) for x in data)
+        pred.attach_grad()
+        with autograd.record():
+            out = loss(pred, label)
+        out.backward()
+        assert out.ctx == pred.grad.ctx == device
+        values.append(out.asnumpy())
+        gradients.append(pred.grad.asnumpy())
+    np.testing.assert_array_equal(*values)
+    np.testing.assert_array_equal(*gradients)
+
+
+def test_threads(data):
+    """Calls of one loss at once, with shapes of their own."""
+    loss, failed = hybridized(KLDivLoss(False, reduction="sum")), []
+    want, _, _ = oracle.kl_gradients(data[0][:, :3], data[1], from_logits=False, reduction="sum")
+
+    def work(samples):
+        try:
+            for _ in range(20):
+                pred, label = (mx.np.array(x[:samples, :3]) for x in data)
+                pred.attach_grad()
+                with autograd.record():
+                    out = loss(pred, label)
+                out.backward()
+                np.testing.assert_allclose(pred.grad.asnumpy(), want[:samples], rtol=1e-4, atol=2e-5)
+        except Exception as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=work, args=(16 * (i + 1),)) for i in range(4)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert not failed
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_copies(name):
+    """Before the first call of a loss and after it."""
+    case = Case(name, ((3, 4), -1, 0))
+    loss = hybridized(case.make())
+    before = copy.deepcopy(loss)
+    want = called(loss, case.inputs)
+    for each in (before, copy.deepcopy(loss), copy.copy(loss), pickle.loads(pickle.dumps(loss))):
+        for got, x in zip(called(each, case.inputs), want):
+            np.testing.assert_array_equal(got, x)
+
+
+# Empty batches
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_no_rows(name):
+    """A result of no samples, and gradients that are empty, or 0 to a prior that all samples share."""
+    def check(way, size, grad_req):
+        case = Case(name, ((3, 4), -1, 0), size=None)
+        case.inputs = [x[:0] if np.shape(x)[:1] == (3,) else x for x in case.inputs]
+        case.sample_weight = None if size is None else np.zeros(size)
+        block = case.make()
+        if way == "hybridized":
+            block.hybridize()
+        arrays = [None if x is None else mx.np.array(x, dtype="float32") for x in all_inputs(case)]
+        for x in arrays:
+            if x is not None:
+                x.attach_grad(grad_req)
+                x.grad[:] = 7
+        with autograd.record():
+            out = block(*arrays)
+        out.backward()
+        assert out.asnumpy().shape == (0,)
+        for x in arrays:
+            if x is not None:
+                np.testing.assert_array_equal(x.grad.asnumpy(), np.full(x.shape, 0 if grad_req == "write" else 7))
+
+    every([(way, size, grad_req) for way in ("eager", "hybridized") for size in (None, (0,), (0, 4), (0, 1))
+           for grad_req in ("write", "add")], check)
+
+
+def test_no_rows_in_a_users_block(path):
+    """Of a block that has seen others; MXNet's own operators refuse them, with an error."""
+    if path == "operators":
+        block = hybridized(Model(KLDivLoss(False)))
+        with pytest.raises(mx.MXNetError, match="size should > 0"):
+            block(mx.np.ones((0, 4)), mx.np.ones((0, 4))).asnumpy()
+        return
+    block = hybridized(Model(KLDivLoss(False)))
+    for rows in (3, 0, 2):
+        pred = mx.np.ones((rows, 4))
+        pred.attach_grad()
+        with autograd.record():
+            out = block(pred, mx.np.full((rows, 4), 0.25))
+        out.backward()
+        close(out.asnumpy(), np.zeros(rows), "float32")
+        assert pred.grad.shape == (rows, 4)
+
+
+def test_no_categories():
+    for block in (KLDivLoss(), hybridized(KLDivLoss()), hybridized(Model(KLDivLoss()))):
+        with pytest.raises(ValueError, match="no categories along axis"):
+            block(mx.np.ones((3, 0)), mx.np.ones((3, 0)))
+
+
+# What one trace serves
+
+def weights_of(rng, shape, kind, has_axis):
+    """A weight for each sample, for each row or for each element."""
+    size = {"none": None, "batch": shape[:1], "row": shape[:-1] if has_axis else None, "element": shape}[kind]
+    return None if size is None else rng.uniform(0.5, 2, size=size)
+
+
+def test_mxnets_own_loss_is_wrong_after_a_trace_of_another_rank():
+    """The fault that ours must not have: four values for two samples."""
+    loss = hybridized(gluon.loss.KLDivLoss(from_logits=False))
+    loss(mx.np.ones((2, 3)), mx.np.ones((2, 3)))
+    assert loss(mx.np.ones((2, 3, 4)), mx.np.ones((2, 3, 4))).shape == (2, 4)
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_ranks_that_change(rng, name):
+    """Alone and in a user's block, traced with few axes or with many: right, or an error; without weights right."""
+    member = MEMBERS[name]
+
+    def check(nested, kind, first):
+        block, turn = hybridized(Model(member.make()) if nested else member.make()), 0
+        for shape in (first, (2, 3, 4), (2, 3), (5, 4), (2, 2, 1, 3), (2, 3, 4)):
+            inputs, weight = member.inputs(rng, shape), weights_of(rng, shape, kind, member.has_axis)
+            given = inputs if weight is None else [*inputs, *[None] * (
+                len(member.make()._names) - 1 - len(inputs)), weight]
+            if nested and any(x is None for x in given):
+                return  # what Gluon's traces take no None for
+            try:
+                value, *gradients = called(block, given)
+            except mx.MXNetError:
+                # A weight's place among the axes is that of the first call.
+                assert nested and kind in ("batch", "row") and len(shape) != len(first)
+                continue
+            turn += 1
+            agrees(value, member.expect(inputs, weight), "float64", f"value at {shape}")
+            for i, (got, want) in enumerate(zip(gradients, member.gradients(inputs, weight))):
+                if got is not None and want is not None:
+                    agrees(got, want, "float64", f"gradient {i} at {shape}")
+        assert turn == 6 or (nested and kind in ("batch", "row") and turn >= 2)
+
+    every([(nested, kind, first) for nested in (False, True) for kind in ("none", "batch", "row", "element")
+           for first in ((2, 3), (2, 3, 4))], check)
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_dtypes_that_change(rng, name):
+    """The dtype of a result is that of its own call."""
+    case = Case(name, ((3, 4), -1, 0))
+    for block in (hybridized(case.make()), hybridized(Model(case.make()))):
+        for dtypes in (["float32"] * 4, ["float64"] * 4, ["float16"] * 4, ["float32", "float64"] * 2,
+                       ["float16", "float32"] * 2, ["float64", "float16"] * 2):
+            used = dtypes[:len(case.inputs)]
+            value, *gradients = called(block, case.inputs, used, case.head)
+            assert value.dtype == ("float64" if "float64" in used else "float32"), used
+            agrees(value, case.value, "float32", f"value of {used}")
+            for got, dtype, want in zip(gradients, used, case.gradients):
+                if want is not None and got is not None:
+                    assert got.dtype == dtype
+                    agrees(got, want, "float16" if dtype == "float16" else "float32", f"gradient of {used}")
+
+
+def test_numbers_and_none_that_change(rng):
+    """In a block of a user's they are part of the trace; for the loss alone each call has its own."""
+    loss, pred = hybridized(BernoulliKLLoss(reduction="sum")), rng.normal(size=(3, 4))
+    for label in (0.05, 0.5, 0.05, np.full((3, 4), 0.25), 1):
+        want = oracle.weighted(oracle.bernoulli_terms(pred, np.broadcast_to(label, (3, 4))), axis=None,
+                               reduction="sum")
+        close(called(loss, [pred, label])[0], want.astype(float))
+    loss, (mean, log_variance, *prior) = hybridized(GaussianKLLoss()), MEMBERS["gaussian, prior"].inputs(rng, (3, 4))
+    for given in ((None, None), (0.5, None), (prior[0], 0.5), (None, prior[1]), (1.5, -1), tuple(prior), (0.5, None)):
+        want = oracle.weighted(oracle.gaussian_terms(mean, log_variance, *given), axis=None, reduction="sum")
+        close(called(loss, [mean, log_variance, *given])[0], want.astype(float))
+
+    class Traced(gluon.HybridBlock):
+        def forward(self, mean, log_variance):
+            return loss(mean, log_variance, 0.5, prior_log_variance=-1) + loss(mean, log_variance)
+
+    both = hybridized(Traced())
+    for rows in (3, 2, 3):
+        want = sum(oracle.weighted(oracle.gaussian_terms(mean[:rows], log_variance[:rows], *given), axis=None,
+                                   reduction="sum") for given in ((0.5, -1), ()))
+        close(called(both, [mean[:rows], log_variance[:rows]])[0], want.astype(float))
+
+
+# Imported again
+
+def test_imported_again(in_child):
+    """By `reload`, and after every module of ours was taken out: the operator is registered once."""
+    in_child("""
+        import importlib, sys
+        import mxnet as mx, numpy as np
+        import gluon_kl
+        available = gluon_kl.native.is_available()
+
+        def value():
+            class Parent(mx.gluon.HybridBlock):
+                def __init__(self):
+                    super().__init__()
+                    self.loss = gluon_kl.KLDivLoss(False)
+                def forward(self, *inputs):
+                    return self.loss(*inputs)
+
+            block = Parent()
+            block.hybridize()
+            return block(mx.np.array([[1.0, 2, 3]]), mx.np.array([[0.2, 0.3, 0.5]])).asnumpy()
+
+        before = value()
+        importlib.reload(gluon_kl)
+        np.testing.assert_array_equal(value(), before)
+        for name in [name for name in sys.modules if name.split(".")[0] == "gluon_kl"]:
+            del sys.modules[name]
+        import gluon_kl
+        assert gluon_kl.native.is_available() == available, gluon_kl.native.why_not()
+        np.testing.assert_array_equal(value(), before)
+    """)
