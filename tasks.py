@@ -157,7 +157,9 @@ def requirements(command):
 
 
 def exactly(package, version):
-    """Spell a version for pip: "1.8.0" is served by 1.8.0.post0 too."""
+    """Spell a version for pip: "1.8.0" is served by 1.8.0.post0 too. The path of a wheel stands for itself."""
+    if version and version.endswith(".whl"):
+        return str(Path(version).resolve())
     pinned = f"{version}.*" if version and re.fullmatch(r"[\d.]+", version) else version
     return f"{package}=={pinned}" if version else package
 
@@ -322,7 +324,8 @@ TAKE_ARGUMENTS = ("test", "lint", "bench")
 def environment(asked, python):
     """Name the virtual environment of what was asked for: .venv, or .venv-3.9-mxnet1.8.0, say."""
     parts = [minor(python)] if asked.python else []
-    parts += [name + version for name, version in (("mxnet", asked.mxnet), ("numpy", asked.numpy)) if version]
+    parts += [name + (Path(version).name.split("-")[1] if version.endswith(".whl") else version)
+              for name, version in (("mxnet", asked.mxnet), ("numpy", asked.numpy)) if version]
     return "-".join([".venv", *parts])
 
 
@@ -334,7 +337,7 @@ def read_command_line(argv):
         epilog="commands:\n" + "\n".join(f"  {name:9} {command.__doc__}" for name, command in COMMANDS.items()))
     parser.add_argument("--python", metavar="X", help="a path, a version such as 3.9, 'oldest' or 'newest' "
                         "(default: this Python if it fits, or else the newest)")
-    parser.add_argument("--mxnet", metavar="Y", help=f"a version of MXNet (default: {MXNET})")
+    parser.add_argument("--mxnet", metavar="Y", help=f"a version of MXNet, or the path of its wheel (default: {MXNET})")
     parser.add_argument("--numpy", metavar="Z", help="a version of NumPy, such as 1.26 (default: the newest that "
                         "fits); each set of these has an environment of its own, such as .venv-3.9-mxnet1.8.0")
     parser.add_argument("command", nargs="?", choices=COMMANDS, help=argparse.SUPPRESS)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -340,13 +341,19 @@ def test_an_environment_whose_python_is_gone_is_made_anew(project):
 
 @pytest.mark.parametrize("options, folder", [
     ([], ".venv"), (["--python", "oldest"], ".venv-3.8"), (["--mxnet", "1.7.0"], ".venv-mxnet1.7.0"),
-    (["--numpy", "2", "--python", "3.8", "--mxnet", "1.8.0"], ".venv-3.8-mxnet1.8.0-numpy2")])
+    (["--numpy", "2", "--python", "3.8", "--mxnet", "1.8.0"], ".venv-3.8-mxnet1.8.0-numpy2"),
+    (["--mxnet", "wheels/mxnet-2.0.0+cpu-py3-none-any.whl"], ".venv-mxnet2.0.0+cpu")])
 def test_each_cell_of_the_matrix_has_its_environment(project, monkeypatch, options, folder):
     monkeypatch.setattr(tasks, "choose_python", lambda wanted: python("3.8.18"))
     seen = []
     monkeypatch.setitem(tasks.COMMANDS, "lint", lambda inside, arguments: seen.append((inside, arguments)))
     tasks.main([*options, "lint", "--fix", "-k", "page"])
     assert seen == [(tasks.ROOT / folder / "bin" / "python", ["--fix", "-k", "page"])]
+
+
+def test_a_wheel_of_mxnet_by_its_path():
+    assert tasks.exactly("mxnet", "wheels/mxnet-2.0.0-py3-none-any.whl") == str(
+        Path("wheels/mxnet-2.0.0-py3-none-any.whl").resolve())
 
 
 # What it says
