@@ -140,10 +140,9 @@ class Road:
 
     def _without_rows(self, inputs: Sequence[Any], frame: Frame, numpy_kind: bool) -> Any:
         """What no rows give: MXNet's operators would divide by their number."""
-        shape, _, axis = frame
         name = self.description.names[0]
         if not numpy_kind:
-            raise ValueError(f"{name} has shape {shape}, and MXNet takes a 0 there for a length that it does not know "
+            raise ValueError(f"{name} has shape {frame.shape}, and MXNet takes a 0 there for a length that it does not know "
                              f"yet: pass mx.np arrays, under mx.npx.set_np(), for batches that may be empty")
         self._check_categories(frame)
         present = [x for x in inputs if isinstance(x, NDArray)]
