@@ -142,8 +142,8 @@ class Road:
         """What no rows give: MXNet's operators would divide by their number."""
         name = self.description.names[0]
         if not numpy_kind:
-            raise ValueError(f"{name} has shape {frame.shape}, and MXNet takes a 0 there for a length that it does not know "
-                             f"yet: pass mx.np arrays, under mx.npx.set_np(), for batches that may be empty")
+            raise ValueError(f"{name} has shape {frame.shape}, and MXNet takes a 0 there for a length that it does not "
+                             f"know yet: pass mx.np arrays, under mx.npx.set_np(), for batches that may be empty")
         self._check_categories(frame)
         present = [x for x in inputs if isinstance(x, NDArray)]
         dtype = "float64" if any(x.dtype == np.float64 for x in present) else "float32"
