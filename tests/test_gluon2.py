@@ -1,6 +1,9 @@
 """The losses on MXNet 2, whose blocks are traced with real arrays; on MXNet 1 there is nothing to run."""
 
 import pickle
+import re
+import textwrap
+from pathlib import Path
 
 from gluon_kl import KLDivLoss, _mxnet
 
@@ -180,3 +183,13 @@ def test_it_trains(path):
         trainer.step(64)
         values.append(float(out.mean()))
     assert values[-1] < 0.8 * values[0]
+
+
+def test_the_program_that_moved():
+    """Of the page Moving here; its other half, on MXNet 1, is test_moving.py's."""
+    page = (Path(__file__).resolve().parent.parent / "docs" / "moving.rst").read_text(encoding="utf-8")
+    source = re.search(r"On MXNet 2:\n\n\.\. code-block:: python\n\n((?:   .*\n)+)", page).group(1)
+    features = np.random.RandomState(0).randn(8, 5).astype("float32")
+    namespace = {"features": features, "labels": np.full((8, 3), 1 / 3, "float32"), "KLDivLoss": KLDivLoss}
+    exec(textwrap.dedent(source), namespace)
+    assert namespace["mean"].get()[1] == pytest.approx(3 * float(namespace["value"].mean()), rel=1e-5)

@@ -162,7 +162,7 @@ def run_pairs(blocks, names):
 
 
 SECTIONS = dict(sections())
-OTHERS = [name for name in SECTIONS if name not in ("From MXNet's own loss", "gluon-nlp")]
+OTHERS = [name for name in SECTIONS if name not in ("From MXNet's own loss", "From Gluon 1 to Gluon 2", "gluon-nlp")]
 
 
 def check(pairs, rtol=1e-6):
@@ -222,3 +222,11 @@ def test_the_loss_of_mxnet_1_9_is_the_sum(names):
     namespace = {}
     exec(SECTIONS["From MXNet's own loss"][0], namespace)
     np.testing.assert_allclose(numpy(namespace["loss"](names["log_q"], names["p"])), numpy(theirs), rtol=1e-6)
+
+
+def test_the_program_before_it_moves_to_gluon_2(rng):
+    """Its other half, on MXNet 2, is test_gluon2.py's."""
+    features, labels = rng.randn(8, 5).astype("float32"), np.full((8, 3), 1 / 3, "float32")
+    namespace = {"features": features, "labels": labels, "KLDivLoss": KLDivLoss}
+    exec(SECTIONS["From Gluon 1 to Gluon 2"][0], namespace)
+    assert namespace["mean"].get()[1] == pytest.approx(3 * float(namespace["value"].mean().asscalar()), rel=1e-5)
