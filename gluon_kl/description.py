@@ -80,7 +80,7 @@ class Description:
         if self.reduction == "none":
             return terms if scale == 1 else terms * scale
         if self.reduction == "row" and self._axis is not None:
-            return operators.sum_per_row(F, terms, self._axis, world.single_axis, scale)
+            return operators.sum_per_row(F, terms, self._axis, scale)
         out = operators.sum_per_sample(
             F, terms, world.batch_axis(self._batch_axis), self.reduction == "mean", world.long, scale, rows)
         return world.in_result_dtype(F, out)

@@ -131,11 +131,10 @@ def sum_per_sample(
     return F.reshape(sums if scale == 1 else sums * scale, shape=(-1,))
 
 
-def sum_per_row(F: Any, terms: Any, axis: int, single_axis: bool, scale: float = 1.0) -> Any:
-    """Reduce `axis` alone, times `scale`: the shape of the terms without it, (1,) of those with a `single_axis`."""
+def sum_per_row(F: Any, terms: Any, axis: int, scale: float = 1.0) -> Any:
+    """Reduce `axis` alone, times `scale`: the shape of the terms without it, (1,) of those with one axis."""
     sums = F.sum(terms, axis=axis, keepdims=True)
-    sums = sums if scale == 1 else sums * scale
-    return sums if single_axis else F.sum(sums, axis=axis)
+    return F.sum(sums if scale == 1 else sums * scale, axis=axis)
 
 
 def as_rows(F: Any, terms: Any, batch_axis: Optional[int]) -> Any:

@@ -51,11 +51,6 @@ class Known(NamedTuple):
         """The same where no sum goes over more than a row, or `axis` is not that of the samples."""
         return Rows(self.row_weight, self.single_category)
 
-    @property
-    def single_axis(self) -> bool:
-        """Whether the inputs have no axis but one."""
-        return self.ndim == 1
-
     def batch_axis(self, batch_axis: int) -> Optional[int]:
         """`batch_axis` as `sum_per_sample` takes it."""
         axis = batch_axis % self.ndim
@@ -97,7 +92,7 @@ class Known(NamedTuple):
 class UsersGraph:
     """A graph that a user's program puts together: Symbols, or the arrays of a trace, which stand for all others."""
 
-    in_float32 = small = long = row_weight = single_axis = False
+    in_float32 = small = long = row_weight = False
     gradients: Sequence[bool] = (True,) * 9
 
     def __init__(self, traced: bool, device: Any = None) -> None:

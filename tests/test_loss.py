@@ -416,6 +416,17 @@ def test_rows_are_the_sums_of_terms(run, rng):
     np.testing.assert_allclose(rows, terms.sum(1), rtol=1e-10, atol=1e-14)
 
 
+def test_rows_across_samples_keep_their_digits(eager, rng):
+    """Where a sample holds one category of each row, a row is whole all the same."""
+    pred = rng.normal(size=(20, 3)).astype("float32")
+    label = (pred + 1e-3 * rng.normal(size=pred.shape)).astype("float32")
+    options = dict(from_logits=False, label_space="logits")
+    rows = eager(KLDivLoss(axis=0, reduction="row", **options), pred, label)
+    samples = eager(KLDivLoss(reduction="sum", **options), pred.T.copy(), label.T.copy())
+    np.testing.assert_allclose(rows, samples, rtol=1e-3)
+    assert not eager(KLDivLoss(axis=0, reduction="row", **options), pred, pred).any()
+
+
 @pytest.mark.parametrize("kind", [mx.nd.array, mx.np.array])
 def test_a_row_alone_has_shape_1(run, rng, kind):
     pred, label = rng.normal(size=6), rng.dirichlet(np.ones(6))
