@@ -47,6 +47,13 @@ def prepare_for_autograd(
     return tuple(followed), tuple(prepared)
 
 
+def apart(F: Any, pred: Any) -> Any:
+    """`pred` in a user's graph for one use alone: gradients of several uses add up in front, not in the operator."""
+    name = mxnet_private.unique_use()
+    with mx.AttrScope(__gluon_kl_use__=name):
+        return F.identity(pred, **({"__gluon_kl_use__": name} if F is mx.nd else {}))
+
+
 def fused_in_users_graph(F: Any, inputs: Mapping[str, Any], no_grad: Sequence[str] = (), **options: Any) -> Any:
     """`native.fused` in a user's graph, where neither dtypes are known nor which gradients are wanted.
 

@@ -1,6 +1,6 @@
 """What TopKDistillationLoss computes: a divergence from a teacher that kept its best categories, and hard labels."""
 
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 from gluon_kl import compact, operators
 from gluon_kl.checks import DTYPE_NAMES, Frame, check_same_shape, fit_sample_weight
@@ -60,75 +60,105 @@ class TopKDescription(Description):
         return (pred, label, index, value, weight), frame
 
     def over_fused(self, F: Any, world: Any, *inputs: Any) -> Any:
-        """Not yet: what follows from the one reading of pred is the same."""
-        return self.over_operators(F, world, *inputs)
+        """By an operator that reads pred once; the rest is small."""
+        return self._compute(F, world, inputs, "over_fused", self._rows_fused)
 
     def over_operators(self, F: Any, world: Any, *inputs: Any) -> Any:
+        """By MXNet's operators."""
+        return self._compute(F, world, inputs, "over_operators", self._rows_over_operators)
+
+    def _compute(self, F: Any, world: Any, inputs: Sequence[Any], way: str, rows: Callable[..., Any]) -> Any:
         """The hard part that is a loss of its own, and the rest."""
         pred, label, index, value, weight = [x if name not in self._unused else None
                                              for name, x in zip(self.names, inputs)]
         if self._hard_loss is None:
-            return self._rows_reduced(F, world, pred, label, index, value, weight)
-        hard = self._hard_loss.over_operators(F, world.with_inputs(0, 1, None, 4), pred, label, None, weight)
+            return self._reduced_rows(F, world, rows, pred, label, index, value, weight)
+        hard = getattr(self._hard_loss, way)(F, world.with_inputs(0, 1, None, 4), pred, label, None, weight)
         if index is None:
             return hard
-        soft = self._rows_reduced(F, world, pred, None, index, value, weight)
+        soft = self._reduced_rows(F, world, rows, pred, None, index, value, weight)
         return (hard.as_np_ndarray() + soft.as_np_ndarray()).as_nd_ndarray()  # one may be in float64, the other not
 
-    def _rows_reduced(self, F: Any, world: Any, pred: Any, label: Any, index: Any, value: Any, weight: Any) -> Any:
+    def _reduced_rows(self, F: Any, world: Any, rows: Callable[..., Any], pred: Any, *others: Any) -> Any:
         """The loss of each row, weighted and reduced."""
-        axis = self._axis
-        like = operators.first_along(F, index, axis)
+        label, index, value, weight = others
+        like = operators.first_along(F, index, self._axis)
         if label is not None:  # before it is lifted, while a graph knows its shape
             label = F.reshape_like(label, like)
         inputs = [pred, *(x if x is None else F.BlockGrad(x) for x in (label, index, value)), weight]
         if self.weight == 0:  # whatever they hold: of a teacher that kept nothing, nothing
             inputs = [x if x is None else F.zeros_like(x) for x in inputs]
-        exact: List[Any] = [x if x is None else compact.as_rows(F, F.cast(x, dtype="float64"), axis)
+        exact: List[Any] = [x if x is None else compact.as_rows(F, F.cast(x, dtype="float64"), self._axis)
                             for x in inputs[1:4]]
         if self.weight == 0:
             exact[1] = exact[1] - 1
-        pred, _, like, value, weight = world.lifted(F, inputs, [False] * 5, [False] * 5)
-        like = operators.first_along(F, like, axis)
-        if weight is not None:
-            weight = compact.as_rows(F, F.broadcast_like(weight, like), axis)
-        pred, value = (compact.as_rows(F, x, axis) for x in (pred, value))
-        rows, counted = self._rows(F, world, (pred, value, weight), exact)
-        rows, counted = (compact.from_column(F, x, like, axis) for x in (rows, counted))
-        return self.reduced(F, world, rows, counted)
+        columns = rows(F, world, inputs, exact, like)
+        return self.reduced(F, world, *(compact.from_column(F, x, like, self._axis) for x in columns))
 
-    def _rows(self, F: Any, world: Any, lifted: Sequence[Any], exact: Sequence[Any]) -> Tuple[Any, Any]:
+    def _rows_over_operators(self, F: Any, world: Any, inputs: Sequence[Any], exact: Sequence[Any], like: Any) -> Any:
         """The weighted loss of each row, a column, and 1 where it counts; `exact` is in float64."""
-        (pred, value, weight), (label, index, exact_value) = lifted, exact
+        pred, _, like, value, weight = world.lifted(F, inputs, [False] * 5, [False] * 5)
+        if weight is not None:
+            like = operators.first_along(F, like, self._axis)
+            weight = compact.as_rows(F, F.broadcast_like(weight, like), self._axis)
+        pred, value = (compact.as_rows(F, x, self._axis) for x in (pred, value))
+        label, index, exact_value = exact
         categories = compact.number_of_categories(F, pred)
         kept = compact.look_at(F, index, categories)
         teacher = self._teacher(F, world, value, exact_value, kept)
 
         def row(pred: Any, silent: Any) -> Any:
-            """The loss of each row, finite and without a gradient where it is `silent`."""
             if silent is not None:
                 pred = F.where(F.broadcast_like(silent, pred), F.zeros_like(pred), pred)
             scores = compact.read(F, pred, index, kept, self._temperature, categories)
-            parts = [self._soft(F, scores, teacher, kept, silent)]
-            if label is not None:
-                parts.append(self._hard_weight * compact.cross_entropy(F, pred, label, categories, silent))
-            return sum(parts[1:], parts[0])
+            soft = self._soft(F, scores, teacher, kept, silent)
+            if label is None:
+                return soft
+            return soft + self._hard_weight * compact.cross_entropy(F, pred, label, categories, silent)
 
+        return self._weighted(F, world, row, pred, weight)
+
+    def _rows_fused(self, F: Any, world: Any, inputs: Sequence[Any], exact: Sequence[Any], like: Any) -> Any:
+        """The same from what the fused operator reads (native/job.h)."""
+        label, index, exact_value = exact
+        hard = label is not None
+        reading = world.read_top_k(F, inputs[0], self._axis, F.concat(index, label, dim=-1) if hard else index,
+                                   hard=int(hard), temperature=float(self._temperature))
+        _, *small, weight = inputs
+        if weight is not None:
+            weight = F.broadcast_like(weight, like)
+        small = [x if x is None else compact.as_rows(F, x, self._axis) for x in (*small, weight)]
+        reading, _, _, value, weight = world.lifted(F, [reading, *small], [False] * 5, [False] * 5)
+        kept = compact.look_again(F, index, F.BlockGrad(F.slice(reading, begin=(None, -5), end=(None, -4))))
+        teacher = self._teacher(F, world, value, exact_value, kept)
+
+        def row(reading: Any, silent: Any) -> Any:
+            soft = self._soft(F, F.slice(reading, begin=(None, 0), end=(None, -5 - hard)), teacher, kept, silent)
+            if not hard:
+                return soft
+            of_class = F.slice(reading, begin=(None, -6), end=(None, -5))
+            if silent is not None:
+                of_class = F.where(silent, F.zeros_like(of_class), of_class)
+            return soft + self._hard_weight * of_class
+
+        return self._weighted(F, world, row, reading, weight)
+
+    def _weighted(self, F: Any, world: Any, row: Any, source: Any, weight: Any) -> Tuple[Any, Any]:
+        """Rows times `weight`, where weight 0 silences even NaN, as `operators.weigh`; and 1 where a row counts.
+
+        ``row(source, silent)`` is the loss of each, finite and without a gradient where it is `silent`.
+        """
         if weight is None:
-            out = row(pred, None)
+            out = row(source, None)
             return out, F.ones_like(out)
-        return self._weighted(F, world, row, pred, weight), weight != 0
-
-    def _weighted(self, F: Any, world: Any, row: Any, pred: Any, weight: Any) -> Any:
-        """The loss of rows times `weight`, where weight 0 silences even NaN: as `operators.weigh`."""
         off = F.cast(weight, dtype="float64") == 0
-        heard = row(pred, off)
+        heard, counted = row(source, off), weight != 0
         if not world.gradients[-1]:
-            return heard * weight
-        silent = F.BlockGrad(row(F.BlockGrad(pred), None))
+            return heard * weight, counted
+        silent = F.BlockGrad(row(F.BlockGrad(source), None))
         zero = F.zeros_like(weight)
         silent = F.where(off, F.where(operators.is_finite(silent), silent, zero), zero)
-        return (F.where(off, zero, heard) + silent) * weight
+        return (F.where(off, zero, heard) + silent) * weight, counted
 
     def _teacher(self, F: Any, world: Any, value: Any, exact: Any, kept: compact.Kept) -> Any:
         """The teacher's probabilities of the kept categories and of all others, (rows, k + 1)."""

@@ -7,9 +7,12 @@ is: `UsersGraph`. Descriptions ask a world, and never which one it is.
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from gluon_kl import lifting
-from gluon_kl.autograd import fused_in_users_graph
-from gluon_kl.native import fused, supports_device
+from gluon_kl.autograd import apart, fused_in_users_graph
+from gluon_kl.compact import as_rows
+from gluon_kl.native import fused, supports_device, top_k
 from gluon_kl.operators import Rows, more_than_one
+
+import mxnet as mx
 
 _STAND_INS = {"bool": "uint8", "bfloat16": "float32", "int16": "int32", "uint16": "int32", "uint32": "int64",
               "uint64": "int64"}  # for what an operator of an extension cannot take
@@ -71,6 +74,11 @@ class Known(NamedTuple):
     def narrowed(self, F: Any, column: Any, like: Any) -> Any:
         """A column in float64, without a gradient, in the dtype of `like`, which is what `lifted` gave."""
         return F.cast(column, dtype="float32") if self.in_float32 else column
+
+    def read_top_k(self, F: Any, pred: Any, axis: int, index: Any, **options: Any) -> Any:
+        """What the fused operator reads of the rows of pred."""
+        dtype = _STAND_INS.get(str(self.dtypes[0]))
+        return top_k(F, as_rows(F, pred if dtype is None else F.cast(pred, dtype=dtype), axis), index, **options)
 
     def with_inputs(self, *positions: Optional[int]) -> "Known":
         """The same of the inputs at these positions alone; None stands for one that is left out."""
@@ -141,6 +149,11 @@ class UsersGraph:
         """A column in float64, without a gradient, in the dtype of `like`."""
         zero = F.zeros_like(F.slice(like, begin=(0, 0), end=(1, 1)))
         return F.reshape_like(lifting.narrowed(F, column, zero), column)
+
+    def read_top_k(self, F: Any, pred: Any, axis: int, index: Any, **options: Any) -> Any:
+        """What the fused operator reads of the rows of pred."""
+        pred = as_rows(F, apart(F, pred), axis)
+        return top_k(F, pred, index, guard=F is mx.sym, **options)
 
     def with_inputs(self, *positions: Optional[int]) -> "UsersGraph":
         """Of some of the inputs as little is known."""

@@ -655,8 +655,8 @@ def test_module_without_labels():
 
 @pytest.mark.parametrize("name", MEMBERS)
 def test_summaries(capsys, path, name):
-    if name.startswith("top-k") and name != "top-k, hard" and not native.is_available():
-        pytest.skip("MXNet's index_copy takes an array of one axis, for which print_summary has no column")
+    if name == "top-k, dense" or (name.startswith("top-k") and name != "top-k, hard" and not native.is_available()):
+        pytest.skip("a step takes an array of one axis, for which print_summary has no column")
     graphs = [graph_of(name)]
     with gluon.nn.HybridSequential().name_scope():  # as where Gluon traces
         graphs.append(graph_of(name))

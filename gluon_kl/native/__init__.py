@@ -16,7 +16,7 @@ import mxnet as mx
 __all__ = ["fused", "info", "is_available", "supports_device", "why_not"]
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
-_NAME, _LIKE = "_gluon_kl_divergence", "_gluon_kl_like"
+_NAME, _LIKE, _TOP_K = "_gluon_kl_divergence", "_gluon_kl_like", "_gluon_kl_top_k"
 _LOCK = threading.Lock()
 _INTERFACES = ("1.9.", "2.0.")  # of MXNet's releases, those whose interface has the version that we are built for
 _DEFAULTS = {"form": "kl", "pred": "log_probs", "target": "probs", "axis": -1, "batch_axis": 0, "reduction": "sum",
@@ -102,6 +102,13 @@ def _on_symbols(name):
     """An operator, without what AMP has put around its function: a cast would stand between what is tied."""
     _operators()
     return mxnet_private.symbol_function(name)
+
+
+@functools.lru_cache(maxsize=None)
+def _on_arrays(name):
+    """An operator on arrays, likewise."""
+    _operators()
+    return mxnet_private.array_function(name)
 
 
 def is_available() -> bool:
@@ -227,6 +234,23 @@ def fused(F: Any, inputs: Mapping[str, Any], grad: Sequence[str], **options: Any
         return symbol_operator(*present.values(), **attributes)[0]
     result = array_operator(*present.values(), **attributes)
     return result[0] if isinstance(result, list) else result
+
+
+def top_k(F: Any, pred: Any, index: Any, *, hard: int, temperature: float, guard: bool = False) -> Any:
+    """What is read of rows of scores for a teacher that kept k categories of each: native/job.h says what.
+
+    `pred` is (rows, categories), `index` (rows, k + hard) in float64 and without a gradient. `guard` stands for a graph
+    in which ranks may be open, as `with_known_ranks` has it.
+    """
+    inputs = [pred, F.BlockGrad(index)]
+    words: Dict[str, Any] = {"hard": hard, "temperature": repr(temperature), "ranks": 0}
+    if guard:
+        like = _on_symbols(_LIKE)
+        ranks = [F.BlockGrad(like(x, known=1)) for x in inputs]
+        inputs, words["ranks"] = [*ranks, *inputs], len(ranks)
+    text = " ".join(f"{name}={value}" for name, value in words.items())
+    result = (_on_symbols if F is mx.sym else _on_arrays)(_TOP_K)(*inputs, call=text)
+    return result[0] if isinstance(result, list) or F is mx.sym else result
 
 
 def with_known_ranks(given: Dict[str, Any], options: Mapping[str, Any]) -> Dict[str, Any]:

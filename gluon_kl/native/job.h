@@ -86,6 +86,27 @@ struct Job {
   bool stream;         // gradients too large for the cache: write past it
 };
 
+// What is read of rows of scores for a teacher that kept k categories of each (top_k.h): `rows` of n scores, and of
+// k + hard numbers, the kept categories or -1, and the class. Results have a row of `columns()`, of the computing type:
+// the k kept scores over the temperature, less the row's largest; the logarithm of the others' sum, likewise; with `hard`
+// minus the logarithm of the probability of the class; then, without a gradient, n if the row is sound, else 0, and
+// what the backward needs.
+struct TopK {
+  const void* pred;
+  Type type;
+  const double* index;
+  int64_t rows, n, k;
+  bool hard;
+  double inv_temperature;
+  void* out;
+  const void* head;  // gradients of the results
+  void* grad;        // to pred
+  Type grad_type;
+  bool stream;
+  int64_t sound() const { return k + 1 + hard; }
+  int64_t columns() const { return sound() + 5; }
+};
+
 // The same functions for each instruction set and computing type. Rows are independent of each other.
 struct Kernels {
   const char* isa;
@@ -97,6 +118,9 @@ struct Kernels {
   void (*backward)(const Job&, int64_t begin, int64_t end, const double* factor);
   // How many neighbouring rows are worth passing at once: at most kMaxGrain.
   int64_t (*grain)(const Job&);
+  // Rows [begin, end): what is read of them, and the gradient to them. Where all gradients of a row are 0 so is its own.
+  void (*top_k_forward)(const TopK&, int64_t begin, int64_t end);
+  void (*top_k_backward)(const TopK&, int64_t begin, int64_t end);
 };
 
 constexpr int64_t kMaxGrain = 512;

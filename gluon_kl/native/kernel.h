@@ -403,25 +403,6 @@ template <class T, class L> struct Work {
 
 template <class T> bool by_rows(const Job& job) { return job.inner == 1 && job.n >= kShortRow<T>; }
 
-// Working memory that a thread keeps: a fresh allocation would bring fresh pages each time.
-template <class T> T* scratch(int64_t count) {
-  struct Held {
-    void* memory = nullptr;
-    size_t bytes = 0;
-    ~Held() { free(memory); }
-  };
-  static thread_local Held held;
-  const size_t bytes = count * sizeof(T);
-  if (bytes > held.bytes) {
-    free(held.memory);
-    held.memory = nullptr;
-    held.bytes = 0;
-    if (posix_memalign(&held.memory, 64, bytes)) abort();  // a few hundred KB at most
-    held.bytes = bytes;
-  }
-  return static_cast<T*>(held.memory);
-}
-
 // f(work, done) for as many rows of [begin, end) at a time as the layout takes; what the softmax has computed serves again
 // if asked to and there is room.
 template <class T, class F> void each_rows(const Job& job, int64_t begin, int64_t end, bool again, F f) {
@@ -484,7 +465,15 @@ template <class T> int64_t grain(const Job& job) {
   return rows > kMaxGrain ? kMaxGrain : rows > 1 ? rows : 1;
 }
 
-template <class T> constexpr Kernels table(const char* isa) { return {isa, forward<T>, terms<T>, backward<T>, grain<T>}; }
+}  // namespace
+
+#include "top_k.h"
+
+namespace {
+
+template <class T> constexpr Kernels table(const char* isa) {
+  return {isa, forward<T>, terms<T>, backward<T>, grain<T>, top_k_forward<T>, top_k_backward<T>};
+}
 
 }  // namespace
 #endif  // GLUON_KL_KERNEL_H_

@@ -508,5 +508,24 @@ template <class T> struct Lanes {
   }
 };
 
+// Working memory that a thread keeps: a fresh allocation would bring fresh pages each time.
+template <class T> T* scratch(int64_t count) {
+  struct Held {
+    void* memory = nullptr;
+    size_t bytes = 0;
+    ~Held() { free(memory); }
+  };
+  static thread_local Held held;
+  const size_t bytes = count * sizeof(T);
+  if (bytes > held.bytes) {
+    free(held.memory);
+    held.memory = nullptr;
+    held.bytes = 0;
+    if (posix_memalign(&held.memory, 64, bytes)) abort();  // a few hundred KB at most
+    held.bytes = bytes;
+  }
+  return static_cast<T*>(held.memory);
+}
+
 }  // namespace
 #endif  // GLUON_KL_LAYOUT_H_

@@ -118,6 +118,81 @@ ext::MXReturnValue backward(const Attributes& attributes, std::vector<ext::MXTen
   });
 }
 
+// ---- a teacher that kept k categories -----------------------------------------------------------------------------
+
+//   _gluon_kl_top_k(*ranks, pred, index, call="hard=1 temperature=2 ranks=2") -> what is read (job.h: TopK)
+//
+// pred of shape (rows, categories), index of (rows, k + hard) in float64, which has no gradient; `ranks` are as above.
+struct TopKCall {
+  bool hard = false;
+  double temperature = 1;
+  size_t ranks = 0;
+  explicit TopKCall(const Attributes& attributes) {
+    const auto found = attributes.find("call");
+    for (const auto& word : gluon_kl::parsing::words_of(found == attributes.end() ? "" : found->second)) {
+      if (word.first == "hard") hard = gluon_kl::parsing::flag(word.first, word.second);
+      else if (word.first == "temperature") temperature = gluon_kl::parsing::number(word.first, word.second);
+      else if (word.first == "ranks") ranks = gluon_kl::parsing::integer(word.first, word.second);
+      else throw std::invalid_argument("there is no `" + word.first + "`");
+    }
+  }
+};
+
+ext::MXReturnValue top_k_parse(const Attributes& attributes, int* inputs, int* outputs) {
+  return guarded([&] {
+    *inputs = static_cast<int>(TopKCall(attributes).ranks) + 2;
+    *outputs = 1;
+  });
+}
+ext::MXReturnValue top_k_type(const Attributes& attributes, std::vector<int>* in, std::vector<int>* out) {
+  return guarded([&] {
+    const size_t first = TopKCall(attributes).ranks;
+    for (int& type : *in)
+      if (type < 0) type = &type == &in->back() ? gluon_kl::kFloat64 : gluon_kl::kFloat32;
+    if ((*in)[first + 1] != gluon_kl::kFloat64) throw std::invalid_argument("index must be of float64");
+    (*out)[0] = (*in)[first] == gluon_kl::kFloat64 ? gluon_kl::kFloat64 : gluon_kl::kFloat32;
+  });
+}
+ext::MXReturnValue top_k_shape(const Attributes& attributes, std::vector<std::vector<unsigned int>>* in,
+                               std::vector<std::vector<unsigned int>>* out) {
+  return guarded([&] {
+    const TopKCall call(attributes);
+    const Shape pred = shape_from((*in)[call.ranks]), index = shape_from((*in)[call.ranks + 1]);
+    if (pred.size() != 2 || index.size() != 2 || !gluon_kl::known(pred) || !gluon_kl::known(index)) return;
+    if (pred[0] != index[0])
+      throw std::invalid_argument("pred and index must have equally many rows, not " + gluon_kl::text(pred) + " and " + gluon_kl::text(index));
+    gluon_kl::TopK job{};
+    job.k = index[1] - call.hard, job.hard = call.hard;
+    (*out)[0] = shape_to({pred[0], job.columns()});
+  });
+}
+gluon_kl::TopK top_k_job(const TopKCall& call, ext::MXTensor& pred, ext::MXTensor& index, ext::MXTensor& out) {
+  gluon_kl::TopK job{};
+  job.pred = pred.data_ptr, job.type = static_cast<gluon_kl::Type>(pred.dtype);
+  job.index = static_cast<const double*>(index.data_ptr);
+  job.rows = pred.shape[0], job.n = pred.shape[1], job.k = index.shape[1] - call.hard, job.hard = call.hard;
+  job.inv_temperature = 1 / call.temperature;
+  job.out = out.data_ptr;
+  return job;
+}
+ext::MXReturnValue top_k_forward(const Attributes& attributes, std::vector<ext::MXTensor>* in, std::vector<ext::MXTensor>* out,
+                                 const ext::OpResource&) {
+  return guarded([&] {
+    const TopKCall call(attributes);
+    gluon_kl::read_top_k(top_k_job(call, (*in)[call.ranks], (*in)[call.ranks + 1], (*out)[0]));
+  });
+}
+ext::MXReturnValue top_k_backward(const Attributes& attributes, std::vector<ext::MXTensor>* in, std::vector<ext::MXTensor>* out,
+                                  const ext::OpResource&) {
+  return guarded([&] {
+    const TopKCall call(attributes);
+    gluon_kl::TopK job = top_k_job(call, (*in)[call.ranks + 1], (*in)[call.ranks + 2], in->back());
+    job.head = (*in)[0].data_ptr;
+    job.grad = (*out)[call.ranks].data_ptr, job.grad_type = static_cast<gluon_kl::Type>((*out)[call.ranks].dtype);
+    gluon_kl::top_k_gradient(job);
+  });
+}
+
 // ---- for the inference of shapes in a user's graph ----------------------------------------------------------------
 
 // The room that MXNet makes for the shapes that it hands to an operator of an extension has an element too few for each
@@ -150,6 +225,13 @@ ext::MXReturnValue like_forward(const Attributes&, std::vector<ext::MXTensor>*, 
 }
 
 }  // namespace
+
+REGISTER_OP(_gluon_kl_top_k)
+    .setForward(top_k_forward, "cpu")
+    .setBackward(top_k_backward, "cpu")
+    .setParseAttrs(top_k_parse)
+    .setInferType(top_k_type)
+    .setInferShape(top_k_shape);
 
 REGISTER_OP(_gluon_kl_like)
     .setForward(like_forward, "cpu")

@@ -662,5 +662,23 @@ class Plan {
   const void* ograd_ = nullptr;
 };
 
+// ---- a teacher that kept k categories ----------------------------------------------------------------------------
+
+// f(kernels, begin, end) for pieces of a job's rows, on several threads where that is worth while.
+template <class F> void each_top_k_piece(const TopK& job, const F& f) {
+  const Kernels& k = kernels(job.type == kFloat64 ? kDouble : kSingle);
+  const int64_t grain = std::max<int64_t>(1, (int64_t(1) << 15) / std::max<int64_t>(1, job.n));
+  const int64_t pieces = (job.rows + grain - 1) / grain;
+  Threads::get().run(pieces, 4096, [&](int64_t i) { f(k, i * grain, std::min(job.rows, (i + 1) * grain)); });
+}
+inline void read_top_k(const TopK& job) {
+  each_top_k_piece(job, [&](const Kernels& k, int64_t begin, int64_t end) { k.top_k_forward(job, begin, end); });
+}
+inline void top_k_gradient(TopK job) {
+  constexpr int64_t past_cache = 8 << 20;  // bytes: a gradient larger than this is gone from the cache before use
+  job.stream = job.rows * job.n * (job.type == kFloat64 ? 8 : 4) >= past_cache;
+  each_top_k_piece(job, [&](const Kernels& k, int64_t begin, int64_t end) { k.top_k_backward(job, begin, end); });
+}
+
 }  // namespace gluon_kl
 #endif  // GLUON_KL_PLAN_H_

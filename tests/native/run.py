@@ -96,6 +96,14 @@ def sanitizers(folder, wanted):
                                     GLUON_KL_NUM_THREADS="3") for source in wanted])
 
 
+def top_k(folder, source):
+    """The reading for a stored teacher, for one instruction set."""
+    program = os.path.join(folder, "top_k_" + isa_of(source))
+    run([os.environ.get("CXX", "g++"), *NUMERIC, "-O1", "-g1", "-w", "-I", NATIVE, *BUILD["ISA_FLAGS"][source],
+         "-fsanitize=address,undefined", "-fno-sanitize-recover=all", os.path.join(HERE, "top_k.cc"), "-o", program])
+    run([program])
+
+
 def valgrind(folder, wanted):
     if not shutil.which("valgrind"):
         print("valgrind is not installed: skipped")
@@ -128,7 +136,8 @@ def main():
         if "accuracy" not in sys.argv:  # the longest first
             first, last = (sources[:1], sources[-1:]) if "quick" in sys.argv else (sources, sources)
             jobs = [functools.partial(sanitizers, folder, first), functools.partial(valgrind, folder, last),
-                    functools.partial(other_processor, folder), *jobs]
+                    functools.partial(other_processor, folder),
+                    *[functools.partial(top_k, folder, source) for source in first], *jobs]
         side_by_side(jobs)
 
 
