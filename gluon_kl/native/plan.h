@@ -587,13 +587,19 @@ class Plan {
       total.resize(size, 0.0);
     } else if (job_.whole_rows) {
       total.resize(size, 0.0);
+      bool sound = true;
       const std::vector<double> values = job_.stats[kValue] ? std::vector<double>{} : row_values();
       samples(0, g_.rows, [&](int64_t r, int64_t b) {
         if (ignored(r)) return;
         const double value = values.empty() ? number(job_.stats[kValue], type(), r) : values[r];
         const int64_t at = weight_place(g_.first_element(r));
         if (std::isfinite(value) || number(weight.data, weight.type, at) != 0) total[at] += out_grad(b) * share(b) * value;
+        else sound = false;
       });
+      if (!sound && !call_.pair()) {  // without categories it is the term that is left out, not the row
+        use_terms_without_weight();
+        total = add_up_sound_terms(weight);
+      }
     } else {
       use_terms_without_weight();
       if (weight_view_.whole) write_terms({out.data, out.type, nullptr, 0, nullptr}, false);
