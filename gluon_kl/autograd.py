@@ -4,7 +4,8 @@ An operator of an extension writes its gradients over what is there, and never l
 reaches it has an operator of MXNet's in front, which adds, and each gradient that nobody may ask for is cut off.
 """
 
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+import contextlib
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from gluon_kl import mxnet_private
 from gluon_kl.native import fused, is_index, operator_dtype, with_known_ranks
@@ -47,11 +48,16 @@ def prepare_for_autograd(
     return tuple(followed), tuple(prepared)
 
 
-def apart(F: Any, pred: Any) -> Any:
-    """`pred` in a user's graph for one use alone: gradients of several uses add up in front, not in the operator."""
+@contextlib.contextmanager
+def apart(F: Any) -> Iterator[Dict[str, str]]:
+    """What is put into a user's graph inside belongs to one use alone; gives what operators on arrays are to be told.
+
+    An operator of MXNet's own keeps grad_req="add" and sums over many uses right. But unless its attributes tell it from
+    every other, MXNet merges it with theirs, and the sum lands on the operator behind it again.
+    """
     name = mxnet_private.unique_use()
-    with mx.AttrScope(__gluon_kl_use__=name):
-        return F.identity(pred, **({"__gluon_kl_use__": name} if F is mx.nd else {}))
+    with mx.AttrScope(__gluon_kl_use__=name):  # which Symbols obey; a trace keeps what a call says
+        yield {"__gluon_kl_use__": name} if F is mx.nd else {}
 
 
 def fused_in_users_graph(F: Any, inputs: Mapping[str, Any], no_grad: Sequence[str] = (), **options: Any) -> Any:
@@ -61,11 +67,7 @@ def fused_in_users_graph(F: Any, inputs: Mapping[str, Any], no_grad: Sequence[st
     a value, the anchor, so that MXNet leaves out what nobody asks for.
     """
     (first, pred), *others = [(name, x) for name, x in inputs.items() if x is not None]
-    # An operator of MXNet's own keeps grad_req="add" and sums over many uses right; unless its attributes tell it
-    # from every other, MXNet merges it with theirs, and the sum lands on the operator again.
-    name = mxnet_private.unique_use()
-    use = {"__gluon_kl_use__": name} if F is mx.nd else {}  # a trace keeps what a call says; Symbols obey the scope
-    with mx.AttrScope(__gluon_kl_use__=name):
+    with apart(F) as use:
         pred = F.identity(pred, **use)
         # print_summary takes what an operator makes of class indices alone for a layer, with two axes at least.
         others = [(name, F.expand_dims(x, axis=0) if is_index(name, options) else x) for name, x in others]

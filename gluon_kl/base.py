@@ -21,25 +21,6 @@ _LENT = ("cpu_shared", "cpu_pinned")  # memory of a DataLoader's, as good as any
 _LONG = 1 << 14  # terms of a sample: beyond, MXNet's fast sum in float32 is off by more than 1e-6
 
 
-class Fused:
-    """One way to compute what a description says: the fused operator."""
-
-    def compute(self, F: Any, world: Any, description: Description, inputs: Sequence[Any]) -> Any:
-        """The loss of the inputs."""
-        return description.over_fused(F, world, *inputs)
-
-
-class OverOperators:
-    """The other way: MXNet's operators."""
-
-    def compute(self, F: Any, world: Any, description: Description, inputs: Sequence[Any]) -> Any:
-        """The loss of the inputs."""
-        return description.over_operators(F, world, *inputs)
-
-
-FUSED, OVER_OPERATORS = Fused(), OverOperators()
-
-
 class Road:
     """Takes the calls of one loss. It remembers which calls passed the checks, so that one like these skips them."""
 
@@ -110,13 +91,13 @@ class Road:
             block.note_call(inputs)
         if block._active and not number:
             return block.graph_store().run(block, self.compute, key, inputs)
-        return (FUSED if key.fused else OVER_OPERATORS).compute(mx.nd, key, self.description, inputs)
+        return (self.description.over_fused if key.fused else self.description.over_operators)(mx.nd, key, *inputs)
 
     def compute(self, F: Any, world: Any, inputs: Sequence[Any]) -> Any:
         """The loss over arrays or Symbols, by the way that the world allows."""
         # weight=0 hides NaN; only MXNet's operators guarantee that.
-        way = FUSED if self.description.weight != 0 and world.fused else OVER_OPERATORS
-        return way.compute(F, world, self.description, inputs)
+        fused = self.description.weight != 0 and world.fused
+        return (self.description.over_fused if fused else self.description.over_operators)(F, world, *inputs)
 
     def compute_symbols(self, inputs: Sequence[Any], traced: bool) -> Any:
         """The loss in a graph of a user's."""

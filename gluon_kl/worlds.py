@@ -152,8 +152,9 @@ class UsersGraph:
 
     def read_top_k(self, F: Any, pred: Any, axis: int, index: Any, **options: Any) -> Any:
         """What the fused operator reads of the rows of pred."""
-        pred = as_rows(F, apart(F, pred), axis)
-        return top_k(F, pred, index, guard=F is mx.sym, **options)
+        with apart(F) as use:
+            pred = F.identity(pred, **use)
+        return top_k(F, as_rows(F, pred, axis), index, guard=F is mx.sym, **options)
 
     def with_inputs(self, *positions: Optional[int]) -> "UsersGraph":
         """Of some of the inputs as little is known."""
