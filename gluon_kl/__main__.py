@@ -29,7 +29,7 @@ def parse(arguments):
         usage="%(prog)s (-m MODULE | -c COMMAND | SCRIPT) [ARGUMENT ...]\n"
               "       %(prog)s (--install-hook | --remove-hook)",
         description="Run a program whose first import is MXNet. On Python 3.12 or newer, or beside NumPy 1.24 or\n"
-                    "newer, MXNet 1.x cannot be imported by itself: gluon_kl lends it what it misses.\n"
+                    "newer, MXNet 1.x cannot be imported by itself: gluon_kl patches the names that it needs.\n"
                     "SCRIPT is a file, or a folder or zip file that holds a __main__.py.")
     group = parser.add_mutually_exclusive_group()
     for name, call, text in [

@@ -16,7 +16,7 @@ class Failure(Exception):
 
 
 class Hook:
-    """Waits in ``sys.meta_path``; MXNet is lent what it misses when it is asked for, and nothing is imported before.
+    """Waits in ``sys.meta_path``; when MXNet is imported, patches the names that it needs; imports nothing before.
 
     This source is written into the ``.pth`` file and run there by itself, also when gluon_kl is gone.
     """

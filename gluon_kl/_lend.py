@@ -1,4 +1,4 @@
-"""What MXNet is lent where a newer Python or NumPy took away what it uses.
+"""Patches the names that MXNet needs where a newer Python or NumPy has removed them.
 
 The last MXNet, 1.9.1, is of 2022. Python 3.12 dropped distutils, NumPy 1.24 and 2 dropped names, and NumPy 2 spells
 numbers in another way; MXNet's wheel fits every Python all the same, since only its Python half stumbles. Where

@@ -37,7 +37,7 @@ class BernoulliKLLoss(CheckedLoss):
     Parameters
     ----------
     from_sigmoid : bool, default False
-        `False` if `pred` holds raw scores, to which the loss applies the sigmoid, `True` if it
+        `False` if `pred` holds logits, to which the loss applies the sigmoid, `True` if it
         holds probabilities.
     weight : float, optional
         Factor for every result.
@@ -47,7 +47,7 @@ class BernoulliKLLoss(CheckedLoss):
         "mean" divides the sum by the number of elements of a sample, as SigmoidBCELoss does;
         "sum" is the divergence itself, of independent elements; "none" returns the terms.
     label_space : {"probs", "logits"}
-        What `label` holds: probabilities, or raw scores that go through the sigmoid.
+        What `label` holds: probabilities, or logits that go through the sigmoid.
     prefix, params
         As for every Gluon block.
 
@@ -61,7 +61,7 @@ class BernoulliKLLoss(CheckedLoss):
         for every element.
     sample_weight
         Optional. Shape (batch,), a weight per sample; or as many axes as `pred`, each 1 or
-        that of `pred`. Weight 0 silences its elements whatever they hold.
+        that of `pred`. Weight 0 ignores its elements, even NaN.
 
     Outputs
     -------

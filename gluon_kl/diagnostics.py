@@ -153,7 +153,7 @@ class _Rows(_Values):
         """What kind of logarithms the rows hold, if not natural ones of probabilities, and the remedy."""
         for factor, what, remedy in _OTHER_LOGARITHMS:
             logs = factor * self.values
-            # Rows with one 0 beside large numbers pass that test too, whatever they hold.
+            # Rows with one 0 beside large numbers pass that test too, log-probabilities or not.
             if not (logs > 0).any() and self._sum_to_one("log_probs", factor) and logs.max(axis=1).min() < -0.01:
                 return what, remedy.format(name=self.name)
         return None
@@ -318,7 +318,7 @@ def _in_another_space(rows: _Rows, side: _Side, found: str) -> str:
     where = f"{rows.name} holds {_NAMES[found]} where {_NAMES[side.space]} belong ({side.told})"
     if side.name == "pred" and side.space == "log_probs" and found == "probs":
         return (f"{where}: each row adds up to 1; {side.settings['probs']}, return log_softmax from the network, or "
-                f"return raw scores and {side.settings['logits']}")
+                f"return logits and {side.settings['logits']}")
     if found == "logits" and side.space == "log_probs":
         return (f"{where}: its exponentials add up to {rows.totals('log_probs')} per row, not 1; "
                 f"{side.settings['logits']}")
@@ -336,7 +336,7 @@ def _not_normalised(rows: _Rows, side: _Side) -> str:
         return (f"{rows.name} holds counts, whole numbers up to {rows.high:g}: its rows do not sum to 1, but to "
                 f"{rows.totals('probs')}; {divide}: {rows.name} / {rows.name}.sum(axis={rows._axis}, keepdims=True)")
     if rows.high > 1:
-        return f"{sums}; {divide}, or {side.settings['logits']} if these are raw scores"
+        return f"{sums}; {divide}, or {side.settings['logits']} if these are logits"
     if side.name == "label":
         return f"{sums}; {divide}, or take gluon_kl.BernoulliKLLoss if every element is a yes or no of its own"
     scores = side.settings["logits"] if side.name != "pred" else "pass from_logits=False alone"
@@ -489,7 +489,7 @@ def check_bernoulli(
         _check_yes_or_no(q, label_space, given)
     elif label_space == "logits" and 0 < label < 1:
         raise ValueError(f"label={label:g} stands for a probability of {1 / (1 + math.exp(-label)):.3g}, since "
-                         f"label_space='logits' takes raw scores; for {label:g} itself set label_space='probs'")
+                         f"label_space='logits' takes logits; for {label:g} itself set label_space='probs'")
 
 
 def _exchanged(scores: Any, probs: Any) -> bool:
@@ -515,18 +515,18 @@ def _check_yes_or_no(values: _Values, space: str, given: Dict[str, str]) -> None
     if values.low < 0:
         logs = "" if values.high > 0 else f", or pass {values.name}.exp() if they are logarithms of probabilities"
         scaled = "" if values.name == "pred" else ", or scale them to lie between 0 and 1"
-        raise ValueError(f"{what}set {given['logits']} if these are raw scores{logs}{scaled}")
+        raise ValueError(f"{what}set {given['logits']} if these are logits{logs}{scaled}")
     scaled = f"divide {values.name} by its largest possible value"
     if 20 < values.high <= 255:
         scaled += ", 255 for pixels or 100 for percentages" if values.high <= 100 else ", 255 for pixels"
-    raise ValueError(f"{what}{scaled}, or set {given['logits']} if these are raw scores")
+    raise ValueError(f"{what}{scaled}, or set {given['logits']} if these are logits")
 
 
 def _check_scores(values: _Values, given: Dict[str, str]) -> None:
     if values.low < 0 or values.high > 1 or values.low == values.high:
         return
     flags = values.whole_numbers
-    # Raw scores lie on both sides of 0; those of a new network, close to it.
+    # Logits lie on both sides of 0; those of a new network, close to it.
     if values.counted.size >= (_ENOUGH if flags else 2 * _ENOUGH) and values.low < 0.5 < values.high:
         what = "0 and 1 alone" if flags else f"{values.range()}, all between 0 and 1,"
         sigmoid = "" if values.name == "label" else " (a sigmoid would be applied twice)"

@@ -110,7 +110,7 @@ class DistillationLoss(StudentLoss):
     beta : float, default 0.5
         Between 0 and 1, the share of the teacher in the mixture of "js".
     teacher_space : {"logits", "probs", "log_probs"}
-        What `teacher_pred` holds: raw scores, which are divided by `temperature`; or the softened
+        What `teacher_pred` holds: logits, which are divided by `temperature`; or the softened
         distribution itself, ``softmax(scores / temperature)``, or its logarithm, used as given.
         Probabilities at temperature 1 are neither: pass their logarithms as "logits".
     skew : float, default 0.1
@@ -141,7 +141,7 @@ class DistillationLoss(StudentLoss):
     sample_weight
         Optional. Shape (batch,), a weight per sample; pred's shape without `axis`, one per row,
         such as (batch, time); or as many axes as `pred`, each 1 or that of `pred`. Weight 0
-        silences a row whatever it holds.
+        ignores the row, even NaN.
 
     Outputs
     -------

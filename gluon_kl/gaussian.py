@@ -63,7 +63,7 @@ class GaussianKLLoss(CheckedLoss):
         learned prior. As Symbols, with as many axes as `mean`.
     sample_weight
         Optional. Shape (batch,), a weight per sample; or as many axes as `mean`, each 1 or
-        that of `mean`. Weight 0 silences its terms whatever they hold.
+        that of `mean`. Weight 0 ignores its terms, even NaN.
 
     Outputs
     -------

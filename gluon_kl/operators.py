@@ -388,7 +388,7 @@ def pair_terms(
 ) -> Any:
     """Terms of "kl", KL(label || pred), of "reverse_kl", KL(pred || label), of these two skewed, of "js" or of "tv".
 
-    What a `mask` silences is finite, with gradients of 0.
+    What a `mask` leaves out is finite, with gradients of 0.
     """
     own: Dict[str, Any] = {"pred_space": pred_space, "label_space": label_space}
     given: Dict[str, Any] = {"axis": axis, "rows": rows, "mask": mask}
@@ -593,9 +593,9 @@ def weigh(
     F: Any, world: Any, terms: Callable[..., Any], inputs: Sequence[Any], weight: Any, axis: Optional[int],
     learned: bool = True,
 ) -> Any:
-    """``terms(*inputs, mask) * weight``, where weight 0 silences even NaN: a whole row along `axis`, or a term.
+    """``terms(*inputs, mask) * weight``, where weight 0 ignores even NaN: a whole row along `axis`, or a term.
 
-    What the mask of a weight silences must be finite, with gradients of 0. `inputs` have one shape; `weight` None is 1,
+    What the mask of a weight leaves out is finite, with gradients of 0. `inputs` have one shape; `weight` None is 1,
     without a mask; `axis` None says that every term is a row of its own. `learned` False says that nobody asks for the
     weight's gradient.
     """

@@ -27,7 +27,7 @@ def pred_space_of(from_logits: bool, pred_space: Optional[str]) -> str:
         pred_space = "log_probs" if from_logits else "logits"
     check_choice("pred_space", pred_space, SPACES)
     if not from_logits and pred_space != "logits":
-        raise ValueError(f"from_logits=False says that pred holds raw scores, but pred_space={pred_space!r}: "
+        raise ValueError(f"from_logits=False says that pred holds logits, but pred_space={pred_space!r}: "
                          f"leave one of the two out")
     return pred_space
 
@@ -132,7 +132,7 @@ class KLDivLoss(PairLoss, gluon.loss.KLDivLoss):
     ----------
     from_logits : bool, default True
         In Gluon's meaning: `True` if `pred` holds log-probabilities, `False` if it holds
-        raw scores, to which the loss applies log softmax over `axis`.
+        logits, to which the loss applies log softmax over `axis`.
     axis : int, default -1
         The axis of the categories.
     weight : float, optional
@@ -146,7 +146,7 @@ class KLDivLoss(PairLoss, gluon.loss.KLDivLoss):
         sample whose weight is not 0: for sequences with padding, the mean divergence per valid
         position, the scale of Gluon's SoftmaxCELoss. A sample without such a row gives 0.
     label_space : {"probs", "log_probs", "logits"}
-        What `label` holds: probabilities, their logarithms, or raw scores that go through
+        What `label` holds: probabilities, their logarithms, or logits that go through
         softmax over `axis`.
     pred_space : {"probs", "log_probs", "logits"}, optional
         What `pred` holds, instead of what `from_logits` says: "probs" for networks that end in
@@ -171,7 +171,7 @@ class KLDivLoss(PairLoss, gluon.loss.KLDivLoss):
     sample_weight
         Optional. Shape (batch,), a weight per sample; pred's shape without `axis`, one per row,
         such as (batch, time); or as many axes as `pred`, each 1 or that of `pred`. Weight 0
-        silences a row whatever it holds.
+        ignores the row, even NaN.
 
     Outputs
     -------
@@ -223,7 +223,7 @@ class KLDivLoss(PairLoss, gluon.loss.KLDivLoss):
     >>> print(value.asnumpy().round(4))
     [0.0254]
 
-    Raw scores, as networks give them:
+    Logits, as networks give them:
 
     >>> scores = nd.array([[2, 0.5, -1, 0.1]])
     >>> loss = KLDivLoss(
@@ -301,7 +301,7 @@ class ReverseKLDivLoss(PairLoss):
     Parameters
     ----------
     from_logits : bool, default True
-        `True` if `pred` holds log-probabilities, `False` if it holds raw scores, to which
+        `True` if `pred` holds log-probabilities, `False` if it holds logits, to which
         the loss applies log softmax over `axis`.
     axis : int, default -1
         The axis of the categories.
@@ -314,7 +314,7 @@ class ReverseKLDivLoss(PairLoss):
         itself; "none" returns the terms; "row" adds over `axis` alone; "row_mean" averages that
         over the rows of a sample whose weight is not 0.
     label_space : {"probs", "log_probs", "logits"}
-        What `label` holds: probabilities, their logarithms, or raw scores that go through
+        What `label` holds: probabilities, their logarithms, or logits that go through
         softmax over `axis`.
     pred_space : {"probs", "log_probs", "logits"}, optional
         What `pred` holds, instead of what `from_logits` says: "probs" for networks that end in
@@ -335,7 +335,7 @@ class ReverseKLDivLoss(PairLoss):
     sample_weight
         Optional. Shape (batch,), a weight per sample; pred's shape without `axis`, one per row,
         such as (batch, time); or as many axes as `pred`, each 1 or that of `pred`. Weight 0
-        silences a row whatever it holds.
+        ignores the row, even NaN.
 
     Outputs
     -------
@@ -430,7 +430,7 @@ class JSDivLoss(PairLoss):
     Parameters
     ----------
     from_logits : bool, default True
-        `True` if `pred` holds log-probabilities, `False` if it holds raw scores, to which
+        `True` if `pred` holds log-probabilities, `False` if it holds logits, to which
         the loss applies log softmax over `axis`.
     axis : int, default -1
         The axis of the categories.
@@ -446,7 +446,7 @@ class JSDivLoss(PairLoss):
         itself; "none" returns the terms; "row" adds over `axis` alone; "row_mean" averages that
         over the rows of a sample whose weight is not 0.
     label_space : {"probs", "log_probs", "logits"}
-        What `label` holds: probabilities, their logarithms, or raw scores that go through
+        What `label` holds: probabilities, their logarithms, or logits that go through
         softmax over `axis`.
     pred_space : {"probs", "log_probs", "logits"}, optional
         What `pred` holds, instead of what `from_logits` says: "probs" for networks that end in
@@ -463,7 +463,7 @@ class JSDivLoss(PairLoss):
     sample_weight
         Optional. Shape (batch,), a weight per sample; pred's shape without `axis`, one per row,
         such as (batch, time); or as many axes as `pred`, each 1 or that of `pred`. Weight 0
-        silences a row whatever it holds.
+        ignores the row, even NaN.
 
     Outputs
     -------

@@ -87,8 +87,8 @@ class TopKDistillationLoss(CheckedLoss):
         Of the shape of `teacher_index`. No gradient reaches it.
     sample_weight
         Optional, a weight for each row: shape (batch,); pred's shape without `axis`, such as
-        (batch, time); or as many axes as `pred`, 1 along `axis`. Weight 0 silences a row whatever
-        it holds.
+        (batch, time); or as many axes as `pred`, 1 along `axis`. Weight 0 ignores the row,
+        even NaN.
 
     Outputs
     -------

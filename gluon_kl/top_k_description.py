@@ -86,7 +86,7 @@ class TopKDescription(Description):
         if label is not None:  # before it is lifted, while a graph knows its shape
             label = F.reshape_like(label, like)
         inputs = [pred, *(x if x is None else F.BlockGrad(x) for x in (label, index, value)), weight]
-        if self.weight == 0:  # whatever they hold: of a teacher that kept nothing, nothing
+        if self.weight == 0:  # even NaN; of a teacher that kept nothing, nothing
             inputs = [x if x is None else F.zeros_like(x) for x in inputs]
         exact: List[Any] = [x if x is None else compact.as_rows(F, F.cast(x, dtype="float64"), self._axis)
                             for x in inputs[1:4]]
@@ -144,7 +144,7 @@ class TopKDescription(Description):
         return self._weighted(F, world, row, reading, weight)
 
     def _weighted(self, F: Any, world: Any, row: Any, source: Any, weight: Any) -> Tuple[Any, Any]:
-        """Rows times `weight`, where weight 0 silences even NaN, as `operators.weigh`; and 1 where a row counts.
+        """Rows times `weight`, where weight 0 ignores even NaN, as `operators.weigh`; and 1 where a row counts.
 
         ``row(source, silent)`` is the loss of each, finite and without a gradient where it is `silent`.
         """

@@ -10,7 +10,7 @@ import textwrap
 from pathlib import Path
 from types import SimpleNamespace as Namespace
 
-from gluon_kl import DistillationLoss, JSDivLoss, KLDivLoss
+from gluon_kl import DistillationLoss, GaussianKLLoss, JSDivLoss, KLDivLoss, TopKDistillationLoss
 
 import mxnet as mx
 import numpy as np
@@ -109,6 +109,91 @@ def d2l_kl(p, q):
     return abs(np.nansum(p * np.log2(p / q)))
 
 
+# sockeye.loss.CrossEntropyLossWithoutSoftmaxOutput: the sum over the valid positions, and their number
+def sockeye_cross_entropy(label_smoothing, num_labels, ignore_label):
+    def loss(pred, label):
+        log_q, label = scipy.special.log_softmax(numpy(pred), -1), numpy(label)
+        smooth = (1 - label_smoothing) * np.eye(num_labels)[label.astype(int)] + label_smoothing / num_labels
+        valid = label != ignore_label
+        return (-(smooth * log_q).sum(-1) * valid).sum(), valid.sum()
+
+    return loss
+
+
+class CategoricalDist:
+    """That of rl_coach.architectures.mxnet_components.heads.ppo_head."""
+
+    def __init__(self, n_classes, probs):
+        self.probs = numpy(probs)
+
+    def kl_div(self, alt_dist):
+        return (self.probs * np.log(self.probs / alt_dist.probs)).sum(-1)
+
+
+class MultivariateNormalDist:
+    """That of the same module, for one covariance matrix per sample."""
+
+    def __init__(self, num_var, mean, sigma):
+        self.mean, self.sigma = numpy(mean), numpy(sigma)
+
+    def kl_div(self, alt_dist):
+        inverse, apart = np.linalg.inv(alt_dist.sigma), alt_dist.mean - self.mean
+        trace = np.trace(inverse @ self.sigma, axis1=1, axis2=2)
+        square = np.einsum("bi,bij,bj->b", apart, inverse, apart)
+        determinants = np.linalg.slogdet(alt_dist.sigma)[1] - np.linalg.slogdet(self.sigma)[1]
+        return 0.5 * (trace + square - self.mean.shape[1] + determinants)
+
+
+# gluonts.mx.distribution
+def gluonts_categorical(log_probs):
+    return Namespace(log_probs=log_probs, probs=log_probs.exp())
+
+
+def gluonts_gaussian(mu, sigma):
+    return Namespace(mu=mu, sigma=sigma)
+
+
+def log_softmax(logits, temperature=1):
+    return scipy.special.log_softmax(numpy(logits) / temperature, -1)
+
+
+def kl_of_logs(log_p, log_q):
+    return (np.exp(log_p) * (log_p - log_q)).sum(-1)
+
+
+# trl.GKDTrainer.generalized_jsd_loss: equation 1 of Agarwal et al. 2024, divided by the rows
+def gkd(student, teacher, beta=0.5, temperature=1):
+    q, p = log_softmax(student, temperature), log_softmax(teacher, temperature)
+    if beta in (0, 1):
+        return (kl_of_logs(p, q) if beta == 0 else kl_of_logs(q, p)).mean()
+    mixture = np.log(beta * np.exp(p) + (1 - beta) * np.exp(q))
+    return (beta * kl_of_logs(p, mixture) + (1 - beta) * kl_of_logs(q, mixture)).mean()
+
+
+# distillm.losses: Ko et al. 2024; the forward one without the entropy
+def distillm_forward(logits, teacher_logits, batch, lam):
+    assert (numpy(batch["label"]) != -100).all()
+    p, q = (np.exp(log_softmax(x)) for x in (teacher_logits, logits))
+    return -(p * np.log(lam * p + (1 - lam) * q)).sum(-1).mean()
+
+
+def distillm_reverse(logits, teacher_logits, batch, lam):
+    assert (numpy(batch["label"]) != -100).all()
+    p, q = (np.exp(log_softmax(x)) for x in (teacher_logits, logits))
+    return kl_of_logs(np.log(q), np.log((1 - lam) * p + lam * q)).mean()
+
+
+# distillkit.lossfuncs.kl.sparse_kl_div, of kept logarithms at temperature 1
+def distillkit_sparse(logits, target_ids, target_values, missing):
+    log_q = np.take_along_axis(log_softmax(logits), numpy(target_ids).astype(int), -1)
+    log_p = numpy(target_values)
+    total = kl_of_logs(log_p, log_q)
+    if missing == "symmetric_uniform":
+        p_tail, q_tail = (1 - np.exp(x).sum(-1) for x in (log_p, log_q))
+        total = total + p_tail * np.log(p_tail / q_tail)
+    return total.sum()
+
+
 @pytest.fixture
 def names(rng):
     """What the page's expressions are made of."""
@@ -117,6 +202,8 @@ def names(rng):
 
     a, b, v = scores(BATCH, C), scores(BATCH, C), scores(BATCH, C)
     p, q = a.softmax(), b.softmax()
+    mean, new_mean, std, new_std = scores(BATCH, C), scores(BATCH, C), scores(BATCH, C).exp(), scores(BATCH, C).exp()
+    cov, new_cov = (numpy(x)[:, :, None] ** 2 * np.eye(C) for x in (std, new_std))
     return {
         "nd": nd, "math": math, "softmax": nd.softmax, "entropy": entropy, "C": C, "T": T, "batch": BATCH, "time": TIME,
         "KLDivLoss": KLDivLoss, "JSDivLoss": JSDivLoss, "DistillationLoss": DistillationLoss,
@@ -137,6 +224,13 @@ def names(rng):
             spatial=Namespace(distance=Namespace(jensenshannon=on_numpy(scipy.spatial.distance.jensenshannon)))),
         "DistillationSoftmaxCrossEntropyLoss": gluoncv_distillation, "MaskedSoftmaxCELoss": gluonnlp_masked,
         "LabelSmoothing": gluonnlp_smoothing, "kl_divergence": on_numpy(d2l_kl),
+        "GaussianKLLoss": GaussianKLLoss, "TopKDistillationLoss": TopKDistillationLoss,
+        "CrossEntropyLossWithoutSoftmaxOutput": sockeye_cross_entropy,
+        "old": p, "new": q, "CategoricalDist": CategoricalDist, "MultivariateNormalDist": MultivariateNormalDist,
+        "mean": mean, "new_mean": new_mean, "std": std, "new_std": new_std, "cov": cov, "new_cov": new_cov,
+        "Categorical": gluonts_categorical, "Gaussian": gluonts_gaussian,
+        "GKDTrainer": Namespace(generalized_jsd_loss=gkd), "sparse_kl_div": distillkit_sparse,
+        "skewed_forward_kl": distillm_forward, "skewed_reverse_kl": distillm_reverse,
     }
 
 
@@ -162,7 +256,9 @@ def run_pairs(blocks, names):
 
 
 SECTIONS = dict(sections())
-OTHERS = [name for name in SECTIONS if name not in ("From MXNet's own loss", "From Gluon 1 to Gluon 2", "gluon-nlp")]
+OF_SEQUENCES = ["gluon-nlp", "sockeye"]
+PROGRAMS = ["From MXNet's own loss", "From Gluon 1 to Gluon 2"]
+OTHERS = [name for name in SECTIONS if name not in (*PROGRAMS, *OF_SEQUENCES)]
 
 
 def check(pairs, rtol=1e-6):
@@ -176,8 +272,24 @@ def test_the_pairs_of_the_page_agree(library, names, path):
     check(run_pairs(SECTIONS[library], names))
 
 
-def test_the_pairs_of_sequences_agree(sequences, path):
-    check(run_pairs(SECTIONS["gluon-nlp"], sequences), rtol=1e-5)
+@pytest.mark.parametrize("library", OF_SEQUENCES)
+def test_the_pairs_of_sequences_agree(library, sequences, path):
+    check(run_pairs(SECTIONS[library], sequences), rtol=1e-5)
+
+
+def test_smoothing_of_softmax_output(names, path):
+    """Its `smooth_alpha` is for the other categories, as the page says."""
+    assert "label_smoothing=alpha * C / (C - 1)" in PAGE.read_text()
+    alpha, b, classes = 0.2, names["b"].astype("float32"), names["classes"].astype("float32")
+    gradients = []
+    for loss in (lambda: nd.SoftmaxOutput(b, classes, smooth_alpha=alpha),
+                 lambda: DistillationLoss(hard_weight=1, label_smoothing=alpha * C / (C - 1))(b, classes, None)):
+        b.attach_grad()
+        with mx.autograd.record():
+            out = loss()
+        out.backward()
+        gradients.append(b.grad.asnumpy())
+    np.testing.assert_allclose(gradients[1], gradients[0], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("library", ["gluon-cv", "gluon-nlp"])

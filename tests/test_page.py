@@ -17,7 +17,8 @@ import tasks
 
 pytestmark = pytest.mark.site
 
-MEASURED = {"benchmark.png", "large_vocabulary.png"}  # drawn from timings, which no two runs share
+# Drawn from timings, which no two runs share.
+MEASURED = {"benchmark.png", "large_vocabulary.png", "vocabulary_step.png"}
 
 
 @pytest.fixture(scope="session")
@@ -107,7 +108,7 @@ def test_a_search_engine_learns_what_a_page_is(soups):
     assert f"this is version {gluon_kl.__version__}" in landing.article.get_text()
 
 
-@pytest.mark.parametrize("word", ["vae", "elbo", "trpo", "pzero"])
+@pytest.mark.parametrize("word", ["vae", "elbo", "trpo", "pzero", "gkd", "distillm"])
 def test_the_search_finds(site, word):
     assert f'"{word}":' in (site / "searchindex.js").read_text()
 

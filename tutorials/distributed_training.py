@@ -320,7 +320,7 @@ fig.savefig(
 #    <details class="fold"><summary>Answer</summary>
 #
 # They must take part all the same, or the five wait for them. Leave the last batch out on all workers, as this page
-# does, or pad it and give the padding a ``sample_weight`` of 0: its gradient is 0 then, whatever it holds.
+# does, or pad it and give the padding a ``sample_weight`` of 0: its gradient is 0 then, even if it holds NaN.
 #
 # .. raw:: html
 #

@@ -35,6 +35,7 @@ experiment is repeated with five seeds.
 # sphinx_gallery_thumbnail_number = 2
 import plots  # names any missing package
 from gluon_kl import DistillationLoss
+from gluon_kl.metric import Agreement
 from gluon_kl.metric import KLDivergence
 
 import matplotlib.pyplot as plt
@@ -140,8 +141,11 @@ def batches(count, steps, seed):
 
 
 def fit(net, loss, images, digits, teacher_logits,
-        steps, rate, seed):
-    """Train on labels and a teacher's logits."""
+        steps, rate, seed, watch=None):
+    """Train on labels and a teacher's logits.
+
+    Calls watch(step, net) every 50 steps.
+    """
     trainer = gluon.Trainer(
         net.collect_params(), "adam",
         {"learning_rate": rate})
@@ -149,6 +153,8 @@ def fit(net, loss, images, digits, teacher_logits,
         images, digits, teacher_logits)]
     steps = batches(len(images), steps, seed)
     for step, samples in enumerate(steps):
+        if watch and step % 50 == 0:
+            watch(step, net)
         inputs, *targets = (
             x.take(nd.array(samples))
             for x in arrays)
@@ -365,6 +371,42 @@ ax.legend()
 fig.savefig(
     sizes.figures / "distillation_distance.png",
     **plots.PNG)
+
+# %%
+# What to watch while it trains
+# -----------------------------
+#
+# The loss is one number, but it may fall for the labels alone. ``loss.parts``, called like the loss, gives its two parts
+# before they are weighted: the cross-entropy with the label, and the divergence from the teacher times :math:`T^2`. It
+# records no gradient. :class:`~gluon_kl.metric.Agreement` counts how often the student's first choice is the
+# teacher's. Here is one student that learns from both, with five images per digit, on the held-out images:
+
+both = STUDENTS["both"]
+
+
+def report(step, net):
+    """Print the parts and the agreement."""
+    pred = net(array(held_out_images))
+    logits = array(teacher_held_out)
+    hard, soft = both.parts(
+        pred, array(held_out_digits), logits)
+    agreement = Agreement()
+    agreement.update(logits, pred)
+    print(f"{step:4}"
+          f" {hard.mean().asscalar():8.2f}"
+          f" {soft.mean().asscalar():8.2f}"
+          f" {agreement.get()[1]:11.1%}")
+
+
+mx.random.seed(0)
+student = make_network(sizes.hidden)
+chosen = few_images(
+    sizes.images[len(sizes.images) // 2], seed=0)
+print("step    label  teacher  agreement")
+fit(student, both, images[chosen], digits[chosen],
+    teacher_logits[chosen], sizes.steps, rate=0.01,
+    seed=0, watch=report)
+report(sizes.steps, student)
 
 # %%
 # Is it the teacher, or only the softness?

@@ -130,7 +130,7 @@ def main():
     parser.add_argument("--hosts", type=int, default=1, help="machines in all (default: %(default)s)")
     parser.add_argument("--host", type=int, default=0, help="which of them this is, from 0 (default: %(default)s)")
     parser.add_argument("--root", default="127.0.0.1:0", help="address:port of machine 0 (default: %(default)s)")
-    parser.add_argument("--patience", type=float, default=60, help="seconds of silence allowed (default: %(default)s)")
+    parser.add_argument("--patience", type=float, default=60, help="seconds without output (default: %(default)s)")
     parser.add_argument("script", nargs=argparse.REMAINDER, help="the file to run, with its arguments")
     given = parser.parse_args()
     if not given.script:

@@ -1,4 +1,4 @@
-"""What the tutorials share: their options, and drawing functions that put arrays on an axes and do nothing else."""
+"""What the tutorials share: their options, and functions that draw arrays on an axes and do nothing else."""
 
 import argparse
 import sys
@@ -155,10 +155,10 @@ def draw_seeds(ax, places, groups):
     ax.set_xticklabels(places)
 
 
-def draw_bars(ax, names, values, form):
+def draw_bars(ax, names, values, form, colors=(SECOND, FIRST)):
     """Draw a horizontal bar per name, the first on top, with its value beside it; colours alternate."""
     places = np.arange(len(names))
-    bars = ax.barh(places, list(values), color=[SECOND, FIRST] * (len(names) // 2))
+    bars = ax.barh(places, list(values), color=[color for _, color in zip(places, cycle(colors))])
     ax.bar_label(bars, fmt=form, padding=3, fontsize=11)
     ax.set_yticks(places)
     ax.set_yticklabels(names)
