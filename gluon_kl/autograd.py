@@ -52,8 +52,8 @@ def prepare_for_autograd(
 def apart(F: Any) -> Iterator[Dict[str, str]]:
     """What is put into a user's graph inside belongs to one use alone; gives what operators on arrays are to be told.
 
-    An operator of MXNet's own keeps grad_req="add" and sums over many uses right. But unless its attributes tell it from
-    every other, MXNet merges it with theirs, and the sum lands on the operator behind it again.
+    An operator of MXNet's own keeps grad_req="add" and sums over many uses right. But unless its attributes tell it
+    from every other, MXNet merges it with theirs, and the sum lands on the operator behind it again.
     """
     name = mxnet_private.unique_use()
     with mx.AttrScope(__gluon_kl_use__=name):  # which Symbols obey; a trace keeps what a call says

@@ -184,5 +184,6 @@ def test_page_shows_the_same_digits(site):
     assert len(rows) == 3
     assert all(abs(float(a) - float(b)) < 1.5e-6 for row in rows for a, b in zip(row, rows[0]))
     assert float(rows[0][1]) == pytest.approx(0.0832, abs=0.005)
-    whole, sums, means = (float(x) for x in re.findall(r"^(?:whole batch|sums|means)[^:\n]*: +(-?[\d.]+)$", text, re.MULTILINE))
+    found = re.findall(r"^(?:whole batch|sums|means)[^:\n]*: +(-?[\d.]+)$", text, re.MULTILINE)
+    whole, sums, means = map(float, found)
     assert whole == sums != means

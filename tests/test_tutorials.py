@@ -4,6 +4,7 @@ import gallery
 import pytest
 from rendered import printed
 
+
 @pytest.mark.site
 @pytest.mark.parametrize("name", gallery.TUTORIALS)
 def test_output_fits_a_phone(site, name):

@@ -235,7 +235,7 @@ def train(student, loss, states, stored, steps,
          "lr_scheduler": rate})
     random = np.random.RandomState(0)
     took = []
-    for step in range(steps):
+    for _ in range(steps):
         start = time.process_time()
         rows = nd.array(random.randint(
             len(states), size=batch))
