@@ -378,8 +378,8 @@ fig.savefig(
 #
 # The loss is one number, but it may fall for the labels alone. ``loss.parts``, called like the loss, gives its two
 # parts before they are weighted: the cross-entropy with the label, and the divergence from the teacher times
-# :math:`T^2`. It records no gradient. :class:`~gluon_kl.metric.Agreement` counts how often the student's first choice is the
-# teacher's. Here is one student that learns from both, with five images per digit, on the held-out images:
+# :math:`T^2`. It records no gradient. :class:`~gluon_kl.metric.Agreement` counts how often the student's first choice
+# is the teacher's. Here is one student that learns from both, with five images per digit, on the held-out images:
 
 both = STUDENTS["both"]
 
