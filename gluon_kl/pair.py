@@ -125,8 +125,19 @@ class KLDivLoss(PairLoss, gluon.loss.KLDivLoss):
     0 where both agree, grows without bound where the prediction misses mass that the
     label has, and ignores what the prediction puts where the label has none.
 
-    Drop-in for :class:`mxnet.gluon.loss.KLDivLoss`, with the same positional arguments;
-    ``reduction="sum"`` keeps the scale of MXNet 1.9.
+    Drop-in for :class:`mxnet.gluon.loss.KLDivLoss`, with the same positional arguments. For each
+    sample of shape (rows, categories)::
+
+        terms = p * (log(p) - log(q))
+        "mean":      loss = terms.mean()  # default
+        "sum":       loss = terms.sum()
+        "row":       loss = terms.sum(axis)
+        "row_mean":  loss = terms.sum(axis).mean()
+
+    .. warning::
+
+       "mean", the default of Gluon, divides the divergence and its gradient by the number of
+       categories too. ``reduction="sum"`` is the divergence itself, and the scale of MXNet 1.9.
 
     Parameters
     ----------
