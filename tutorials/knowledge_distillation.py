@@ -360,7 +360,8 @@ fig.savefig(
 # :class:`~gluon_kl.metric.KLDivergence` between the teacher and the student on the held-out images.
 
 fig, ax = plt.subplots()
-ax.set_title("Distance of each student to the teacher")
+ax.set_title(
+    "Distance of each student to the teacher")
 plots.draw_seeds(ax, sizes.images, {
     name: values[:, :, 1]
     for name, values in results.items()})

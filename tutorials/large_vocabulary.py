@@ -46,11 +46,11 @@ plt.style.use(plots.STYLE)
 
 sizes = plots.options(
     "A large vocabulary, and a stored teacher.",
-    categories=(32000, "of the step that is measured"),
+    categories=(32000, "of the measured step"),
     rows=(320, "of that step"),
     turns=(3, "timed steps of each loss"),
     tokens=(4000, "categories of the training"),
-    kept=([4, 16, 64], "best tokens that are stored"),
+    kept=([4, 16, 64], "best tokens stored"),
     states=(2048, "that the teacher has seen"),
     steps=(160, "training steps of a student"),
     batch=(64, "states of a training step"))
@@ -97,8 +97,9 @@ def take_step(loss, logits, label):
 
 def memory(kind):
     """Bytes, now (VmRSS) or at most (VmHWM)."""
-    status = Path("/proc/self/status").read_text()
-    found = re.search(kind + r":\s+(\d+) kB", status)
+    status = Path("/proc/self/status")
+    found = re.search(kind + r":\s+(\d+) kB",
+                      status.read_text())
     return 1024 * int(found.group(1))
 
 
@@ -143,13 +144,16 @@ for name in copies:
 
 fig, (top, bottom) = plt.subplots(
     2, 1, figsize=(5, 3.2))
-top.set_title("Memory of a step, in copies of pred")
+top.set_title(
+    "Memory of a step, in copies of pred")
 plots.draw_bars(
     top, copies, copies.values(), "%.1f")
-bottom.set_title("Processor time of a step, in ms")
+bottom.set_title(
+    "Processor time of a step, in ms")
 plots.draw_bars(
     bottom, seconds,
-    [1000 * s for s in seconds.values()], "%.0f")
+    [1000 * s for s in seconds.values()],
+    "%.0f")
 fig.savefig(
     sizes.figures / "vocabulary_step.png",
     **plots.PNG)
@@ -177,7 +181,8 @@ def make_teacher(tokens, random, width=32):
     """A function from states to logits."""
     matrix = random.standard_normal(
         (width, tokens), dtype="float32")
-    matrix = nd.array(matrix * 2 / np.sqrt(width))
+    matrix *= 2 / np.sqrt(width)
+    matrix = nd.array(matrix)
     rank = np.arange(tokens)
     bias = nd.array(-np.log(rank + 10.0))
     return lambda states: (
@@ -264,7 +269,7 @@ def judge(student, teacher, unseen):
     for metric in metrics:
         metric.update(
             teacher(unseen), student(unseen))
-    return [metric.get()[1] for metric in metrics]
+    return [m.get()[1] for m in metrics]
 
 
 def learn(teacher, states, unseen, steps, batch,
@@ -294,7 +299,8 @@ results = {
     for k in tqdm([*sizes.kept, None],
                   disable=None)}
 
-print("               MB   step accuracy distance")
+print("               MB   step"
+      " accuracy distance")
 for name, found in results.items():
     megabytes, took, accuracy, distance = found
     print(f"{name:10} {megabytes:6.2f}"
@@ -304,7 +310,8 @@ for name, found in results.items():
 fig, grid = plt.subplots(3, 1, figsize=(5, 5.6))
 columns = list(zip(*results.values()))
 panels = (
-    ("Memory of the stored teacher, in MB", "%.2f"),
+    ("Memory of the stored teacher, in MB",
+     "%.2f"),
     ("Processor time of a training step, in ms",
      "%.0f"),
     ("Accuracy of the student", "%.2f"))
