@@ -26,8 +26,8 @@ class TopKDistillationLoss(CheckedLoss):
     .. math::
 
        & \alpha \, \mathrm{CE}(y, \mathrm{softmax}(z)) \\
-       & + (1 - \alpha) \, T^2 \, \Big( \sum_{i \in K} p_i \log \frac{p_i}{q_i}
-         + p_t \log \frac{p_t}{q_t} \Big)
+       & + (1 - \alpha) \, T^2 \, \Big( \sum_{i \in K} p_i \log \frac{p_i}{q_i} \\
+       & \qquad + p_t \log \frac{p_t}{q_t} \Big)
 
     in nats, averaged over the rows of a sample whose weight is not 0. What was not kept is one
     more category, the tail: :math:`p_t = 1 - \sum_{i \in K} p_i` of the teacher and
