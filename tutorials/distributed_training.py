@@ -88,7 +88,8 @@ def make_network(seed):
 # their shares differ: here seven samples are shared by two workers, who get four and three. One number each is
 # compared with that of a step that one process takes: the gradient to the first bias.
 
-loss = KLDivLoss(from_logits=False, reduction="sum")
+loss = KLDivLoss(from_logits=False,
+                 reduction="sum")
 loss.hybridize()
 
 
@@ -202,7 +203,8 @@ import launch  # down here, where no worker comes
 
 script = [plots.HERE / "distributed_training.py"]
 for name in ("epochs", "batch", "seed"):
-    script.append(f"--{name}={getattr(sizes, name)}")
+    size = getattr(sizes, name)
+    script.append(f"--{name}={size}")
 if sizes.save:
     script.append(f"--save={sizes.save}")
 
@@ -217,7 +219,8 @@ def train_together(workers):
         """Note the divergence that is printed."""
         if line.startswith("epoch"):
             value = float(line.split()[-1])
-            curves.setdefault(name, []).append(value)
+            curve = curves.setdefault(name, [])
+            curve.append(value)
             bar.update()
 
     with bar:

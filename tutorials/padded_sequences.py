@@ -317,7 +317,8 @@ for name, values in results.items():
 # so it makes the mean small. And a network that learns to predict padding learns less about letters.
 
 fig, ax = plt.subplots()
-ax.set_title("Distance of each student to the teacher")
+ax.set_title(
+    "Distance of each student to the teacher")
 steps = 20 * np.arange(sizes.steps // 20 + 1)
 plots.draw_true_and_own(ax, steps, results)
 ax.set_xlabel("training steps")
@@ -345,7 +346,8 @@ shown = [i for i in held_out
          if 14 < lengths[i] < 31][:9]
 
 fig, ax = plt.subplots(figsize=(5, 3.6))
-ax.set_title("Divergence of the model, letter by letter")
+ax.set_title(
+    "Divergence of the model, letter by letter")
 shades = plots.draw_phrases(
     ax, [phrases[i] + "." for i in shown],
     by_letter[shown])
