@@ -142,7 +142,7 @@ class Distillation(Member):
                 label = label.argmax(axis).astype("float64")
                 label = np.expand_dims(label, axis) if self.column else label
             if self.ignored is not None:
-                label.flat[-1] = self.ignored
+                label.flat[-1:] = self.ignored
         return [pred, label, None if hard_weight == 1 else teacher_pred]
 
     def heard(self, inputs, axis):

@@ -41,6 +41,7 @@ from cases import ADDS_WRONG, FEW, MEMBERS, NESTED, Distillation, Model, Pair, c
 pytestmark = pytest.mark.usefixtures("path")
 BFLOAT16 = np.dtype([("bfloat16", np.uint16)])  # as MXNet spells it
 STATIC = dict(static_alloc=True, static_shape=True)
+KEPT_AND_HARD = [name for name in MEMBERS if name.startswith("top-k") and "soft" not in name and "hard" not in name]
 
 
 def every_way(names=MEMBERS, ways=("eager", "static", "nested", "nested static"), shape=(3, 4), **options):
@@ -115,9 +116,12 @@ def test_mixed_precision_stays_on(in_subprocess, first):
 
 @program
 def test_bfloat16():
-    """What AMP hands over is computed in float32, and its gradient is bfloat16."""
+    """What AMP hands over is computed in float32, and its gradient is bfloat16.
+
+    Not beside hard labels of a stored teacher: MXNet then asks oneDNN for float64, which it has not.
+    """
     amp.init(target_dtype=BFLOAT16)
-    for what, member, block, inputs in every_way():
+    for what, member, block, inputs in every_way([x for x in MEMBERS if x not in KEPT_AND_HARD]):
         given = arrays_of(inputs, isinstance(block, Model))
         source = given[0]
         source.attach_grad()
@@ -167,7 +171,8 @@ def test_amp_beside_float64():
 @program
 def test_a_converted_net():
     """AMP puts its casts into a graph that is there already."""
-    for what, _, block, inputs in every_way(ways=("nested",)):
+    names = [x for x in MEMBERS if native.is_available() or x not in KEPT_AND_HARD]  # of whose class MXNet has no dtype
+    for what, _, block, inputs in every_way(names, ways=("nested",)):
         given = arrays_of(inputs, True)
         block.hybridize()
         want = block(*given).asnumpy()
@@ -401,7 +406,9 @@ def test_two_exports_are_one_text(tmp_path):
 # No rows
 
 def weights_without_rows(member, shape):
-    yield from (None, np.zeros((0,)), np.zeros((0, 1)), np.zeros(shape), np.ones((1, 1)))
+    yield from (None, np.zeros((0,)), np.zeros((0, 1)), np.ones((1, 1)))
+    if member.weights == "elements":
+        yield np.zeros(shape)
 
 
 @program
@@ -449,10 +456,11 @@ def test_no_rows_in_a_users_graph():
     """Forward and backward where the operator is one node; over MXNet's operators the shape is all there is.
 
     In a hybridized graph, Flatten, reshape and sums of MXNet's fail without rows, whoever calls them; the failure
-    shows when somebody waits for the values.
+    shows when somebody waits for the values. Of a stored teacher, sums of MXNet's stand beside the operator.
     """
     mx.npx.set_np()
-    for what, member, _, inputs in every_way(ways=("nested", "nested static"), shape=(0, 4)):
+    names = [x for x in MEMBERS if x not in KEPT_AND_HARD]
+    for what, member, _, inputs in every_way(names, ways=("nested", "nested static"), shape=(0, 4)):
         for weight in (None, np.zeros((0, 1)), np.zeros((0, 4))):
             if weight is not None and (any(x is None for x in inputs) or len(inputs) != len(member.make()._names) - 1):
                 continue
@@ -632,6 +640,8 @@ def test_labels_left_open_at_every_rank():
         unused = getattr(loss, "_unused", "")
         if getattr(loss, "_sparse_label", False) and unused != "label":
             continue  # nothing tells whether class indices keep the axis
+        if name.startswith("top-k"):
+            continue  # nor how many categories were kept
         names = loss._names[:3 if hasattr(loss, "_sparse_label") else 2]
         graph = loss(*[None if each == unused else mx.sym.var(each) for each in names])
         for rank in range(1 if isinstance(member, Pair) else 2, 6):  # more than MXNet's slice takes
@@ -657,6 +667,8 @@ def test_module_without_labels():
 def test_summaries(capsys, path, name):
     if name == "top-k, dense" or (name.startswith("top-k") and name != "top-k, hard" and not native.is_available()):
         pytest.skip("a step takes an array of one axis, for which print_summary has no column")
+    if "ignoring" in name and not native.is_available():
+        pytest.skip("class indices come first, and print_summary takes what comes first for a layer of two axes")
     graphs = [graph_of(name)]
     with gluon.nn.HybridSequential().name_scope():  # as where Gluon traces
         graphs.append(graph_of(name))
