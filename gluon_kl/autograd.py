@@ -8,7 +8,7 @@ import contextlib
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from gluon_kl import mxnet_private
-from gluon_kl.native import fused, is_index, operator_dtype, with_known_ranks
+from gluon_kl.native import fused, is_index, operator_dtype, with_known_ranks, with_ranks_of_a_trace
 
 import mxnet as mx
 from mxnet import autograd
@@ -72,8 +72,7 @@ def fused_in_users_graph(F: Any, inputs: Mapping[str, Any], no_grad: Sequence[st
         # print_summary takes what an operator makes of class indices alone for a layer, with two axes at least.
         others = [(name, F.expand_dims(x, axis=0) if is_index(name, options) else x) for name, x in others]
         given: Dict[str, Any] = {first: pred, **{name: operator_dtype(x, use) for name, x in others}}
-    if F is mx.sym:  # a trace knows the rank of each
-        given = with_known_ranks(given, options)
+    given = with_known_ranks(given, options) if F is mx.sym else with_ranks_of_a_trace(given)
     given.update({name: F.BlockGrad(given[name]) for name, _ in others if name in no_grad})
     learned = [name for name, _ in others if name not in no_grad]
     if options.get("reduction") == "none":  # a second result of this size would cost more than a gradient

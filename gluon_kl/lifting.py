@@ -94,6 +94,12 @@ def narrowed(F: Any, column: Any, zero: Any) -> Any:
 
 
 def fill_like(x: Any, like: Any) -> Any:
-    """`x` broadcast to `like`, where neither shapes nor dtypes are known: by NumPy's addition of nothing."""
-    zeros = (mx.nd if isinstance(like, NDArray) else mx.sym).zeros_like(like)
+    """`x` broadcast to `like`, where neither shapes nor dtypes are known.
+
+    Of Symbols by NumPy's addition of nothing, which adds axes. A trace has added them: there by an operator that writes
+    the gradient of 0 of no rows, where NumPy's leaves in it what was there.
+    """
+    if isinstance(x, NDArray):
+        return mx.nd.broadcast_like(x, like)
+    zeros = mx.sym.zeros_like(like)
     return (x.as_np_ndarray() + zeros.as_np_ndarray()).as_nd_ndarray()

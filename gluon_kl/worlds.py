@@ -12,8 +12,6 @@ from gluon_kl.compact import as_rows
 from gluon_kl.native import fused, supports_device, top_k
 from gluon_kl.operators import Rows, more_than_one
 
-import mxnet as mx
-
 _STAND_INS = {"bool": "uint8", "bfloat16": "float32", "int16": "int32", "uint16": "int32", "uint32": "int64",
               "uint64": "int64"}  # for what an operator of an extension cannot take
 
@@ -154,7 +152,7 @@ class UsersGraph:
         """What the fused operator reads of the rows of pred."""
         with apart(F) as use:
             pred = F.identity(pred, **use)
-        return top_k(F, as_rows(F, pred, axis), index, guard=F is mx.sym, **options)
+        return top_k(F, as_rows(F, pred, axis), index, guard=True, **options)
 
     def with_inputs(self, *positions: Optional[int]) -> "UsersGraph":
         """Of some of the inputs as little is known."""

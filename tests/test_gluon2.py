@@ -1,5 +1,7 @@
 """The losses on MXNet 2, whose blocks are traced with real arrays; on MXNet 1 there is nothing to run."""
 
+import contextlib
+import itertools
 import pickle
 import re
 import textwrap
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 from mxnet import autograd, gluon
 
-from cases import MEMBERS, close, every
+from cases import FEW, MEMBERS, close, every
 
 pytestmark = pytest.mark.skipif(not _mxnet.GLUON_2, reason="for MXNet 2")
 OPTIONS = {"eager": None, "hybrid": {}, "static": {"static_alloc": True, "static_shape": True}}
@@ -126,6 +128,35 @@ def test_export_and_import(path, tmp_path):
     loss.export(str(tmp_path / "loss"))
     block = gluon.SymbolBlock.imports(str(tmp_path / "loss-symbol.json"), ["data0", "data1"])
     close(block(*arrays_of(inputs)).asnumpy(), member.expect(inputs))
+
+
+def check_open_shapes(folder):
+    """Of exported graphs at every rank, whatever is given and whatever is not: of an overrun the process dies."""
+    for member in [MEMBERS[name] for name in FEW]:
+        inputs = member.inputs(np.random.RandomState(0), (4, 5))
+        for alone, weighted in itertools.product((False, True), repeat=2):
+            given = [*inputs, *[None] * (len(member.make()._names) - 1 - len(inputs)), np.ones((4, 1))]
+            given = given if weighted else inputs
+            if any(x is None or np.ndim(x) == 0 for x in given):
+                continue  # what Gluon's traces do not take
+            block = member.make() if alone else Parent(member.make())
+            block.hybridize()
+            block(*arrays_of(given))
+            block.export(f"{folder}/block")
+            graph = mx.sym.load(f"{folder}/block-symbol.json")
+            names = [f"data{i}" for i in range(len(given))] if len(given) > 1 else ["data"]
+            shapes = {key: np.shape(x) for key, x in zip(names, given)}
+            assert graph.infer_shape(**shapes)[1] == [member.expect(inputs, np.ones((4, 1)) if weighted else None).shape]
+            for lead in ((), (2,), (2,) * 7):
+                for known in itertools.chain.from_iterable(
+                        itertools.combinations(names, count) for count in range(len(names))):
+                    for _ in range(20):
+                        with contextlib.suppress(mx.MXNetError):  # an operator asks for a rank that nobody knows
+                            graph.infer_shape_partial(**{key: lead + shapes[key] for key in known})
+
+
+def test_open_shapes(path, in_subprocess, tmp_path):
+    in_subprocess(f"import test_gluon2; test_gluon2.check_open_shapes({str(tmp_path)!r})")
 
 
 def test_pickles_and_arguments():

@@ -185,6 +185,24 @@ def test_no_rows_in_a_users_block(path):
         assert pred.grad.shape == (rows, 4)
 
 
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("grad_req", ["write", "add"])
+def test_no_rows_under_a_shared_prior(rng, nested, grad_req):
+    """The prior has rows, and a gradient of 0, not that of the batch before."""
+    block = hybridized(Model(GaussianKLLoss()) if nested else GaussianKLLoss())
+    prior = [mx.np.array(rng.normal(size=size)) for size in ((1, 4), (4,))]
+    for x in prior:
+        x.attach_grad(grad_req)
+    for rows in (3, 0):
+        before = [x.grad.asnumpy() for x in prior]
+        with autograd.record():
+            out = block(mx.np.zeros((rows, 4), dtype="float64"), mx.np.zeros((rows, 4), dtype="float64"), *prior)
+        out.backward()
+    for x, old in zip(prior, before):
+        assert (old != 0).all()
+        np.testing.assert_array_equal(x.grad.asnumpy(), 0 * old if grad_req == "write" else old)
+
+
 def test_no_categories():
     for block in (KLDivLoss(), hybridized(KLDivLoss()), hybridized(Model(KLDivLoss()))):
         with pytest.raises(ValueError, match="no categories along axis"):

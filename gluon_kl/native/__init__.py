@@ -98,17 +98,15 @@ def _operators():
 
 
 @functools.lru_cache(maxsize=None)
-def _on_symbols(name):
+def _function(F, name):
     """An operator, without what AMP has put around its function: a cast would stand between what is tied."""
     _operators()
-    return mxnet_private.symbol_function(name)
+    return (mxnet_private.symbol_function if F is mx.sym else mxnet_private.array_function)(name)
 
 
-@functools.lru_cache(maxsize=None)
-def _on_arrays(name):
-    """An operator on arrays, likewise."""
-    _operators()
-    return mxnet_private.array_function(name)
+def _rank_of(F, x, **named):
+    """An array that MXNet infers the shape of where it knows the rank of `x`, or else raises an error."""
+    return _function(F, "BlockGrad")(_function(F, _LIKE)(x, known=1, **named))
 
 
 def is_available() -> bool:
@@ -245,11 +243,10 @@ def top_k(F: Any, pred: Any, index: Any, *, hard: int, temperature: float, guard
     inputs = [pred, F.BlockGrad(index)]
     words: Dict[str, Any] = {"hard": hard, "temperature": repr(temperature), "ranks": 0}
     if guard:
-        like = _on_symbols(_LIKE)
-        ranks = [F.BlockGrad(like(x, known=1)) for x in inputs]
+        ranks = [_rank_of(F, x) for x in inputs]
         inputs, words["ranks"] = [*ranks, *inputs], len(ranks)
     text = " ".join(f"{name}={value}" for name, value in words.items())
-    result = (_on_symbols if F is mx.sym else _on_arrays)(_TOP_K)(*inputs, call=text)
+    result = _function(F, _TOP_K)(*inputs, call=text)
     return result[0] if isinstance(result, list) or F is mx.sym else result
 
 
@@ -260,7 +257,8 @@ def with_known_ranks(given: Dict[str, Any], options: Mapping[str, Any]) -> Dict[
     by an operator of MXNet's, in place: it wants equal dtypes too, and what stands in for the first takes the dtype of
     the other. Class indices, of any dtype, are tied by `pick`. Of a weight nothing tells the shape.
     """
-    like, pick, tie, block = map(_on_symbols, (_LIKE, "pick", "_identity_with_attr_like_rhs", "BlockGrad"))
+    like, pick, tie = (_function(mx.sym, name) for name in (_LIKE, "pick", "_identity_with_attr_like_rhs"))
+    block = _function(mx.sym, "BlockGrad")
     pred, *_ = given.values()
     indices = [name for name in given if is_index(name, options)]
     tied = [name for name in [*given][1:] if name not in ("weight", *indices)]
@@ -278,6 +276,14 @@ def with_known_ranks(given: Dict[str, Any], options: Mapping[str, Any]) -> Dict[
         # A cast of AMP's between the two leaves the dtype of the stand-in open: what comes last settles it.
         ties[f"tie:{name}"] = block(like(stand_in, known=1))
     return {**{f"rank_of_{name}": block(x) for name, x in ranks.items()}, **given, **ties}
+
+
+def with_ranks_of_a_trace(given: Dict[str, Any]) -> Dict[str, Any]:
+    """The same for the arrays of a trace: where a rank is open the exported graph raises an error.
+
+    Nothing is tied there: `_gluon_kl_like` is run on arrays, and their dtypes would be those of the first call.
+    """
+    return {**{f"tie:{name}": _rank_of(mx.nd, x) for name, x in given.items()}, **given}
 
 
 def is_index(name: str, options: Mapping[str, Any]) -> bool:
