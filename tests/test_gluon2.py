@@ -146,7 +146,8 @@ def check_open_shapes(folder):
             graph = mx.sym.load(f"{folder}/block-symbol.json")
             names = [f"data{i}" for i in range(len(given))] if len(given) > 1 else ["data"]
             shapes = {key: np.shape(x) for key, x in zip(names, given)}
-            assert graph.infer_shape(**shapes)[1] == [member.expect(inputs, np.ones((4, 1)) if weighted else None).shape]
+            weight = np.ones((4, 1)) if weighted else None
+            assert graph.infer_shape(**shapes)[1] == [member.expect(inputs, weight).shape]
             for lead in ((), (2,), (2,) * 7):
                 for known in itertools.chain.from_iterable(
                         itertools.combinations(names, count) for count in range(len(names))):
