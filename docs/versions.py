@@ -1,8 +1,8 @@
 """One answer on every MXNet: the divergence of the walkthrough's example, by MXNet's own loss and by ours.
 
-Run by hand, ``python docs/versions.py``: each version is fetched without what it requires, put into a folder of its
-own, and asked in a process of its own. Writes versions.csv, which versions.rst shows and README.md repeats. Tests hold
-those two, and the row of the MXNet at hand.
+Run by hand, ``python docs/versions.py WHEEL``, with a wheel of MXNet 2.0.0, which is not on PyPI: each version is
+fetched without what it requires, put into a folder of its own, and asked in a process of its own. Writes versions.csv,
+which versions.rst shows and README.md repeats. Tests hold those two, and the row of the MXNet at hand.
 """
 
 import csv
@@ -15,16 +15,18 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = Path(__file__).resolve().with_suffix(".csv")
-VERSIONS = ["1.7.0.post2", "1.8.0.post0", "1.9.0", "1.9.1"]
+VERSIONS = ["1.7.0.post2", "1.8.0.post0", "1.9.0", "1.9.1", "2.0.0b1"]
 HEADER = ["MXNet", "its own ``KLDivLoss``", "gluon_kl", 'gluon_kl, ``reduction="sum"``']
 ASK = """
 import gluon_kl
 import json
 import mxnet as mx
 
-pred, label = mx.nd.log(mx.nd.array([[0.2, 0.5, 0.2, 0.1]])), mx.nd.array([[0.3, 0.4, 0.1, 0.2]])
+F = mx.np if mx.__version__.startswith("2.") else mx.nd
+pred, label = F.log(F.array([[0.2, 0.5, 0.2, 0.1]])), F.array([[0.3, 0.4, 0.1, 0.2]])
 losses = mx.gluon.loss.KLDivLoss(), gluon_kl.KLDivLoss(), gluon_kl.KLDivLoss(reduction="sum")
-print(json.dumps([mx.__version__, *("%.4f" % loss(pred, label).asscalar() for loss in losses)]))
+version = mx.__version__.replace("beta", "b").split("+")[0]
+print(json.dumps([version, *("%.4f" % loss(pred, label).asnumpy().item() for loss in losses)]))
 """
 
 
@@ -37,10 +39,11 @@ def row(*folders):
 
 
 def fetched(version):
-    """Ask a version of MXNet that is not here."""
+    """Ask a version of MXNet that is not here, or a wheel of it."""
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", folder,
-                        f"mxnet=={version}"], check=True)
+        wanted = version if version.endswith(".whl") else f"mxnet=={version}"
+        subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", folder, wanted],
+                       check=True)
         return row(folder)
 
 
@@ -51,6 +54,6 @@ def table():
 
 
 if __name__ == "__main__":
-    rows = [HEADER, *map(fetched, VERSIONS)]
+    rows = [HEADER, *map(fetched, [*VERSIONS, sys.argv[1]])]
     with TABLE.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows(rows)
