@@ -21,10 +21,14 @@ class Kept(NamedTuple):
     sound: Any  # 1, but 0 for a row that names a category twice, or one that there is not
 
 
+def axis_last(F: Any, x: Any, axis: int) -> Any:
+    """`x` with this axis and the last one in each other's place."""
+    return x if axis == -1 else F.swapaxes(x, dim1=axis, dim2=-1)
+
+
 def as_rows(F: Any, x: Any, axis: int) -> Any:
     """`x` as (rows, length of the axis)."""
-    turned = x if axis == -1 else F.swapaxes(x, dim1=axis, dim2=-1)
-    return F.reshape(turned, shape=(-1, 0), reverse=True)
+    return F.reshape(axis_last(F, x, axis), shape=(-1, 0), reverse=True)
 
 
 def from_column(F: Any, column: Any, like: Any, axis: int) -> Any:

@@ -8,7 +8,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from gluon_kl import lifting
 from gluon_kl.autograd import apart, fused_in_users_graph
-from gluon_kl.compact import as_rows
+from gluon_kl.compact import axis_last
 from gluon_kl.native import fused, supports_device, top_k
 from gluon_kl.operators import Rows, more_than_one
 
@@ -76,7 +76,8 @@ class Known(NamedTuple):
     def read_top_k(self, F: Any, pred: Any, axis: int, index: Any, **options: Any) -> Any:
         """What the fused operator reads of the rows of pred."""
         dtype = _STAND_INS.get(str(self.dtypes[0]))
-        return top_k(F, as_rows(F, pred if dtype is None else F.cast(pred, dtype=dtype), axis), index, **options)
+        pred = pred if dtype is None else F.cast(pred, dtype=dtype)
+        return top_k(F, axis_last(F, pred, axis if axis < 0 else axis - self.ndim), index, **options)
 
     def with_inputs(self, *positions: Optional[int]) -> "Known":
         """The same of the inputs at these positions alone; None stands for one that is left out."""
@@ -152,7 +153,7 @@ class UsersGraph:
         """What the fused operator reads of the rows of pred."""
         with apart(F) as use:
             pred = F.identity(pred, **use)
-        return top_k(F, as_rows(F, pred, axis), index, guard=True, **options)
+        return top_k(F, axis_last(F, pred, axis), index, guard=True, **options)
 
     def with_inputs(self, *positions: Optional[int]) -> "UsersGraph":
         """Of some of the inputs as little is known."""

@@ -237,8 +237,8 @@ def fused(F: Any, inputs: Mapping[str, Any], grad: Sequence[str], **options: Any
 def top_k(F: Any, pred: Any, index: Any, *, hard: int, temperature: float, guard: bool = False) -> Any:
     """What is read of rows of scores for a teacher that kept k categories of each: native/job.h says what.
 
-    `pred` is (rows, categories), `index` (rows, k + hard) in float64 and without a gradient. `guard` stands for a graph
-    in which ranks may be open, as `with_known_ranks` has it.
+    The last axis of `pred` is that of the categories; `index` is (rows, k + hard) in float64 and without a gradient.
+    `guard` stands for a graph in which ranks may be open, as `with_known_ranks` has it.
     """
     inputs = [pred, F.BlockGrad(index)]
     words: Dict[str, Any] = {"hard": hard, "temperature": repr(temperature), "ranks": 0}

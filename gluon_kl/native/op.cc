@@ -122,7 +122,8 @@ ext::MXReturnValue backward(const Attributes& attributes, std::vector<ext::MXTen
 
 //   _gluon_kl_top_k(*ranks, pred, index, call="hard=1 temperature=2 ranks=2") -> what is read (job.h: TopK)
 //
-// pred of shape (rows, categories), index of (rows, k + hard) in float64, which has no gradient; `ranks` are as above.
+// pred's last axis is that of the categories, the others together are the rows; index is (rows, k + hard), in float64
+// and without a gradient. `ranks` are as above.
 struct TopKCall {
   bool hard = false;
   double temperature = 1;
@@ -158,19 +159,21 @@ ext::MXReturnValue top_k_shape(const Attributes& attributes, std::vector<std::ve
   return guarded([&] {
     const TopKCall call(attributes);
     const Shape pred = shape_from((*in)[call.ranks]), index = shape_from((*in)[call.ranks + 1]);
-    if (pred.size() != 2 || index.size() != 2 || !gluon_kl::known(pred) || !gluon_kl::known(index)) return;
-    if (pred[0] != index[0])
+    if (pred.empty() || index.size() != 2 || !gluon_kl::known(pred) || !gluon_kl::known(index)) return;
+    int64_t rows = 1;
+    for (size_t axis = 0; axis + 1 < pred.size(); ++axis) rows *= pred[axis];
+    if (rows != index[0])
       throw std::invalid_argument("pred and index must have equally many rows, not " + gluon_kl::text(pred) + " and " + gluon_kl::text(index));
     gluon_kl::TopK job{};
     job.k = index[1] - call.hard, job.hard = call.hard;
-    (*out)[0] = shape_to({pred[0], job.columns()});
+    (*out)[0] = shape_to({rows, job.columns()});
   });
 }
 gluon_kl::TopK top_k_job(const TopKCall& call, ext::MXTensor& pred, ext::MXTensor& index, ext::MXTensor& out) {
   gluon_kl::TopK job{};
   job.pred = pred.data_ptr, job.type = static_cast<gluon_kl::Type>(pred.dtype);
   job.index = static_cast<const double*>(index.data_ptr);
-  job.rows = pred.shape[0], job.n = pred.shape[1], job.k = index.shape[1] - call.hard, job.hard = call.hard;
+  job.rows = index.shape[0], job.n = pred.shape.back(), job.k = index.shape[1] - call.hard, job.hard = call.hard;
   job.inv_temperature = 1 / call.temperature;
   job.out = out.data_ptr;
   return job;

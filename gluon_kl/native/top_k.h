@@ -141,6 +141,31 @@ template <class T> struct TopKRow {
     const T value = static_cast<T>(x);
     convert_out(job.grad, job.grad_type, row * job.n + category, &value, 1);
   }
+  void silence() {
+    const int64_t bytes = job.n * size_of(job.grad_type);
+    memset(static_cast<char*>(job.grad) + row * bytes, 0, bytes);
+  }
+  // f of each score, a vector at a time, to the gradient.
+  template <class F> void each_in_place(const F& f) {
+    const T* const from = static_cast<const T*>(job.pred) + row * job.n;
+    T* const to = static_cast<T*>(job.grad) + row * job.n;
+    const int64_t skew = job.stream ? reinterpret_cast<uintptr_t>(to) % kBytes / sizeof(T) : 0;
+    const int64_t head = skew ? kLanes<T> - skew : 0;
+    int64_t i = head < job.n ? head : job.n;
+    if (i) store_part(to, i, f(load_part(from, i, T(0))));
+    for (; i + kLanes<T> <= job.n; i += kLanes<T>) {
+      if (job.stream) stream(to + i, f(load(from + i)));
+      else store<T>(to + i, f(load(from + i)));
+    }
+    if (i < job.n) store_part(to + i, job.n - i, f(load_part(from + i, job.n - i, T(0))));
+  }
+  template <class F> void each_converted(const F& f) {
+    for (int64_t first = 0; first < job.n; first += kRowBlock<T>) {
+      const int64_t left = job.n - first, count = read(first);
+      for (int64_t i = 0; i < count; i += kLanes<T>) store<T>(block + i, f(load(block + i)));
+      convert_out(job.grad, job.grad_type, row * job.n + first, block, left < kRowBlock<T> ? left : kRowBlock<T>);
+    }
+  }
   void backward() {
     const T* const g = static_cast<const T*>(job.head) + row * job.columns();
     bool any_head = false;
@@ -150,24 +175,14 @@ template <class T> struct TopKRow {
     const T t = static_cast<T>(job.inv_temperature);
     const T of_tail = tail ? g[job.k] * t : T(0), of_hard = hard ? g[job.k + 1] : T(0);
     const T largest = tail ? rest[1] : T(0), log_sum = tail ? rest[2] : T(0);
-    for (int64_t first = 0; first < job.n; first += kRowBlock<T>) {
-      const int64_t left = job.n - first, length = left < kRowBlock<T> ? left : kRowBlock<T>;
-      if (any_head) {
-        const int64_t count = read(first);
-        for (int64_t i = 0; i < count; i += kLanes<T>) {
-          const V x = load(block + i);
-          V out = tail ? of_tail * exp_down<T>(Min<T>(T(0), (x - largest) * t) - log_sum) : V{};
-          if (hard) out += of_hard * exp_down<T>((x - rest[3]) - rest[4]);
-          store<T>(block + i, out);
-        }
-      } else {
-        memset(block, 0, length * sizeof(T));
-      }
-      if (job.grad_type == type_of<T>())
-        copy_run(static_cast<T*>(job.grad) + row * job.n + first, block, length, job.stream);
-      else
-        convert_out(job.grad, job.grad_type, row * job.n + first, block, length);
-    }
+    const auto gradient = [&](V x) {  // of scores that the teacher did not keep
+      V out = tail ? of_tail * exp_down<T>(Min<T>(T(0), (x - largest) * t) - log_sum) : V{};
+      if (hard) out += of_hard * exp_down<T>((x - rest[3]) - rest[4]);
+      return out;
+    };
+    if (!any_head) silence();
+    else if (job.type == type_of<T>() && job.grad_type == job.type) each_in_place(gradient);
+    else each_converted(gradient);
     if (any_head) patch(g, rest, of_hard);
   }
   // What is not as that of the others: kept scores, and that of the class.
