@@ -403,9 +403,14 @@ def check_distillation(
             "log_probs": "pass label.exp()", "logits": "pass mx.nd.softmax(label)"}))
 
 
-def check_kept(pred: Any, index: Any, value: Any, weight: Any, batch_axis: int, axis: int, teacher_space: str) -> None:
+def check_kept(
+    pred: Any, label: Optional[Any], index: Any, value: Any, weight: Any, batch_axis: int, axis: int, teacher_space: str,
+    ignore_label: Optional[float],
+) -> None:
     """Raise ValueError for the likeliest mistake in what a teacher kept."""
     weight = _weight(weight, pred.shape, batch_axis, axis)
+    if ignore_label is not None:
+        weight = _without_ignored(weight, label, pred.shape, axis, ignore_label)
     categories = pred.shape[axis]
     places, given = (_Rows(name, x, axis, weight) for name, x in (("teacher_index", index), ("teacher_value", value)))
     rows, values = places.values, given.values

@@ -1,11 +1,11 @@
 """Knowledge distillation from a teacher of which the best categories were kept."""
 
-from typing import Any, Dict, Optional
+from typing import Any, Dict, Optional, Tuple
 
 from gluon_kl import diagnostics
-from gluon_kl.checks import check_axis, check_between, check_choice, check_flag, normal_axis
+from gluon_kl.checks import check_between, check_choice, normal_axis
 from gluon_kl.description import Description
-from gluon_kl.front import CheckedLoss
+from gluon_kl.distillation import StudentLoss
 from gluon_kl.operators import js_form
 from gluon_kl.top_k_description import TopKDescription
 
@@ -15,7 +15,7 @@ SPACES = {"bucket": ("log_probs", "probs"), "renormalize": ("log_probs", "probs"
           "drop": ("log_probs", "probs")}
 
 
-class TopKDistillationLoss(CheckedLoss):
+class TopKDistillationLoss(StudentLoss):
     r"""Loss of a student that learns from a teacher's best categories, and from labels.
 
     A teacher is run once, and of its many categories the :math:`k` best are stored: their
@@ -43,7 +43,7 @@ class TopKDistillationLoss(CheckedLoss):
         Divides the scores of the student, and kept logits. Between 1e-6 and 1e6.
     hard_weight : float, default 0.5
         Between 0 and 1, the share of the cross-entropy with the label. At 0 the label is not
-        looked at and may be None; at 1 neither are `teacher_index` and `teacher_value`.
+        looked at, without `ignore_label`, and may be None; at 1 neither are `teacher_index` and `teacher_value`.
     sparse_label : bool, default True
         `True` if `label` holds class indices, `False` if it holds a probability for each
         category.
@@ -69,6 +69,12 @@ class TopKDistillationLoss(CheckedLoss):
         over all categories the kept logarithms, or the kept probabilities themselves, used as
         given; or kept scores, of which the softmax at `temperature` is taken, with
         ``tail="renormalize"`` alone. Logarithms at temperature 1 are such scores.
+    reduction : {"row_mean", "row", "sum"}
+        As of :class:`DistillationLoss`, and so are the next two.
+    ignore_label : float, optional
+        A whole number: a row with this class index counts as one of weight 0.
+    label_smoothing : float, default 0
+        From 0 to below 1, the share of each label that is spread evenly over all categories.
     prefix, params
         As for every Gluon block.
 
@@ -93,7 +99,8 @@ class TopKDistillationLoss(CheckedLoss):
     Outputs
     -------
     loss
-        Shape (batch,); float64 if an input is, else float32. Of the array kind of `pred`.
+        Shape (batch,); pred's shape without `axis` for ``reduction="row"``. float64 if an input
+        is, else float32. Of the array kind of `pred`.
 
     Raises
     ------
@@ -139,14 +146,12 @@ class TopKDistillationLoss(CheckedLoss):
     def __init__(
         self, temperature: float = 1.0, hard_weight: float = 0.5, sparse_label: bool = True,
         weight: Optional[float] = None, batch_axis: int = 0, *, axis: int = -1, divergence: str = "kl",
-        beta: float = 0.5, tail: str = "bucket", teacher_space: str = "log_probs", prefix: Optional[str] = None,
+        beta: float = 0.5, tail: str = "bucket", teacher_space: str = "log_probs", reduction: str = "row_mean",
+        ignore_label: Optional[float] = None, label_smoothing: float = 0.0, prefix: Optional[str] = None,
         params: Any = None,
     ) -> None:
-        super().__init__(weight, batch_axis, prefix=prefix, params=params)
-        self._temperature = check_between("temperature", temperature, 1e-6, 1e6)  # its square is a factor
-        self._hard_weight = hard_weight = check_between("hard_weight", hard_weight, 0, 1)
-        self._axis = check_axis("axis", axis)
-        self._sparse_label = check_flag("sparse_label", sparse_label)
+        super().__init__(temperature, hard_weight, sparse_label, weight, batch_axis, axis, reduction, ignore_label,
+                         label_smoothing, prefix=prefix, params=params)
         check_choice("tail", tail, tuple(DIVERGENCES))
         check_choice("divergence", divergence, DIVERGENCES["bucket"])
         check_choice("teacher_space", teacher_space, SPACES["renormalize"])
@@ -168,7 +173,7 @@ class TopKDistillationLoss(CheckedLoss):
         return (f"temperature={self._temperature}, hard_weight={self._hard_weight}, "
                 f"sparse_label={self._sparse_label}, weight={self._weight}, batch_axis={self._batch_axis}, "
                 f"axis={self._axis}, divergence={self._divergence!r}, beta={self._beta}, tail={self._tail!r}, "
-                f"teacher_space={self._teacher_space!r}")
+                f"teacher_space={self._teacher_space!r}, {self._describe_hard()}")
 
     def _loss(self, F: Any, pred: Any, label: Any, teacher_index: Any, teacher_value: Any,
               sample_weight: Any = None) -> Any:
@@ -176,8 +181,51 @@ class TopKDistillationLoss(CheckedLoss):
         return self._road(self, (pred, label, teacher_index, teacher_value, sample_weight))
 
     def _description(self) -> Description:
-        return TopKDescription(self._weight, self._batch_axis, self._axis, self._temperature, self._hard_weight,
-                               self._sparse_label, self._tail, self._teacher_space, self._form())
+        return TopKDescription(self._weight, self._batch_axis, self._reduction, self._axis, self._hard_labels(),
+                               self._temperature, self._tail, self._teacher_space, self._form())
+
+    def parts(
+        self, pred: Any, label: Any, teacher_index: Any, teacher_value: Any, sample_weight: Any = None,
+    ) -> Tuple[Optional[Any], Optional[Any]]:
+        """Give the two parts of the loss, as :meth:`DistillationLoss.parts` does.
+
+        Parameters
+        ----------
+        pred, label, teacher_index, teacher_value
+            Arrays, as the loss takes them.
+        sample_weight
+            Optional, as the loss takes it.
+
+        Returns
+        -------
+        hard, soft
+            Arrays of the loss's shape: the cross-entropy with the label, and the divergence from
+            the teacher times T². None for a part that has no share.
+
+        Raises
+        ------
+        TypeError
+            If an input is not an MXNet array.
+        ValueError
+            As of the loss.
+
+        Examples
+        --------
+        >>> from gluon_kl import TopKDistillationLoss
+        >>> from mxnet import nd
+        >>> student = nd.array([[2, 0.5, -1, 0]])
+        >>> label = nd.array([0])
+        >>> index = nd.array([[0, 3]])
+        >>> value = nd.log(nd.array([[0.6, 0.2]]))
+        >>> loss = TopKDistillationLoss()
+        >>> hard, soft = loss.parts(
+        ...     student, label, index, value)
+        >>> print(hard.asnumpy().round(4))
+        [0.3479]
+        >>> print(soft.asnumpy().round(4))
+        [0.0624]
+        """
+        return self._parts((pred, label, teacher_index, teacher_value, sample_weight))
 
     def check_inputs(self, pred: Any, label: Any, teacher_index: Any, teacher_value: Any,
                      sample_weight: Any = None) -> None:
@@ -224,6 +272,8 @@ class TopKDistillationLoss(CheckedLoss):
             diagnostics.check_not_indices(inputs[1], inputs[0].shape, axis, "looks like class indices: set "
                                           "sparse_label=True for a label")
         (pred, label, index, value, weight), frame = self._check(*inputs)
-        diagnostics.check_distillation(pred, label, None, weight, frame.batch_axis, axis, self._sparse_label, "logits")
+        diagnostics.check_distillation(pred, label, None, weight, frame.batch_axis, axis, self._sparse_label, "logits",
+                                       self._ignore_label)
         if index is not None:
-            diagnostics.check_kept(pred, index, value, weight, frame.batch_axis, axis, self._teacher_space)
+            diagnostics.check_kept(pred, label, index, value, weight, frame.batch_axis, axis, self._teacher_space,
+                                   self._ignore_label)

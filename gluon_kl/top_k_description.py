@@ -5,49 +5,47 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 from gluon_kl import compact, operators
 from gluon_kl.checks import DTYPE_NAMES, Frame, check_same_shape, fit_sample_weight
 from gluon_kl.description import (
-    Description,
     DistillationDescription,
     HardLabels,
+    StudentDescription,
     check_label,
 )
 
 
-class TopKDescription(Description):
+class TopKDescription(StudentDescription):
     """A student's cross-entropy with a label, and its divergence from what a teacher kept."""
 
     names = ("pred", "label", "teacher_index", "teacher_value", "sample_weight")
     same_shape_inputs = ()
 
     def __init__(
-        self, weight: Optional[float], batch_axis: int, axis: int, temperature: float, hard_weight: float,
-        sparse_label: bool, tail: str, teacher_space: str, form: Dict[str, Any],
+        self, weight: Optional[float], batch_axis: int, reduction: str, axis: int, hard: HardLabels, temperature: float,
+        tail: str, teacher_space: str, form: Dict[str, Any],
     ) -> None:
-        super().__init__(weight, batch_axis, "row_mean", axis)
-        self._axis: int = axis
-        self._temperature, self._hard_weight, self._sparse_label = temperature, hard_weight, sparse_label
-        self._tail, self._teacher_space, self._form = tail, teacher_space, form
-        self._unused: Tuple[str, ...] = ("label",) if hard_weight == 0 else ()
-        if hard_weight == 1:
-            self._unused = "teacher_index", "teacher_value"
-        self.optional = ("sample_weight", *self._unused)
-        self.no_grad_inputs = (*(("label",) if sparse_label else ()), "teacher_index", "teacher_value")
-        # Of dense labels the hard part is a loss of its own; so is what stays where the teacher has no part.
+        unused = ["label"] if hard.share == 0 and hard.ignore_label is None else []
+        super().__init__(weight, batch_axis, reduction, axis, hard,
+                         [*unused, *["teacher_index", "teacher_value"] * (hard.share == 1)])
+        self._temperature, self._tail, self._teacher_space, self._form = temperature, tail, teacher_space, form
+        self.no_grad_inputs = (*(("label",) if hard.sparse else ()), "teacher_index", "teacher_value")
+        # Of labels that reach every category the hard part is a loss of its own; so is what stays where the teacher has
+        # no part.
         self._hard_loss: Optional[DistillationDescription] = None
-        if hard_weight == 1 or (hard_weight and not sparse_label):
+        if hard.share == 1 or (hard.share and (not hard.sparse or hard.smoothing)):
             self._hard_loss = DistillationDescription(
-                hard_weight if weight is None else weight * hard_weight, batch_axis, "row_mean", axis,
-                HardLabels(1, sparse_label, None, 0), 1.0, "logits", {"form": "kl"})
+                hard.share if weight is None else weight * hard.share, batch_axis, reduction, axis,
+                hard._replace(share=1), 1.0, "logits", {"form": "kl"})
+        self._of_class = self._hard_loss is None and hard.share > 0  # what is read of pred serves the hard part too
 
     def check(self, *arrays: Any) -> Tuple[Tuple[Any, ...], Frame]:
         """Index and value have pred's shape, but k along the axis; class indices as of DistillationLoss."""
-        pred, label, index, value, weight = [None if name in self._unused else x for name, x in zip(self.names, arrays)]
+        pred, label, index, value, weight = self._used(arrays)
         frame = self.frame(pred)
         shape, batch_axis, axis = frame
         if axis is None or axis == batch_axis:
             raise ValueError(f"axis = {self._axis} and batch_axis = {self._batch_axis} are the same axis "
                              f"of pred of shape {shape}: categories and samples need one each")
         if label is not None:
-            check_label(label, shape, axis, self._axis, self._sparse_label)
+            check_label(label, shape, axis, self._axis, self.hard.sparse)
         if index is not None:
             _check_teacher(index, value, shape, axis)
         if weight is not None:
@@ -69,14 +67,14 @@ class TopKDescription(Description):
 
     def _compute(self, F: Any, world: Any, inputs: Sequence[Any], way: str, rows: Callable[..., Any]) -> Any:
         """The hard part that is a loss of its own, and the rest."""
-        pred, label, index, value, weight = [x if name not in self._unused else None
-                                             for name, x in zip(self.names, inputs)]
+        pred, label, index, value, weight = self._used(inputs)
         if self._hard_loss is None:
             return self._reduced_rows(F, world, rows, pred, label, index, value, weight)
         hard = getattr(self._hard_loss, way)(F, world.with_inputs(0, 1, None, 4), pred, label, None, weight)
         if index is None:
             return hard
-        soft = self._reduced_rows(F, world, rows, pred, None, index, value, weight)
+        label = label if self.hard.ignore_label is not None else None
+        soft = self._reduced_rows(F, world, rows, pred, label, index, value, weight)
         return (hard.as_np_ndarray() + soft.as_np_ndarray()).as_nd_ndarray()  # one may be in float64, the other not
 
     def _reduced_rows(self, F: Any, world: Any, rows: Callable[..., Any], pred: Any, *others: Any) -> Any:
@@ -92,8 +90,8 @@ class TopKDescription(Description):
                             for x in inputs[1:4]]
         if self.weight == 0:
             exact[1] = exact[1] - 1
-        columns = rows(F, world, inputs, exact, like)
-        return self.reduced(F, world, *(compact.from_column(F, x, like, self._axis) for x in columns))
+        out, counted = (compact.from_column(F, x, like, self._axis) for x in rows(F, world, inputs, exact, like))
+        return self.reduced(F, world, out, counted if self.reduction == "row_mean" else None)
 
     def _rows_over_operators(self, F: Any, world: Any, inputs: Sequence[Any], exact: Sequence[Any], like: Any) -> Any:
         """The weighted loss of each row, a column, and 1 where it counts; `exact` is in float64."""
@@ -112,16 +110,16 @@ class TopKDescription(Description):
                 pred = F.where(F.broadcast_like(silent, pred), F.zeros_like(pred), pred)
             scores = compact.read(F, pred, index, kept, self._temperature, categories)
             soft = self._soft(F, scores, teacher, kept, silent)
-            if label is None:
+            if not self._of_class:
                 return soft
-            return soft + self._hard_weight * compact.cross_entropy(F, pred, label, categories, silent)
+            return soft + self.hard.share * compact.cross_entropy(F, pred, label, categories, silent)
 
-        return self._weighted(F, world, row, pred, weight)
+        return self._weighted(F, world, row, pred, weight, self._heard(F, world, label, value))
 
     def _rows_fused(self, F: Any, world: Any, inputs: Sequence[Any], exact: Sequence[Any], like: Any) -> Any:
         """The same from what the fused operator reads (native/job.h)."""
         label, index, exact_value = exact
-        hard = label is not None
+        hard = self._of_class
         reading = world.read_top_k(F, inputs[0], self._axis, F.concat(index, label, dim=-1) if hard else index,
                                    hard=int(hard), temperature=float(self._temperature))
         _, *small, weight = inputs
@@ -139,26 +137,33 @@ class TopKDescription(Description):
             of_class = F.slice(reading, begin=(None, -6), end=(None, -5))
             if silent is not None:
                 of_class = F.where(silent, F.zeros_like(of_class), of_class)
-            return soft + self._hard_weight * of_class
+            return soft + self.hard.share * of_class
 
-        return self._weighted(F, world, row, reading, weight)
+        return self._weighted(F, world, row, reading, weight, self._heard(F, world, label, value))
 
-    def _weighted(self, F: Any, world: Any, row: Any, source: Any, weight: Any) -> Tuple[Any, Any]:
-        """Rows times `weight`, where weight 0 ignores even NaN, as `operators.weigh`; and 1 where a row counts.
+    def _heard(self, F: Any, world: Any, label: Any, like: Any) -> Any:
+        """1 for each row whose class is not ignored, else 0, in the dtype of `like`; None if none may be."""
+        return None if self.hard.ignore_label is None else world.narrowed(F, label != self.hard.ignore_label, like)
+
+    def _weighted(self, F: Any, world: Any, row: Any, source: Any, weight: Any, heard: Any) -> Tuple[Any, Any]:
+        """Rows times `weight` and `heard`, where 0 ignores even NaN, as `operators.weigh`; and 1 where a row counts.
 
         ``row(source, silent)`` is the loss of each, finite and without a gradient where it is `silent`.
         """
+        learned = weight is not None and world.gradients[-1]
+        if heard is not None:
+            weight = heard if weight is None else weight * heard
         if weight is None:
             out = row(source, None)
             return out, F.ones_like(out)
         off = F.cast(weight, dtype="float64") == 0
-        heard, counted = row(source, off), weight != 0
-        if not world.gradients[-1]:
-            return heard * weight, counted
+        out, counted = row(source, off), weight != 0
+        if not learned:
+            return out * weight, counted
         silent = F.BlockGrad(row(F.BlockGrad(source), None))
         zero = F.zeros_like(weight)
         silent = F.where(off, F.where(operators.is_finite(silent), silent, zero), zero)
-        return (F.where(off, zero, heard) + silent) * weight, counted
+        return (F.where(off, zero, out) + silent) * weight, counted
 
     def _teacher(self, F: Any, world: Any, value: Any, exact: Any, kept: compact.Kept) -> Any:
         """The teacher's probabilities of the kept categories and of all others, (rows, k + 1)."""
@@ -179,7 +184,7 @@ class TopKDescription(Description):
         log_pred = compact.log_softmax_of_few(F, scores)
         terms = operators.pair_terms(F, log_pred, teacher, pred_space="log_probs", label_space="probs", axis=-1,
                                      label_grad=False, **self._form)
-        out = F.sum(terms, axis=-1, keepdims=True) * ((1 - self._hard_weight) * self._temperature**2)
+        out = F.sum(terms, axis=-1, keepdims=True) * ((1 - self.hard.share) * self._temperature**2)
         return F.where(heard, out, F.zeros_like(out)) * compact.nan_unless(F, sound, out)
 
 

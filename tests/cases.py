@@ -168,15 +168,11 @@ def dtype_of(x, dtype):
 class TopK(Distillation):
     """The loss of a student and a teacher that kept its k best categories, or all where there are fewer."""
 
-    weights, reductions = "rows", ("row_mean",)
+    weights = "rows"
 
     def __init__(self, k=2, **options):
         super().__init__(**options)
         self.loss, self.k = TopKDistillationLoss, k
-
-    def make(self, reduction="row_mean", **options):
-        assert reduction == "row_mean"
-        return super().make(**options)
 
     def learns(self, inputs):
         return [*super().learns(inputs), False][:4]
@@ -194,7 +190,11 @@ class TopK(Distillation):
         return [pred, label, index.astype("float64").view(Whole), value]
 
     def terms(self, inputs, axis):
-        return oracle.top_k_terms(*inputs, axis, **self.options)
+        pred, label, *kept = inputs
+        if self.ignored is not None:
+            label = np.where(label == self.ignored, 0, label)  # of weight 0, whatever it is
+        own = {name: value for name, value in self.options.items() if name != "ignore_label"}
+        return oracle.top_k_terms(pred, label, *kept, axis, **own)
 
 
 class Gaussian(Member):
@@ -286,6 +286,9 @@ MEMBERS = {
     "top-k, js, logits": TopK(temperature=3.0, tail="renormalize", divergence="js", teacher_space="logits"),
     "top-k, dropped": TopK(hard_weight=0.2, tail="drop", teacher_space="probs", column=True),
     "top-k, hard": TopK(hard_weight=1),
+    "top-k, ignoring": TopK(temperature=2.0, ignore_label=-100, column=True),
+    "top-k, soft, ignoring": TopK(hard_weight=0, divergence="js", ignore_label=1),
+    "top-k, smoothed, ignoring": TopK(temperature=3.0, hard_weight=0.3, label_smoothing=0.1, ignore_label=-1),
     "both, skew": Distillation(temperature=2.0, divergence="skew_kl", skew=0.2),
     "both, skew reverse, probs": Distillation(temperature=2.0, divergence="skew_reverse_kl", teacher_space="probs"),
     "soft, skew 0": Distillation(temperature=2.0, hard_weight=0, divergence="skew_reverse_kl", skew=0),

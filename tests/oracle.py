@@ -324,13 +324,13 @@ def distillation(pred, label, teacher_pred, *, weight=None, batch_axis=0, axis=-
 
 
 def top_k_terms(pred, label, index, value, axis=-1, *, temperature=1.0, hard_weight=0.5, sparse_label=True,
-                divergence="kl", beta=0.5, tail="bucket", teacher_space="log_probs"):
+                divergence="kl", beta=0.5, tail="bucket", teacher_space="log_probs", label_smoothing=0):
     """As distillation_terms, of a teacher that kept some categories; the soft part of a row stands at its first one."""
     pred = wide(pred)
     terms = np.zeros(pred.shape, pred.dtype)
     if hard_weight > 0:
         terms = terms + hard_weight * distillation_terms(pred, label, None, axis, hard_weight=1,
-                                                         sparse_label=sparse_label)
+                                                         sparse_label=sparse_label, label_smoothing=label_smoothing)
     if hard_weight == 1:
         return terms
     rows, index, value = (np.moveaxis(wide(x), axis, -1) for x in (pred, index, value))
@@ -365,10 +365,11 @@ def top_k_row(x, index, value, divergence, beta, tail, teacher_space):
                     {"kl": 0, "reverse_kl": 1, "js": beta}[divergence]).sum()
 
 
-def top_k(pred, label, index, value, *, weight=None, batch_axis=0, axis=-1, sample_weight=None, **options):
+def top_k(pred, label, index, value, *, weight=None, batch_axis=0, axis=-1, sample_weight=None,
+          reduction="row_mean", **options):
     """What TopKDistillationLoss returns."""
     return weighted(top_k_terms(pred, label, index, value, axis, **options), batch_axis=batch_axis, axis=axis,
-                    weight=weight, reduction="row_mean", sample_weight=sample_weight)
+                    weight=weight, reduction=reduction, sample_weight=sample_weight)
 
 
 def bernoulli_terms(pred, label, from_sigmoid=False, label_space="probs"):

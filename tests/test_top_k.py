@@ -82,6 +82,65 @@ def test_no_silent_category(run, given, row, index, hard_weight):
     assert (gradient[1] == 0).all() and np.isfinite(gradient).all()
 
 
+@pytest.mark.parametrize("index", [[3, 1, 3, 0], [9, 0, 1, 3], [3, 1, -2, 0]])
+@pytest.mark.parametrize("hard_weight", [0, 0.5])
+@pytest.mark.parametrize("space", ["log_probs", "probs"])
+@pytest.mark.parametrize("tail, divergence", [(tail, each) for tail in PAIRS for each in PAIRS[tail]])
+def test_no_silent_category_where_nothing_is_on_it(run, given, tail, divergence, space, hard_weight, index):
+    """Of every tail and divergence, where the kept probabilities are 0 too."""
+    pred, label, where, value = given
+    where[1], value[1] = index, [-np.inf, np.log(0.6), -np.inf, np.log(0.3)]
+    value = np.exp(value) if space == "probs" else value
+    loss = TopKDistillationLoss(2, hard_weight, tail=tail, divergence=divergence, teacher_space=space)
+    out, gradient = run(loss, pred, label, where, value), run.gradients(loss, pred, label, where, value)[0]
+    assert (np.isnan(out) == [False, True, False, False, False]).all()
+    assert np.isnan(gradient[1]).all() and np.isfinite(np.delete(gradient, 1, 0)).all()
+
+
+@pytest.mark.parametrize("options", [dict(reduction="row"), dict(reduction="sum"), dict(label_smoothing=0.2),
+                                     dict(hard_weight=1, label_smoothing=0.2), dict(reduction="row", label_smoothing=0.2)],
+                         ids=str)
+def test_reduced_and_smoothed(run, rng, options):
+    pred, label = 2 * rng.normal(size=(3, 4, 6)), rng.randint(6, size=(3, 4)).astype("float64")
+    kept = teacher_of(rng, (3, 4, 6), 3)[:2]
+    weight = rng.uniform(0, 2, size=(3, 4))
+    for each in ([], [weight]):
+        expected = oracle.top_k(pred, label, *kept, temperature=2, sample_weight=each[0] if each else None, **options)
+        np.testing.assert_allclose(run(TopKDistillationLoss(2, **options), pred, label, *kept, *each), expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize("hard_weight", [0, 0.4, 1])
+@pytest.mark.parametrize("smoothing", [0, 0.2])
+def test_an_ignored_row_has_weight_0(run, rng, hard_weight, smoothing):
+    """Its soft part too, whatever it holds, and its weight gets no gradient."""
+    pred, label = 2 * rng.normal(size=(3, 4, 6)), rng.randint(6, size=(3, 4)).astype("float64")
+    kept = teacher_of(rng, (3, 4, 6), 3)[:2] if hard_weight < 1 else (None, None)
+    label[0, 1:3] = label[2] = -100
+    heard = (label != -100).astype("float64")
+    plain, ignoring = (TopKDistillationLoss(2, hard_weight, label_smoothing=smoothing, ignore_label=each)
+                       for each in (None, -100))
+    for weight in (None, rng.uniform(0.5, 2, size=(3, 4))):
+        silent = [pred, label * heard, *kept, heard if weight is None else heard * weight]
+        inputs = [pred.copy(), label, *kept, *([] if weight is None else [weight])]
+        inputs[0][heard == 0] = np.nan
+        np.testing.assert_allclose(run(ignoring, *inputs), run(plain, *silent), rtol=1e-12)
+        got, want = run.gradients(ignoring, *inputs), run.gradients(plain, *silent)
+        np.testing.assert_allclose(got[0], want[0], rtol=1e-9, atol=1e-14)
+        if weight is not None:
+            np.testing.assert_allclose(got[-1], want[-1] * heard, rtol=1e-9, atol=1e-14)
+
+
+@pytest.mark.parametrize("options", [{}, dict(hard_weight=0, ignore_label=1), dict(hard_weight=1),
+                                     dict(reduction="row", label_smoothing=0.1, ignore_label=1)], ids=str)
+def test_the_parts_make_the_loss(run, given, options):
+    options = {"temperature": 3, "hard_weight": 0.3, "weight": 2, **options}
+    loss = TopKDistillationLoss(**options)
+    arrays = [mx.nd.array(x, dtype=x.dtype) for x in given]
+    hard, soft = (0 if x is None else x.asnumpy() for x in loss.parts(*arrays))
+    share = options["hard_weight"]
+    np.testing.assert_allclose(2 * (share * hard + (1 - share) * soft), run(loss, *given), rtol=1e-12)
+
+
 @pytest.mark.parametrize("tail, divergence", [(tail, each) for tail in PAIRS for each in PAIRS[tail]])
 def test_empty_places(run, given, tail, divergence):
     """They are as if they were not there, whatever their value; a row of such has no soft part."""
