@@ -404,8 +404,8 @@ def check_distillation(
 
 
 def check_kept(
-    pred: Any, label: Optional[Any], index: Any, value: Any, weight: Any, batch_axis: int, axis: int, teacher_space: str,
-    ignore_label: Optional[float],
+    pred: Any, label: Optional[Any], index: Any, value: Any, weight: Any, batch_axis: int, axis: int,
+    teacher_space: str, ignore_label: Optional[float],
 ) -> None:
     """Raise ValueError for the likeliest mistake in what a teacher kept."""
     weight = _weight(weight, pred.shape, batch_axis, axis)
