@@ -133,6 +133,12 @@ def cross_entropy(F: Any, pred: Any, label: Any, categories: Any, silent: Any) -
     return (rest + (top - score)) * nan_unless(F, known if silent is None else known + silent, score)
 
 
+def broadcast_flag(F: Any, flag: Any, like: Any) -> Any:
+    """A flag for each row in the shape and dtype of `like`, which MXNet 1.7 wants to be one."""
+    column = F.slice(like, begin=(None, 0), end=(None, 1))
+    return F.broadcast_like(F.where(flag, F.ones_like(column), F.zeros_like(column)), like)
+
+
 def nan_unless(F: Any, condition: Any, like: Any) -> Any:
     """1 where the `condition` is 1, else NaN; of the shape and dtype of `like`."""
     one = F.where(condition, F.ones_like(like), F.zeros_like(like))

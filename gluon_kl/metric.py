@@ -327,7 +327,8 @@ class Agreement(_RowMetric):
 
     References
     ----------
-    S. Stanton et al., "Does Knowledge Distillation Really Work?", NeurIPS 2021.
+    S. Stanton, P. Izmailov, P. Kirichenko, A. A. Alemi and A. G. Wilson, "Does Knowledge
+    Distillation Really Work?", Advances in Neural Information Processing Systems 34 (2021).
 
     Examples
     --------

@@ -107,7 +107,7 @@ class TopKDescription(StudentDescription):
 
         def row(pred: Any, silent: Any) -> Any:
             if silent is not None:
-                pred = F.where(F.broadcast_like(silent, pred), F.zeros_like(pred), pred)
+                pred = F.where(compact.broadcast_flag(F, silent, pred), F.zeros_like(pred), pred)
             scores = compact.read(F, pred, index, kept, self._temperature, categories)
             soft = self._soft(F, scores, teacher, kept, silent)
             if not self._of_class:
@@ -179,7 +179,7 @@ class TopKDescription(StudentDescription):
         heard, sound = kept.some, kept.sound
         if silent is not None:
             heard, sound = heard * (silent == 0), sound + silent > 0
-        on = F.broadcast_like(heard, scores)
+        on = compact.broadcast_flag(F, heard, scores)
         scores, teacher = (F.where(on, x, F.zeros_like(x)) for x in (scores, teacher))
         log_pred = compact.log_softmax_of_few(F, scores)
         terms = operators.pair_terms(F, log_pred, teacher, pred_space="log_probs", label_space="probs", axis=-1,
