@@ -1,6 +1,6 @@
 """Kullback-Leibler divergence losses for Apache MXNet Gluon."""
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 from gluon_kl import _mxnet  # noqa: F401  isort: skip  (first of all: that MXNet can be imported here)
 from gluon_kl import metric, native
