@@ -41,7 +41,7 @@ def definitions(name, *arguments):
         or (isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant))]
     names = {"__name__": "__main__", "__file__": str(script)}
     with mock.patch.object(sys, "argv", [str(script), *map(str, arguments)]), \
-            mock.patch.object(sys, "path", [str(ROOT / "tutorials"), *sys.path]):
+            mock.patch.object(sys, "path", [str(ROOT / "tutorials"), *sys.path]), plt.rc_context():
         exec(compile(tree, str(script), "exec"), names)
     return names
 
