@@ -13,7 +13,7 @@ _LOW = -1e38
 
 
 class Kept(NamedTuple):
-    """What the teacher's indices say of each row; all but `places` have one column."""
+    """What the teacher's indices say of each row; all but `known` have one column."""
 
     known: Any  # (rows, k): 1 where a category is kept, 0 at an empty place
     some: Any  # 1 where any is kept
@@ -33,9 +33,7 @@ def as_rows(F: Any, x: Any, axis: int) -> Any:
 
 def from_column(F: Any, column: Any, like: Any, axis: int) -> Any:
     """A number for each row in the shape of `like`, which has 1 along `axis`."""
-    if axis == -1:
-        return F.reshape_like(column, like)
-    return F.swapaxes(F.reshape_like(column, F.swapaxes(like, dim1=axis, dim2=-1)), dim1=axis, dim2=-1)
+    return axis_last(F, F.reshape_like(column, axis_last(F, like, axis)), axis)
 
 
 def number_of_categories(F: Any, pred: Any) -> Any:

@@ -419,7 +419,7 @@ class Entropy(_RowMetric):
     entropy 0.3466
     """
 
-    names = ("pred", "sample_weight")
+    optional = ("label", "sample_weight")
 
     def __init__(
         self, from_logits: bool = True, axis: int = -1, pred_space: Optional[str] = None, name: str = "entropy",
