@@ -18,6 +18,7 @@ class Description:
     same_shape_inputs: Tuple[str, ...] = ("label",)  # the inputs that have the shape of the first
     numeric: Tuple[str, ...] = ()  # the inputs that may be numbers
     no_grad_inputs: Tuple[str, ...] = ()
+    needs_two_axes = False  # categories and samples may not lie along the same one
 
     def __init__(self, weight: Optional[float], batch_axis: int, reduction: str, axis: Optional[int] = None) -> None:
         self.weight, self._batch_axis, self.reduction, self._axis = weight, batch_axis, reduction, axis
@@ -56,6 +57,9 @@ class Description:
         for name, value in (("axis", axis), ("batch_axis", batch_axis)):
             if value is not None and not -ndim <= value < ndim:
                 raise ValueError(f"{name} = {value} is out of range for {self.names[0]} of shape {shape}")
+        if self.needs_two_axes and axis is not None and axis % ndim == batch_axis % ndim:
+            raise ValueError(f"axis = {axis} and batch_axis = {batch_axis} are the same axis "
+                             f"of {self.names[0]} of shape {shape}: categories and samples need one each")
         return Frame(shape, batch_axis % ndim, None if axis is None else axis % ndim)
 
     def result_shape(self, frame: Frame) -> Tuple[int, ...]:
@@ -161,6 +165,8 @@ class HardLabels(NamedTuple):
 class StudentDescription(Description):
     """A student's cross-entropy with a label, beside a part learnt from a teacher, which a subclass knows."""
 
+    needs_two_axes = True
+
     def __init__(self, weight: Optional[float], batch_axis: int, reduction: str, axis: int, hard: HardLabels,
                  unused: Sequence[str]) -> None:
         super().__init__(weight, batch_axis, reduction, axis)
@@ -230,14 +236,11 @@ class DistillationDescription(StudentDescription):
         """The shapes fit."""
         pred, label, teacher_pred, weight = self._used(arrays) if self._unused else arrays
         frame = self.frame(pred)
-        shape, batch_axis, axis = frame
+        shape = frame.shape
         if teacher_pred is not None and teacher_pred.shape != shape:
             check_same_shape("pred", "teacher_pred", shape, teacher_pred.shape)
-        if axis is None or axis == batch_axis:
-            raise ValueError(f"axis = {self._axis} and batch_axis = {self._batch_axis} are the same axis "
-                             f"of pred of shape {shape}: categories and samples need one each")
         if label is not None:
-            check_label(label, shape, axis, self._axis, self.hard.sparse)
+            check_label(label, shape, self._axis % len(shape), self._axis, self.hard.sparse)
         weight = weight if weight is None else fit_sample_weight(weight, frame)
         return (pred, label, teacher_pred, weight), frame
 

@@ -40,10 +40,8 @@ class TopKDescription(StudentDescription):
         """Index and value have pred's shape, but k along the axis; class indices as of DistillationLoss."""
         pred, label, index, value, weight = self._used(arrays)
         frame = self.frame(pred)
-        shape, batch_axis, axis = frame
-        if axis is None or axis == batch_axis:
-            raise ValueError(f"axis = {self._axis} and batch_axis = {self._batch_axis} are the same axis "
-                             f"of pred of shape {shape}: categories and samples need one each")
+        shape, batch_axis, _ = frame
+        axis = self._axis % len(shape)
         if label is not None:
             check_label(label, shape, axis, self._axis, self.hard.sparse)
         if index is not None:
