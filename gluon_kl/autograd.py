@@ -8,7 +8,7 @@ import contextlib
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from gluon_kl import mxnet_private
-from gluon_kl.native import fused, is_index, operator_dtype, with_known_ranks, with_ranks_of_a_trace
+from gluon_kl.native import fused, is_index, operator_dtype, top_k, with_known_ranks, with_ranks
 
 import mxnet as mx
 from mxnet import autograd
@@ -72,7 +72,7 @@ def fused_in_users_graph(F: Any, inputs: Mapping[str, Any], no_grad: Sequence[st
         # print_summary takes what an operator makes of class indices alone for a layer, with two axes at least.
         others = [(name, F.expand_dims(x, axis=0) if is_index(name, options) else x) for name, x in others]
         given: Dict[str, Any] = {first: pred, **{name: operator_dtype(x, use) for name, x in others}}
-    given = with_known_ranks(given, options) if F is mx.sym else with_ranks_of_a_trace(given)
+    given = with_known_ranks(given, options) if F is mx.sym else with_ranks(F, given)
     given.update({name: F.BlockGrad(given[name]) for name, _ in others if name in no_grad})
     learned = [name for name, _ in others if name not in no_grad]
     if options.get("reduction") == "none":  # a second result of this size would cost more than a gradient
@@ -82,6 +82,17 @@ def fused_in_users_graph(F: Any, inputs: Mapping[str, Any], no_grad: Sequence[st
         silent = {name: F.BlockGrad(x) if name == first else x for name, x in given.items()}
         seen["anchor"] = fused(F, silent, learned, **{**options, "value": 0, "keep": 0})
     return fused(F, seen, [first], **options)
+
+
+def top_k_in_users_graph(F: Any, inputs: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
+    """`native.top_k` in a user's graph, where dtypes and ranks are not known."""
+    with apart(F) as use:
+        # A label may have one axis, for which print_summary has no column.
+        given = {name: F.identity(x, **use) if name == "pred" else operator_dtype(
+            F.expand_dims(x, axis=0) if name == "hard" else x, use) for name, x in inputs.items()}
+    given = with_ranks(F, given)
+    given.update({name: F.BlockGrad(given[name]) for name in inputs if name != "pred"})
+    return top_k(F, given, **options)
 
 
 class NoRows(autograd.Function):

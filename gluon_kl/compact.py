@@ -61,13 +61,6 @@ def look_at(F: Any, index: Any, categories: Any) -> Kept:
     return Kept(known, some, every, sound)
 
 
-def look_again(F: Any, index: Any, categories: Any) -> Kept:
-    """What `look_at` says, of a row that is known to be sound where the number of its `categories` is not 0."""
-    known = index >= 0
-    every = F.sum(known, axis=-1, keepdims=True) == F.cast(categories, dtype="float64")
-    return Kept(known, F.max(known, axis=-1, keepdims=True), every, F.cast(categories, dtype="float64") > 0)
-
-
 def log_sum(F: Any, x: Any) -> Tuple[Any, Any]:
     """Two summands of the logarithm of the sum of e^x over each row: its largest x, and the rest.
 
@@ -120,15 +113,18 @@ def log_softmax_of_few(F: Any, scores: Any) -> Any:
     return F.broadcast_sub(scores, F.log(F.sum(F.exp(scores), axis=-1, keepdims=True)))
 
 
-def cross_entropy(F: Any, pred: Any, label: Any, categories: Any, silent: Any) -> Any:
-    """Minus the logarithm of the probability of the class of each row, (rows, 1).
+def cross_entropy(F: Any, pred: Any, label: Any, categories: Any, silent: Any, smoothing: float) -> Any:
+    """Minus the logarithm of the probability of the class of each row, (rows, 1); all share `smoothing` of it.
 
     NaN where the label names none; but for a row that is `silent` any class is as good.
     """
     known = is_category(F, label, categories)
     score = _take(F, pred, _flat_places(F, F.where(known, label, F.zeros_like(label)), categories))
     top, rest = log_sum(F, pred)
-    return (rest + (top - score)) * nan_unless(F, known if silent is None else known + silent, score)
+    below = top - score
+    if smoothing:
+        below = (1 - smoothing) * below + smoothing * (top - F.mean(pred, axis=-1, keepdims=True))
+    return (rest + below) * nan_unless(F, known if silent is None else known + silent, score)
 
 
 def broadcast_flag(F: Any, flag: Any, like: Any) -> Any:

@@ -27,14 +27,15 @@ class TopKDescription(StudentDescription):
                          [*unused, *["teacher_index", "teacher_value"] * (hard.share == 1)])
         self._temperature, self._tail, self._teacher_space, self._form = temperature, tail, teacher_space, form
         self.no_grad_inputs = (*(("label",) if hard.sparse else ()), "teacher_index", "teacher_value")
-        # Of labels that reach every category the hard part is a loss of its own; so is what stays where the teacher has
-        # no part.
+        # Of dense labels the hard part is a loss of its own; so is what stays where the teacher has no part.
         self._hard_loss: Optional[DistillationDescription] = None
-        if hard.share == 1 or (hard.share and (not hard.sparse or hard.smoothing)):
+        if hard.share == 1 or (hard.share and not hard.sparse):
             self._hard_loss = DistillationDescription(
                 hard.share if weight is None else weight * hard.share, batch_axis, reduction, axis,
                 hard._replace(share=1), 1.0, "logits", {"form": "kl"})
         self._of_class = self._hard_loss is None and hard.share > 0  # what is read of pred serves the hard part too
+        self._options = {"pred": "logits", "target": teacher_space, "tail": tail, "temperature": float(temperature),
+                         "hard_weight": float(hard.share), "label_smoothing": float(hard.smoothing), **form}
 
     def check(self, *arrays: Any) -> Tuple[Tuple[Any, ...], Frame]:
         """Index and value have pred's shape, but k along the axis; class indices as of DistillationLoss."""
@@ -56,26 +57,51 @@ class TopKDescription(StudentDescription):
         return (pred, label, index, value, weight), frame
 
     def over_fused(self, F: Any, world: Any, *inputs: Any) -> Any:
-        """By an operator that reads pred once; the rest is small."""
-        return self._compute(F, world, inputs, "over_fused", self._rows_fused)
+        """By an operator that gives the loss of each row."""
+        return self._compute(F, world, inputs, "over_fused", self._rest_fused)
 
     def over_operators(self, F: Any, world: Any, *inputs: Any) -> Any:
         """By MXNet's operators."""
-        return self._compute(F, world, inputs, "over_operators", self._rows_over_operators)
+        return self._compute(F, world, inputs, "over_operators", self._rest_over_operators)
 
-    def _compute(self, F: Any, world: Any, inputs: Sequence[Any], way: str, rows: Callable[..., Any]) -> Any:
+    def _compute(self, F: Any, world: Any, inputs: Sequence[Any], way: str, rest: Callable[..., Any]) -> Any:
         """The hard part that is a loss of its own, and the rest."""
         pred, label, index, value, weight = self._used(inputs)
         if self._hard_loss is None:
-            return self._reduced_rows(F, world, rows, pred, label, index, value, weight)
+            return rest(F, world, pred, label, index, value, weight)
         hard = getattr(self._hard_loss, way)(F, world.with_inputs(0, 1, None, 4), pred, label, None, weight)
         if index is None:
             return hard
-        label = label if self.hard.ignore_label is not None else None
-        soft = self._reduced_rows(F, world, rows, pred, label, index, value, weight)
+        soft = rest(F, world, pred, label if self.hard.ignore_label is not None else None, index, value, weight)
         return (hard.as_np_ndarray() + soft.as_np_ndarray()).as_nd_ndarray()  # one may be in float64, the other not
 
-    def _reduced_rows(self, F: Any, world: Any, rows: Callable[..., Any], pred: Any, *others: Any) -> Any:
+    def _rest_fused(self, F: Any, world: Any, pred: Any, *others: Any) -> Any:
+        """The loss of each row from the operator, weighted and reduced."""
+        label, index, value, own = others
+        given = {"pred": pred, "index": index, "target": value}
+        if self._of_class:
+            given["hard"] = label if self._axis == -1 else F.reshape_like(
+                label, operators.first_along(F, index, self._axis))
+        rows = world.with_inputs(0, 2, 3, 1).call_top_k(F, given, self._axis, **self._options)
+        label = F.reshape_like(label, rows) if self.hard.ignore_label is not None else None
+        rows, label, _, _, own = world.lifted(F, [rows, label, None, None, own], [False] * 5, [False] * 5)
+        weight = own
+        if label is not None:
+            heard = label != self.hard.ignore_label
+            weight = heard if own is None else F.broadcast_mul(own, heard)
+
+        def terms(rows: Any, mask: Any) -> Any:
+            return operators.silenced(F, rows, mask, 0)
+
+        # Where each row is a sample, its mean over the rows that count is itself, or 0 and without a gradient.
+        whole = world.two_axes and self.reduction == "row_mean"
+        out = operators.weigh(F, world, terms, (rows,), weight, None, learned=own is not None and not whole)
+        if world.two_axes:
+            out = F.reshape(out, shape=(-1,))
+            return out if self.weight is None else out * self.weight
+        return self.reduced(F, world, out, self.rows_that_count(F, rows, weight))
+
+    def _rest_over_operators(self, F: Any, world: Any, pred: Any, *others: Any) -> Any:
         """The loss of each row, weighted and reduced."""
         label, index, value, weight = others
         like = operators.first_along(F, index, self._axis)
@@ -88,10 +114,11 @@ class TopKDescription(StudentDescription):
                             for x in inputs[1:4]]
         if self.weight == 0:
             exact[1] = exact[1] - 1
-        out, counted = (compact.from_column(F, x, like, self._axis) for x in rows(F, world, inputs, exact, like))
+        rows = self._rows_over_operators(F, world, inputs, exact)
+        out, counted = (compact.from_column(F, x, like, self._axis) for x in rows)
         return self.reduced(F, world, out, counted if self.reduction == "row_mean" else None)
 
-    def _rows_over_operators(self, F: Any, world: Any, inputs: Sequence[Any], exact: Sequence[Any], like: Any) -> Any:
+    def _rows_over_operators(self, F: Any, world: Any, inputs: Sequence[Any], exact: Sequence[Any]) -> Any:
         """The weighted loss of each row, a column, and 1 where it counts; `exact` is in float64."""
         pred, _, like, value, weight = world.lifted(F, inputs, [False] * 5, [False] * 5)
         if weight is not None:
@@ -110,34 +137,10 @@ class TopKDescription(StudentDescription):
             soft = self._soft(F, scores, teacher, kept, silent)
             if not self._of_class:
                 return soft
-            return soft + self.hard.share * compact.cross_entropy(F, pred, label, categories, silent)
+            return soft + self.hard.share * compact.cross_entropy(
+                F, pred, label, categories, silent, self.hard.smoothing)
 
         return self._weighted(F, world, row, pred, weight, self._heard(F, world, label, value))
-
-    def _rows_fused(self, F: Any, world: Any, inputs: Sequence[Any], exact: Sequence[Any], like: Any) -> Any:
-        """The same from what the fused operator reads (native/job.h)."""
-        label, index, exact_value = exact
-        hard = self._of_class
-        reading = world.read_top_k(F, inputs[0], self._axis, F.concat(index, label, dim=-1) if hard else index,
-                                   hard=int(hard), temperature=float(self._temperature))
-        _, *small, weight = inputs
-        if weight is not None:
-            weight = F.broadcast_like(weight, like)
-        small = [x if x is None else compact.as_rows(F, x, self._axis) for x in (*small, weight)]
-        reading, _, _, value, weight = world.lifted(F, [reading, *small], [False] * 5, [False] * 5)
-        kept = compact.look_again(F, index, F.BlockGrad(F.slice(reading, begin=(None, -5), end=(None, -4))))
-        teacher = self._teacher(F, world, value, exact_value, kept)
-
-        def row(reading: Any, silent: Any) -> Any:
-            soft = self._soft(F, F.slice(reading, begin=(None, 0), end=(None, -5 - hard)), teacher, kept, silent)
-            if not hard:
-                return soft
-            of_class = F.slice(reading, begin=(None, -6), end=(None, -5))
-            if silent is not None:
-                of_class = F.where(silent, F.zeros_like(of_class), of_class)
-            return soft + self.hard.share * of_class
-
-        return self._weighted(F, world, row, reading, weight, self._heard(F, world, label, value))
 
     def _heard(self, F: Any, world: Any, label: Any, like: Any) -> Any:
         """1 for each row whose class is not ignored, else 0, in the dtype of `like`; None if none may be."""

@@ -4,10 +4,10 @@ Of real arrays, and in graphs of our own, everything is known but the values: `K
 is: `UsersGraph`. Descriptions ask a world, and never which one it is.
 """
 
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from gluon_kl import lifting
-from gluon_kl.autograd import apart, fused_in_users_graph
+from gluon_kl.autograd import fused_in_users_graph, top_k_in_users_graph
 from gluon_kl.compact import axis_last
 from gluon_kl.native import fused, supports_device, top_k
 from gluon_kl.operators import Rows, more_than_one
@@ -33,6 +33,11 @@ class Known(NamedTuple):
     def in_float32(self) -> bool:
         """Whether arithmetic in float64 would be right in all digits of the result."""
         return "float64" not in self.dtypes
+
+    @property
+    def two_axes(self) -> bool:
+        """Whether the first input is known to have two axes."""
+        return self.ndim == 2
 
     @property
     def infers_shapes(self) -> bool:
@@ -73,12 +78,6 @@ class Known(NamedTuple):
         """A column in float64, without a gradient, in the dtype of `like`, which is what `lifted` gave."""
         return F.cast(column, dtype="float32") if self.in_float32 else column
 
-    def read_top_k(self, F: Any, pred: Any, axis: int, index: Any, **options: Any) -> Any:
-        """What the fused operator reads of the rows of pred."""
-        dtype = _STAND_INS.get(str(self.dtypes[0]))
-        pred = pred if dtype is None else F.cast(pred, dtype=dtype)
-        return top_k(F, axis_last(F, pred, axis if axis < 0 else axis - self.ndim), index, **options)
-
     def with_inputs(self, *positions: Optional[int]) -> "Known":
         """The same of the inputs at these positions alone; None stands for one that is left out."""
         return self._replace(dtypes=tuple([None if i is None else self.dtypes[i] for i in positions]),
@@ -87,19 +86,29 @@ class Known(NamedTuple):
     def call_fused(self, F: Any, inputs: Dict[str, Any], no_grad: Sequence[str], options: Dict[str, Any]) -> Any:
         """The fused operator on the inputs by its names, each in a dtype that it takes."""
         asked = [name for name, wanted in zip(inputs, self.gradients) if wanted]
-        for (name, x), dtype in zip(inputs.items(), self.dtypes):
-            if dtype in _STAND_INS:
-                inputs[name] = F.cast(x, dtype=_STAND_INS[dtype])
+        inputs = self._in_operator_dtypes(F, inputs)
         for name in no_grad:
             if name in asked:  # a gradient that the operator leaves unwritten must not be asked of it
                 inputs[name] = F.BlockGrad(inputs[name])
         return fused(F, inputs, [name for name in asked if name not in no_grad], **options)
 
+    def _in_operator_dtypes(self, F: Any, inputs: Mapping[str, Any]) -> Dict[str, Any]:
+        return {name: F.cast(x, dtype=_STAND_INS[dtype]) if dtype in _STAND_INS else x
+                for (name, x), dtype in zip(inputs.items(), self.dtypes)}
+
+    def call_top_k(self, F: Any, inputs: Dict[str, Any], axis: int, **options: Any) -> Any:
+        """The operator for a stored teacher: a loss for each row, with 1 along the axis."""
+        last = axis if axis < 0 else axis - self.ndim
+        given = {name: axis_last(F, x, last) for name, x in self._in_operator_dtypes(F, inputs).items()}
+        given.update({name: F.BlockGrad(given[name])
+                      for name, wanted in zip(inputs, self.gradients) if wanted and name != "pred"})
+        return axis_last(F, top_k(F, given, **options), last)
+
 
 class UsersGraph:
     """A graph that a user's program puts together: Symbols, or the arrays of a trace, which stand for all others."""
 
-    in_float32 = small = long = row_weight = False
+    in_float32 = small = long = row_weight = two_axes = False
     gradients: Sequence[bool] = (True,) * 9
 
     def __init__(self, traced: bool, device: Any = None) -> None:
@@ -149,12 +158,6 @@ class UsersGraph:
         zero = F.zeros_like(F.slice(like, begin=(0, 0), end=(1, 1)))
         return F.reshape_like(lifting.narrowed(F, column, zero), column)
 
-    def read_top_k(self, F: Any, pred: Any, axis: int, index: Any, **options: Any) -> Any:
-        """What the fused operator reads of the rows of pred."""
-        with apart(F) as use:
-            pred = F.identity(pred, **use)
-        return top_k(F, axis_last(F, pred, axis), index, guard=True, **options)
-
     def with_inputs(self, *positions: Optional[int]) -> "UsersGraph":
         """Of some of the inputs as little is known."""
         return self
@@ -162,6 +165,11 @@ class UsersGraph:
     def call_fused(self, F: Any, inputs: Dict[str, Any], no_grad: Sequence[str], options: Dict[str, Any]) -> Any:
         """The fused operator on the inputs by its names."""
         return fused_in_users_graph(F, inputs, no_grad, **options)
+
+    def call_top_k(self, F: Any, inputs: Dict[str, Any], axis: int, **options: Any) -> Any:
+        """The operator for a stored teacher: a loss for each row, with 1 along the axis."""
+        given = {name: axis_last(F, x, axis) for name, x in inputs.items()}
+        return axis_last(F, top_k_in_users_graph(F, given, options), axis)
 
 
 TRACED, BY_HAND = UsersGraph(True), UsersGraph(False)

@@ -234,20 +234,14 @@ def fused(F: Any, inputs: Mapping[str, Any], grad: Sequence[str], **options: Any
     return result[0] if isinstance(result, list) else result
 
 
-def top_k(F: Any, pred: Any, index: Any, *, hard: int, temperature: float, guard: bool = False) -> Any:
-    """What is read of rows of scores for a teacher that kept k categories of each: native/job.h says what.
+def top_k(F: Any, inputs: Mapping[str, Any], **options: Any) -> Any:
+    """The loss of each row of scores against a teacher that kept k categories.
 
-    The last axis of `pred` is that of the categories; `index` is (rows, k + hard) in float64 and without a gradient.
-    `guard` stands for a graph in which ranks may be open, as `with_known_ranks` has it.
+    The last axis of `pred` is that of the categories; the losses have 1 there. Inputs and options are named as those of
+    `fused`, beside `tail`. Gradients go to `pred` alone, and none may be asked of the others.
     """
-    inputs = [pred, F.BlockGrad(index)]
-    words: Dict[str, Any] = {"hard": hard, "temperature": repr(temperature), "ranks": 0}
-    if guard:
-        ranks = [_rank_of(F, x) for x in inputs]
-        inputs, words["ranks"] = [*ranks, *inputs], len(ranks)
-    text = " ".join(f"{name}={value}" for name, value in words.items())
-    result = _function(F, _TOP_K)(*inputs, call=text)
-    return result[0] if isinstance(result, list) or F is mx.sym else result
+    text = _call_text(tuple(inputs), ("pred",), tuple(options.items()))
+    return _function(F, _TOP_K)(*inputs.values(), call=text)[0]
 
 
 def with_known_ranks(given: Dict[str, Any], options: Mapping[str, Any]) -> Dict[str, Any]:
@@ -278,12 +272,12 @@ def with_known_ranks(given: Dict[str, Any], options: Mapping[str, Any]) -> Dict[
     return {**{f"rank_of_{name}": block(x) for name, x in ranks.items()}, **given, **ties}
 
 
-def with_ranks_of_a_trace(given: Dict[str, Any]) -> Dict[str, Any]:
-    """The same for the arrays of a trace: where a rank is open the exported graph raises an error.
+def with_ranks(F: Any, given: Dict[str, Any]) -> Dict[str, Any]:
+    """The inputs, so that where a rank is open MXNet raises an error; nothing is tied.
 
-    Nothing is tied there: `_gluon_kl_like` is run on arrays, and their dtypes would be those of the first call.
+    That suits the arrays of a trace: `_gluon_kl_like` is run on them, and dtypes would be those of the first call.
     """
-    return {**{f"tie:{name}": _rank_of(mx.nd, x) for name, x in given.items()}, **given}
+    return {**{f"tie:{name}": _rank_of(F, x) for name, x in given.items()}, **given}
 
 
 def is_index(name: str, options: Mapping[str, Any]) -> bool:

@@ -26,8 +26,8 @@ enum Reduction { kSum, kMeanOver, kNone, kRow, kRowMean };
 
 // The arrays of a call: the streams of its form, its weight, and an anchor: the result, a column of zeros, of a call
 // without a value, through which that one gets the gradient of this one's result. What stands in for their ranks while
-// MXNet infers shapes is not looked at.
-enum Slot { kWeight = kInputs, kAnchor, kRank, kSlots };
+// MXNet infers shapes is not looked at. The index has the categories that a teacher kept.
+enum Slot { kWeight = kInputs, kAnchor, kRank, kIndex, kSlots };
 
 struct Call {
   Form form = kKL;
@@ -41,6 +41,7 @@ struct Call {
   double ignore_label = NAN, label_smoothing = 0;  // NAN: no class is ignored
   double hard_weight = 0, prior_mean = 0, prior_log_variance = NAN, target_value = NAN, free_nats = 0;  // NAN: not given
   bool spread_is_std = false, keep = true, value = true;
+  Tail tail = kWholeTeacher;
 
   size_t position(int slot) const {  // among the inputs, or behind them
     return std::find(inputs.begin(), inputs.end(), slot) - inputs.begin();
@@ -85,7 +86,7 @@ inline bool flag(const std::string& key, const std::string& text) {
 }
 inline std::vector<int> slots(const std::string& key, const std::string& text) {
   static const std::map<std::string, int> names = {
-      {"pred", kPred}, {"target", kTarget}, {"hard", kHard}, {"weight", kWeight}, {"anchor", kAnchor}, {"mean", kMean},
+      {"pred", kPred}, {"target", kTarget}, {"hard", kHard}, {"weight", kWeight}, {"anchor", kAnchor}, {"index", kIndex}, {"mean", kMean},
       {"log_variance", kLogVariance}, {"prior_mean", kPriorMean}, {"prior_log_variance", kPriorLogVariance},
       {"rank_of_pred", kRank}, {"rank_of_hard", kRank}, {"rank_of_weight", kRank}, {"tie", kRank}};
   std::vector<int> found;
@@ -148,6 +149,8 @@ inline void set_choice(Call* c, const std::string& key, const std::string& x) {
     c->reduction = choice(key, x, std::map<std::string, Reduction>{{"sum", kSum}, {"mean", kMeanOver}, {"none", kNone},
                                                                    {"row", kRow}, {"row_mean", kRowMean}});
   else if (key == "hard") c->dense = choice(key, x, Flags{{"index", false}, {"dense", true}});
+  else if (key == "tail")
+    c->tail = choice(key, x, std::map<std::string, Tail>{{"bucket", kBucket}, {"renormalize", kRenormalize}, {"drop", kDrop}});
   else if (key == "spread") c->spread_is_std = choice(key, x, Flags{{"log_variance", false}, {"std", true}});
   else if (key == "keep") c->keep = flag(key, x);
   else if (key == "value") c->value = flag(key, x);
@@ -160,6 +163,7 @@ inline void check_inputs(const Call& c) {
   if (c.form == kBernoulli && !c.has(kTarget) && std::isnan(c.target_value))
     throw std::invalid_argument("inputs must name target, or target_value give it");
   if (!c.pair() && c.reduction == kRow) throw std::invalid_argument("reduction=row needs a form with categories");
+  if (c.has(kIndex) != (c.tail != kWholeTeacher)) throw std::invalid_argument("index and tail go together");
   if (!c.pair() || !c.has(kHard)) return;
   if (c.dense && (c.label_smoothing != 0 || !std::isnan(c.ignore_label)))
     throw std::invalid_argument("ignore_label and label_smoothing are for class indices, not for hard=dense");

@@ -52,12 +52,21 @@ template <class T> KL_INLINE Vec<T> difference(const RowState<T>& r, Vec<T> b, V
   return (d - r.shift) + (lost == lost ? lost : Vec<T>{});
 }
 
+// How often exp(x / T) squared is exp(x), by t = 1 / T for T of 1, 2 and 4; -1 for any other.
+template <class T> int squarings_of(T t) { return t == T(1) ? 0 : t == T(0.5) ? 1 : t == T(0.25) ? 2 : -1; }
+// exp(off), from e = exp(off * t).
+template <class T> KL_INLINE Vec<T> at_temperature_one(int squarings, Vec<T> e, Vec<T> off) {
+  if (squarings < 0) return exp_down<T>(off);
+  if (squarings > 0) e *= e;
+  return squarings > 1 ? e * e : e;
+}
+
 // What is constant in a call.
 template <class T> struct Constants {
   static constexpr int kTerms = sizeof(T) == 4 ? 9 : kSeriesTerms;
   T t[2], soft, hard, log_epsilon, free_nats;
   bool softmax[2];
-  int squarings;  // exp(x / T) squared so often is exp(x), for T of 1, 2 and 4; -1 for any other
+  int squarings;
   T beta, rest, limit, series[kTerms], skew, unskewed;
 
   explicit Constants(const Job& job) {
@@ -65,19 +74,13 @@ template <class T> struct Constants {
       softmax[i] = job.form != kGaussian && job.form != kBernoulli && job.space[i] == kLogits;
       t[i] = static_cast<T>(softmax[i] ? job.inv_temperature : 1);
     }
-    squarings = t[0] == T(1) ? 0 : t[0] == T(0.5) ? 1 : t[0] == T(0.25) ? 2 : -1;
+    squarings = squarings_of(t[0]);
     soft = static_cast<T>(job.soft_share), hard = static_cast<T>(job.hard_share);
     log_epsilon = static_cast<T>(job.log_epsilon), free_nats = static_cast<T>(job.free_nats);
     beta = static_cast<T>(job.beta), rest = static_cast<T>(1 - job.beta);
     limit = static_cast<T>(job.form == kJS ? __builtin_log1p(-job.beta) - __builtin_log(job.beta) : 0);
     skew = static_cast<T>(job.skew), unskewed = static_cast<T>(1 - job.skew);
     for (int i = 0; i < kTerms; ++i) series[i] = static_cast<T>(job.series[i]);
-  }
-  // exp(off), from e = exp(off * t[kPred]).
-  KL_INLINE Vec<T> at_temperature_one(Vec<T> e, Vec<T> off) const {
-    if (squarings < 0) return exp_down<T>(off);
-    if (squarings > 0) e *= e;
-    return squarings > 1 ? e * e : e;
   }
   bool all_softmax(int sides) const { return sides && !(sides & 1 && !softmax[0]) && !(sides & 2 && !softmax[1]); }
 };

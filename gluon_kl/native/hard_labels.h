@@ -71,7 +71,7 @@ template <class T, class Soft> struct Distilled {
     const V off = x.x[kPred] - r.side[0].max;
     Values<T> y = x;
     y.e[kPred] = exp_down<T>(off * c.t[0]);
-    const V q = c.at_temperature_one(y.e[kPred], off) * r.hard_scale;
+    const V q = at_temperature_one<T>(c.squarings, y.e[kPred], off) * r.hard_scale;
     return MulAdd<T>(splat(c.soft), shared.template gradient<0, kNearRows>(r, y, g, per_element),
                          c.hard * hard.to_pred(x, g, per_element, q, r.sum[1]));
   }

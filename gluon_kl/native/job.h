@@ -86,25 +86,31 @@ struct Job {
   bool stream;         // gradients too large for the cache: write past it
 };
 
-// What is read of rows of scores for a teacher that kept k categories of each (top_k.h): `rows` of n scores, and of
-// k + hard numbers, the kept categories or -1, and the class. Results have a row of `columns()`, of the computing type:
-// the k kept scores over the temperature, less the row's largest; the logarithm of the others' sum, likewise; with `hard`
-// minus the logarithm of the probability of the class; then, without a gradient, n if the row is sound, else 0, and
-// what the backward needs.
+// What becomes of the mass that a teacher gave to the categories that it did not keep: there is no such teacher; it is
+// one more category's; the kept mass is scaled to 1; nothing.
+enum Tail { kWholeTeacher, kBucket, kRenormalize, kDrop };
+
+struct Numbers { const void* data; Type type; };  // null: there are none
+
+// A student's rows of n scores, and a teacher that kept k categories of each (top_k.h): `index` and `value` have rows of k,
+// `label` the class of each row, or nothing. `loss` has a number for each row, in the computing type: hard_share times the
+// cross-entropy with the label, and 1 - hard_share times T^2 times the divergence from the teacher. `kept` has columns() for
+// each: the gradient to the kept scores and to that of the class, and what the others' is computed from.
 struct TopK {
   const void* pred;
   Type type;
-  const double* index;
+  Numbers index, value, label;
   int64_t rows, n, k;
-  bool hard;
-  double inv_temperature;
-  void* out;
-  const void* head;  // gradients of the results
+  Form form;
+  Tail tail;
+  Space space;
+  double temperature, beta, hard_share, smoothing;
+  void *loss, *kept;
+  const void* head;  // gradients of the losses
   void* grad;        // to pred
   Type grad_type;
-  bool stream;
-  int64_t sound() const { return k + 1 + hard; }
-  int64_t columns() const { return sound() + 5; }
+  bool in_double, stream;
+  int64_t columns() const { return k + 4; }
 };
 
 // The same functions for each instruction set and computing type. Rows are independent of each other.
@@ -118,7 +124,7 @@ struct Kernels {
   void (*backward)(const Job&, int64_t begin, int64_t end, const double* factor);
   // How many neighbouring rows are worth passing at once: at most kMaxGrain.
   int64_t (*grain)(const Job&);
-  // Rows [begin, end): what is read of them, and the gradient to them. Where all gradients of a row are 0 so is its own.
+  // Losses of rows [begin, end), and the gradient to pred: a head of 0 gives 0 whatever the row holds.
   void (*top_k_forward)(const TopK&, int64_t begin, int64_t end);
   void (*top_k_backward)(const TopK&, int64_t begin, int64_t end);
 };

@@ -191,7 +191,7 @@ template <class T, class L> struct Work {
         part.one(side, j, [&](int64_t i, V x) {
           const V off = x - base, e = exp_down<T>(off * t);
           added += e;
-          if (kAgain) added_again += c.at_temperature_one(e, off);
+          if (kAgain) added_again += at_temperature_one<T>(c.squarings, e, off);
           if (kept) store<T>(kept + i * part.kept_step, e);
         });
         sum[j].add(added);

@@ -120,78 +120,53 @@ ext::MXReturnValue backward(const Attributes& attributes, std::vector<ext::MXTen
 
 // ---- a teacher that kept k categories -----------------------------------------------------------------------------
 
-//   _gluon_kl_top_k(*ranks, pred, index, call="hard=1 temperature=2 ranks=2") -> what is read (job.h: TopK)
+//   _gluon_kl_top_k(*inputs, call="inputs=pred,index,target,hard tail=bucket form=... ...") -> losses, kept
 //
-// pred's last axis is that of the categories, the others together are the rows; index is (rows, k + hard), in float64
-// and without a gradient. `ranks` are as above.
-struct TopKCall {
-  bool hard = false;
-  double temperature = 1;
-  size_t ranks = 0;
-  explicit TopKCall(const Attributes& attributes) {
-    const auto found = attributes.find("call");
-    for (const auto& word : gluon_kl::parsing::words_of(found == attributes.end() ? "" : found->second)) {
-      if (word.first == "hard") hard = gluon_kl::parsing::flag(word.first, word.second);
-      else if (word.first == "temperature") temperature = gluon_kl::parsing::number(word.first, word.second);
-      else if (word.first == "ranks") ranks = gluon_kl::parsing::integer(word.first, word.second);
-      else throw std::invalid_argument("there is no `" + word.first + "`");
-    }
-  }
-};
+// pred's last axis is that of the categories, and the losses have 1 there; index and target have k, the categories that the
+// teacher kept and what it gave them; hard has a class for each row. Gradients go to pred alone.
+const int kRead[] = {gluon_kl::kPred, gluon_kl::kIndex, gluon_kl::kTarget, gluon_kl::kHard};
 
 ext::MXReturnValue top_k_parse(const Attributes& attributes, int* inputs, int* outputs) {
   return guarded([&] {
-    *inputs = static_cast<int>(TopKCall(attributes).ranks) + 2;
-    *outputs = 1;
-  });
-}
-ext::MXReturnValue top_k_type(const Attributes& attributes, std::vector<int>* in, std::vector<int>* out) {
-  return guarded([&] {
-    const size_t first = TopKCall(attributes).ranks;
-    for (int& type : *in)
-      if (type < 0) type = &type == &in->back() ? gluon_kl::kFloat64 : gluon_kl::kFloat32;
-    if ((*in)[first + 1] != gluon_kl::kFloat64) throw std::invalid_argument("index must be of float64");
-    (*out)[0] = (*in)[first] == gluon_kl::kFloat64 ? gluon_kl::kFloat64 : gluon_kl::kFloat32;
+    const auto call = call_of(attributes);
+    if (!call->has(gluon_kl::kIndex) || !call->has(gluon_kl::kTarget))
+      throw std::invalid_argument("inputs must name index and target");
+    if (call->form > gluon_kl::kJS) throw std::invalid_argument("form must be one of kl, reverse_kl, js");
+    *inputs = static_cast<int>(call->inputs.size());
+    *outputs = 2;
   });
 }
 ext::MXReturnValue top_k_shape(const Attributes& attributes, std::vector<std::vector<unsigned int>>* in,
                                std::vector<std::vector<unsigned int>>* out) {
   return guarded([&] {
-    const TopKCall call(attributes);
-    const Shape pred = shape_from((*in)[call.ranks]), index = shape_from((*in)[call.ranks + 1]);
-    if (pred.empty() || index.size() != 2 || !gluon_kl::known(pred) || !gluon_kl::known(index)) return;
-    int64_t rows = 1;
-    for (size_t axis = 0; axis + 1 < pred.size(); ++axis) rows *= pred[axis];
-    if (rows != index[0])
-      throw std::invalid_argument("pred and index must have equally many rows, not " + gluon_kl::text(pred) + " and " + gluon_kl::text(index));
+    const auto call = call_of(attributes);
+    std::vector<Shape> shapes;
+    for (const auto& shape : *in) shapes.push_back(shape_from(shape));
+    for (int slot : kRead)
+      if (call->has(slot) && !gluon_kl::known(shapes[call->position(slot)])) return;
+    const Shape losses = gluon_kl::top_k_shape(*call, shapes);
     gluon_kl::TopK job{};
-    job.k = index[1] - call.hard, job.hard = call.hard;
-    (*out)[0] = shape_to({rows, job.columns()});
+    job.k = shapes[call->position(gluon_kl::kIndex)].back();
+    (*out)[0] = shape_to(losses), (*out)[1] = shape_to({gluon_kl::size_of(losses), job.columns()});
   });
-}
-gluon_kl::TopK top_k_job(const TopKCall& call, ext::MXTensor& pred, ext::MXTensor& index, ext::MXTensor& out) {
-  gluon_kl::TopK job{};
-  job.pred = pred.data_ptr, job.type = static_cast<gluon_kl::Type>(pred.dtype);
-  job.index = static_cast<const double*>(index.data_ptr);
-  job.rows = index.shape[0], job.n = pred.shape.back(), job.k = index.shape[1] - call.hard, job.hard = call.hard;
-  job.inv_temperature = 1 / call.temperature;
-  job.out = out.data_ptr;
-  return job;
 }
 ext::MXReturnValue top_k_forward(const Attributes& attributes, std::vector<ext::MXTensor>* in, std::vector<ext::MXTensor>* out,
                                  const ext::OpResource&) {
   return guarded([&] {
-    const TopKCall call(attributes);
-    gluon_kl::read_top_k(top_k_job(call, (*in)[call.ranks], (*in)[call.ranks + 1], (*out)[0]));
+    const auto call = call_of(attributes);
+    gluon_kl::TopK job = gluon_kl::top_k_job(*call, arrays(*call, in, 0));
+    job.loss = (*out)[0].data_ptr, job.kept = (*out)[1].data_ptr;
+    gluon_kl::top_k_loss(job);
   });
 }
 ext::MXReturnValue top_k_backward(const Attributes& attributes, std::vector<ext::MXTensor>* in, std::vector<ext::MXTensor>* out,
                                   const ext::OpResource&) {
   return guarded([&] {
-    const TopKCall call(attributes);
-    gluon_kl::TopK job = top_k_job(call, (*in)[call.ranks + 1], (*in)[call.ranks + 2], in->back());
-    job.head = (*in)[0].data_ptr;
-    job.grad = (*out)[call.ranks].data_ptr, job.grad_type = static_cast<gluon_kl::Type>((*out)[call.ranks].dtype);
+    const auto call = call_of(attributes);
+    gluon_kl::TopK job = gluon_kl::top_k_job(*call, arrays(*call, in, 2));
+    ext::MXTensor& grad = (*out)[call->position(gluon_kl::kPred)];
+    job.head = (*in)[0].data_ptr, job.kept = in->back().data_ptr;
+    job.grad = grad.data_ptr, job.grad_type = static_cast<gluon_kl::Type>(grad.dtype);
     gluon_kl::top_k_gradient(job);
   });
 }
@@ -233,7 +208,7 @@ REGISTER_OP(_gluon_kl_top_k)
     .setForward(top_k_forward, "cpu")
     .setBackward(top_k_backward, "cpu")
     .setParseAttrs(top_k_parse)
-    .setInferType(top_k_type)
+    .setInferType(infer_type)
     .setInferShape(top_k_shape);
 
 REGISTER_OP(_gluon_kl_like)

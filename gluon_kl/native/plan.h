@@ -142,7 +142,7 @@ inline bool may_be(const Shape& own, const Shape& shape) {
   return filled == shape;
 }
 inline const char* name_of(const Call& call, int slot) {
-  static const char* const pair[] = {"pred", "target", "hard", "", "weight", "anchor", "rank"};
+  static const char* const pair[] = {"pred", "target", "hard", "", "weight", "anchor", "rank", "index"};
   static const char* const gaussian[] = {"mean", "log_variance", "prior_mean", "prior_log_variance", "weight", "anchor", "rank"};
   return (call.gaussian() ? gaussian : pair)[slot];
 }
@@ -670,19 +670,49 @@ class Plan {
 
 // ---- a teacher that kept k categories ----------------------------------------------------------------------------
 
+// The shape of the losses, pred's with 1 along the last axis, of a call whose shapes are all known.
+inline Shape top_k_shape(const Call& call, const std::vector<Shape>& shapes) {
+  const Shape &pred = shapes[call.position(kPred)], &index = shapes[call.position(kIndex)];
+  Shape one = pred, kept = pred;
+  one.back() = 1, kept.back() = index.back();
+  const auto check = [](bool fits, const std::string& what, const Shape& own, const Shape& other) {
+    if (!fits) throw std::invalid_argument(what + ", not " + text(own) + " and " + text(other));
+  };
+  check(index == kept, "index and pred must have the same shape but in the last axis", index, pred);
+  const Shape& value = shapes[call.position(kTarget)];
+  check(value == index, "target and index must have the same shape", value, index);
+  if (!call.has(kHard)) return one;
+  const Shape& hard = shapes[call.position(kHard)];
+  check(size_of(hard) == size_of(one), "hard must have a class for each row of pred", hard, pred);
+  return one;
+}
+// Arrays by slot.
+inline TopK top_k_job(const Call& call, const std::vector<Array>& arrays) {
+  const auto numbers = [&](int slot) { return Numbers{arrays[slot].data, arrays[slot].type}; };
+  const Array &pred = arrays[kPred], &index = arrays[kIndex];
+  TopK job{};
+  job.pred = pred.data, job.type = pred.type;
+  job.index = numbers(kIndex), job.value = numbers(kTarget), job.label = numbers(kHard);
+  job.n = pred.shape.back(), job.k = index.shape.back(), job.rows = size_of(pred.shape) / std::max<int64_t>(1, job.n);
+  job.form = call.form, job.tail = call.tail, job.space = call.space[1];
+  job.temperature = call.temperature, job.beta = call.beta;
+  job.hard_share = call.hard_weight, job.smoothing = call.label_smoothing;
+  for (const Array& a : arrays) job.in_double |= a.data && a.type == kFloat64;
+  return job;
+}
 // f(kernels, begin, end) for pieces of a job's rows, on several threads where that is worth while.
 template <class F> void each_top_k_piece(const TopK& job, const F& f) {
-  const Kernels& k = kernels(job.type == kFloat64 ? kDouble : kSingle);
+  const Kernels& k = kernels(job.in_double ? kDouble : kSingle);
   const int64_t grain = std::max<int64_t>(1, (int64_t(1) << 15) / std::max<int64_t>(1, job.n));
   const int64_t pieces = (job.rows + grain - 1) / grain;
   Threads::get().run(pieces, 4096, [&](int64_t i) { f(k, i * grain, std::min(job.rows, (i + 1) * grain)); });
 }
-inline void read_top_k(const TopK& job) {
+inline void top_k_loss(const TopK& job) {
   each_top_k_piece(job, [&](const Kernels& k, int64_t begin, int64_t end) { k.top_k_forward(job, begin, end); });
 }
 inline void top_k_gradient(TopK job) {
   constexpr int64_t past_cache = 8 << 20;  // bytes: a gradient larger than this is gone from the cache before use
-  job.stream = job.rows * job.n * (job.type == kFloat64 ? 8 : 4) >= past_cache;
+  job.stream = job.rows * job.n * (job.in_double ? 8 : 4) >= past_cache;
   each_top_k_piece(job, [&](const Kernels& k, int64_t begin, int64_t end) { k.top_k_backward(job, begin, end); });
 }
 

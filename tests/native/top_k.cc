@@ -1,5 +1,5 @@
-// The reading of rows for a teacher that kept k categories, and its gradient, without MXNet: random rows of every type
-// against plain sums in long double. Every array ends at the end of its allocation (run.py builds it with sanitizers).
+// The loss against a teacher that kept k categories, and its gradient, without MXNet: random rows of every type against the
+// definition in long double, and its differences. Every array ends at the end of its allocation (run.py builds it with sanitizers).
 #include <stdio.h>
 
 #include <algorithm>
@@ -38,76 +38,132 @@ void expect(const char* what, double got, long double want, double tolerance) {
   if (++failures < 20) printf("%s: %.9g, expected %.9Lg\n", what, got, want);
 }
 
+using Wide = std::vector<long double>;
+
+long double of_log(long double p, long double log_ratio) { return p == 0 ? 0 : p * log_ratio; }
+
+// The loss of a row of scores by its definition; `where` has the kept categories, or -1.
+long double loss_of(const TopK& job, const Wide& x, const std::vector<int64_t>& where, const Wide& value, int64_t c) {
+  long double top = -INFINITY, sum = 0, sum_at_one = 0, mean = 0, others = 0, mass = 0, soft = 0;
+  for (long double each : x) top = std::max(top, each);
+  std::vector<bool> is_kept(job.n);
+  int64_t known = 0;
+  for (int64_t at : where)
+    if (at >= 0) is_kept[at] = true, ++known;
+  for (int64_t j = 0; j < job.n; ++j) {
+    const long double e = expl((x[j] - top) / job.temperature);
+    sum += e, sum_at_one += expl(x[j] - top), mean += x[j] / job.n;
+    if (!is_kept[j]) others += e;
+  }
+  Wide p, q;
+  long double best = -INFINITY;
+  for (size_t i = 0; i < where.size(); ++i)
+    if (where[i] >= 0) best = std::max(best, value[i]);
+  for (size_t i = 0; i < where.size(); ++i) {
+    if (where[i] < 0) continue;
+    p.push_back(job.space == kProbs ? value[i] : job.space == kLogProbs ? expl(value[i]) : expl((value[i] - best) / job.temperature));
+    q.push_back(expl((x[where[i]] - top) / job.temperature) / sum);
+    mass += p.back();
+  }
+  for (long double& each : p) each /= job.tail == kRenormalize ? mass : 1;
+  p.push_back(job.tail == kBucket && known < job.n ? std::max(0.0L, 1 - mass) : 0), q.push_back(others / sum);
+  for (size_t i = 0; i < p.size() && known; ++i) {
+    const long double m = job.beta * p[i] + (1 - job.beta) * q[i];
+    if (job.form == kKL) soft += of_log(p[i], logl(p[i] / q[i]));
+    if (job.form == kReverseKL) soft += of_log(q[i], logl(q[i] / p[i]));
+    if (job.form == kJS) soft += job.beta * of_log(p[i], logl(p[i] / m)) + (1 - job.beta) * of_log(q[i], logl(q[i] / m));
+  }
+  soft *= (1 - job.hard_share) * job.temperature * job.temperature;
+  if (!job.label.data) return soft;
+  const long double log_sum = logl(sum_at_one) + top;
+  long double hard = (1 - job.smoothing) * (log_sum - x[c]);
+  if (job.smoothing != 0) hard += job.smoothing * (log_sum - mean);
+  return soft + job.hard_share * hard;
+}
+
 // One row against its definition.
-template <class T> void compare(const TopK& job, const Buffer& pred, const Buffer& out, const Buffer& head, const Buffer& grad, int64_t r) {
+template <class T> void compare(const TopK& job, const Buffer& pred, const Buffer& loss, const Buffer& head, const Buffer& grad, int64_t r) {
   const bool single = sizeof(T) == 4;
-  const double tolerance = single ? 3e-6 : 1e-13, rough = grad.type == kFloat16 ? 2e-3 : 3 * tolerance;
-  const double* const index = job.index + r * (job.k + job.hard);
-  std::vector<long double> x(job.n), expected(job.n, 0.0L);
-  std::vector<bool> kept(job.n);
+  std::vector<int64_t> where(job.k);
+  Wide x(job.n), value(job.k);
+  std::vector<bool> is_kept(job.n);
   bool sound = true;
   for (int64_t j = 0; j < job.n; ++j) x[j] = pred.get(r * job.n + j);
-  for (int64_t i = 0; i < job.k; ++i) {
-    if (index[i] == -1) continue;
-    if (index[i] < 0 || index[i] >= job.n || index[i] != std::floor(index[i]) || kept[static_cast<int64_t>(index[i])]) { sound = false; break; }
-    kept[static_cast<int64_t>(index[i])] = true;
+  for (int64_t i = 0; i < job.k && sound; ++i) {
+    const double at = number(job.index.data, job.index.type, r * job.k + i);
+    where[i] = -1, value[i] = number(job.value.data, job.value.type, r * job.k + i);
+    if (at == -1) continue;
+    sound = at >= 0 && at < job.n && at == std::floor(at) && !is_kept[static_cast<int64_t>(at)];
+    if (sound) where[i] = static_cast<int64_t>(at), is_kept[where[i]] = true;
   }
-  const int64_t first = r * job.columns();
-  bool silent = true;
-  for (int64_t i = 0; i <= job.k + job.hard; ++i) silent &= head.get(first + i) == 0;
-  expect("sound", out.get(first + job.sound()), sound ? job.n : 0, 0);
+  const double label = job.label.data ? number(job.label.data, job.label.type, r) : 0, g = head.get(r);
+  sound &= label >= 0 && label < job.n;
+  const auto each = [&](const char* what, const auto& expected) {
+    for (int64_t j = 0; j < job.n; ++j) expect(what, grad.get(r * job.n + j), g == 0 ? 0 : expected(j), 0);
+  };
   if (!sound) {
-    for (int64_t j = 0; j < job.n; ++j) expect("unsound", grad.get(r * job.n + j), silent ? 0 : NAN, 0);
-    return expect("unsound value", out.get(first), NAN, 0);
+    expect("unsound loss", loss.get(r), NAN, 0);
+    return each("unsound", [](int64_t) { return NAN; });
   }
-  long double top = -INFINITY, others = 0, all = 0;
-  for (long double each : x) top = std::max(top, each);
+  if (g == 0) return each("silent", [](int64_t) { return 0; });  // whatever the row holds
+  const int64_t c = static_cast<int64_t>(label);
+  const long double own = loss_of(job, x, where, value, c);
+  expect("loss", loss.get(r), own, single ? 3e-6 : 1e-13);
+  if (!std::isfinite(own)) return;
+  const double rough = grad.type == kFloat16 ? 2e-3 : single ? 3e-6 : 1e-9, step = 1e-4;
   for (int64_t j = 0; j < job.n; ++j) {
-    all += expl(x[j] - top);
-    if (!kept[j]) others += expl((x[j] - top) * job.inv_temperature);
-  }
-  for (int64_t i = 0; i < job.k; ++i)
-    expect("kept", out.get(first + i), index[i] == -1 ? -INFINITY : (x[static_cast<int64_t>(index[i])] - top) * job.inv_temperature, tolerance);
-  expect("tail", out.get(first + job.k), logl(others), tolerance);
-  const int64_t c = job.hard ? static_cast<int64_t>(index[job.k]) : 0;
-  if (job.hard) expect("hard", out.get(first + job.k + 1), logl(all) + top - x[c], tolerance);
-  for (int64_t i = 0; i < job.k; ++i)
-    if (index[i] != -1) expected[static_cast<int64_t>(index[i])] += head.get(first + i) * job.inv_temperature;
-  for (int64_t j = 0; j < job.n; ++j) {
-    if (!kept[j] && others > 0) expected[j] += head.get(first + job.k) * job.inv_temperature * expl((x[j] - top) * job.inv_temperature) / others;
-    if (job.hard) expected[j] += head.get(first + job.k + 1) * (expl(x[j] - top) / all - (j == c));
-    expect("gradient", grad.get(r * job.n + j), silent ? 0 : expected[j], rough);
+    if (std::isinf(x[j]) && !is_kept[j] && j != c) expect("masked", grad.get(r * job.n + j), 0, 0);
+    if (std::isinf(x[j]) || (job.n > 80 && !is_kept[j] && j != c && j % 97)) continue;
+    long double moved[2];
+    for (int side = 0; side < 2; ++side) {
+      Wide other = x;
+      other[j] += side ? step : -step;
+      moved[side] = loss_of(job, other, where, value, c);
+    }
+    expect("gradient", grad.get(r * job.n + j), g * (moved[1] - moved[0]) / (2 * step), rough);
   }
 }
 
 template <class T> void check_one(Type type) {
+  static const double temperatures[] = {1, 2, 4, 2.5, 0.5}, smoothings[] = {0, 0.1};
+  static const Type of_index[] = {kFloat32, kFloat64, kInt32, kInt64};
   TopK job{};
-  job.rows = pick(1, 3), job.n = pick(0, 2) ? pick(1, 70) : pick(900, 3000), job.hard = pick(0, 1);
-  job.k = pick(1, std::min<int64_t>(job.n, 20));
-  job.inv_temperature = pick(0, 1) ? 1 : 0.4, job.type = type, job.grad_type = type, job.stream = pick(0, 1);
-  Buffer pred(job.rows * job.n, type), index(job.rows * (job.k + job.hard), kFloat64), grad(job.rows * job.n, type);
-  Buffer out(job.rows * job.columns(), type_of<T>()), head(job.rows * job.columns(), type_of<T>());
-  for (int64_t i = 0; i < job.rows * job.n; ++i) pred.set(i, pick(0, 9) ? uniform(-4, 4) : -INFINITY);
-  for (int64_t i = 0; i < job.rows * job.columns(); ++i) head.set(i, uniform(-1, 1));
+  job.rows = pick(1, 3), job.n = pick(0, 2) ? pick(1, 70) : pick(900, 3000), job.k = pick(1, std::min<int64_t>(job.n, 20));
+  job.type = type, job.grad_type = type, job.stream = pick(0, 1), job.in_double = sizeof(T) == 8;
+  job.temperature = temperatures[pick(0, 4)], job.beta = 0.3, job.hard_share = pick(0, 1) ? 0.4 : 0;
+  job.smoothing = smoothings[pick(0, 1)];
+  job.tail = static_cast<Tail>(pick(kBucket, kDrop));
+  job.form = job.tail == kDrop ? kKL : job.tail == kRenormalize ? (pick(0, 1) ? kKL : kJS) : static_cast<Form>(pick(kKL, kJS));
+  job.space = static_cast<Space>(pick(kProbs, job.tail == kRenormalize ? kLogits : kLogProbs));
+  const Type value_type = pick(0, 1) ? kFloat32 : kFloat64;
+  Buffer pred(job.rows * job.n, type), index(job.rows * job.k, of_index[pick(0, 3)]), value(job.rows * job.k, value_type);
+  Buffer label(job.rows, of_index[pick(0, 3)]), loss(job.rows, type_of<T>()), kept(job.rows * job.columns(), type_of<T>());
+  Buffer head(job.rows, type_of<T>()), grad(job.rows * job.n, type);
+  for (int64_t i = 0; i < job.rows * job.n; ++i) pred.set(i, pick(0, 9) || job.smoothing != 0 ? uniform(-4, 4) : -INFINITY);
   for (int64_t r = 0; r < job.rows; ++r) {
-    pred.set(r * job.n, 1);
     std::vector<int64_t> places(job.n);
     for (int64_t j = 0; j < job.n; ++j) places[j] = j;
     std::shuffle(places.begin(), places.end(), engine);
-    for (int64_t i = 0; i < job.k; ++i) index.set(r * (job.k + job.hard) + i, pick(0, 4) ? places[i] : -1);
-    const double odd[] = {-2, static_cast<double>(job.n), 0.5, NAN, INFINITY};
-    if (pick(0, 9) == 0) index.set(r * (job.k + job.hard) + pick(0, job.k - 1), odd[pick(0, 4)]);
-    if (job.hard) index.set(r * (job.k + job.hard) + job.k, 0);
+    for (int64_t i = 0; i < job.k; ++i) {
+      index.set(r * job.k + i, pick(0, 4) ? places[i] : -1);
+      const double p = pick(0, 9) ? uniform(0, 1.0 / job.k) : 0;
+      value.set(r * job.k + i, job.space == kProbs ? p : std::log(p));
+    }
+    label.set(r, pick(0, 19) ? pick(0, job.n - 1) : pick(0, 1) ? -1 : job.n);
+    pred.set(r * job.n + std::max(0.0, std::min(job.n - 1.0, label.get(r))), 1);
+    head.set(r, uniform(-1, 1));
+    const double odd[] = {-2, static_cast<double>(job.n), places[0] + 0.0, 0.5, NAN, INFINITY};
+    if (pick(0, 9) == 0) index.set(r * job.k + pick(0, job.k - 1), odd[pick(0, index.type == kFloat32 || index.type == kFloat64 ? 5 : 2)]);
     if (pick(0, 4)) continue;
-    for (int64_t i = 0; i < job.columns(); ++i) head.set(r * job.columns() + i, 0);
+    head.set(r, 0);
     pred.set(r * job.n, NAN);  // which silence hides
   }
-  std::vector<double> numbers(job.rows * (job.k + job.hard));
-  for (size_t i = 0; i < numbers.size(); ++i) numbers[i] = index.get(i);
-  job.pred = pred.data, job.index = numbers.data(), job.out = out.data, job.head = head.data, job.grad = grad.data;
+  job.pred = pred.data, job.index = {index.data, index.type}, job.value = {value.data, value.type};
+  if (job.hard_share != 0) job.label = {label.data, label.type};
+  job.loss = loss.data, job.kept = kept.data, job.head = head.data, job.grad = grad.data;
   top_k_forward<T>(job, 0, job.rows);
   top_k_backward<T>(job, 0, job.rows);
-  for (int64_t r = 0; r < job.rows; ++r) compare<T>(job, pred, out, head, grad, r);
+  for (int64_t r = 0; r < job.rows; ++r) compare<T>(job, pred, loss, head, grad, r);
 }
 
 }  // namespace
