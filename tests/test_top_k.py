@@ -51,6 +51,32 @@ def test_the_gradient_of_the_bucket(eager, given):
     np.testing.assert_allclose(gradient, 3 * expected, rtol=1e-9, atol=1e-13)
 
 
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-6), ("float64", 1e-13)])
+def test_a_gradient_past_the_cache(eager, rng, dtype, tolerance):
+    """Of rows that begin anywhere in a line of the cache, and hold kept categories in all of their blocks."""
+    size, k = (70 if dtype == "float32" else 35, 30011), 50
+    pred, label = rng.normal(size=size), rng.randint(size[1], size=size[0])
+    index = np.argsort(rng.uniform(size=size), -1)[:, :k]
+    p, rows = rng.dirichlet(np.ones(k + 1), size[0]), np.arange(size[0])
+    q = np.exp(oracle.log_softmax(pred))
+    q_tail = 1 - np.take_along_axis(q, index, -1).sum(-1, keepdims=True)
+    soft = q * (1 - p[:, -1:] / q_tail)
+    np.put_along_axis(soft, index, np.take_along_axis(q, index, -1) - p[:, :-1], -1)
+    q[rows, label] -= 1
+    inputs = pred.astype(dtype), label.astype("int32"), index.astype("int32"), p[:, :-1].astype(dtype)
+    gradient = eager.gradients(TopKDistillationLoss(teacher_space="probs"), *inputs)[0]
+    np.testing.assert_allclose(gradient, (soft + q) / 2, atol=tolerance)
+
+
+def test_a_label_that_is_no_class(run, given):
+    """NaN in value and gradient."""
+    given[1][[1, 3]] = -1, 9
+    nan = np.array([False, True, False, True, False])
+    assert (np.isnan(run(TopKDistillationLoss(), *given)) == nan).all()
+    gradient = run.gradients(TopKDistillationLoss(), *given)[0]
+    assert np.isnan(gradient[nan]).all() and np.isfinite(gradient[~nan]).all()
+
+
 @pytest.mark.parametrize("dtype, tolerance", [("float32", 2e-6), ("float64", 1e-12)])
 def test_a_tiny_tail_keeps_its_digits(eager, dtype, tolerance):
     """Of 1 - the kept ones nothing would be left."""
