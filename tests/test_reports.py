@@ -707,7 +707,7 @@ STEADY = ["annealed_label", "annealed_label_of_a_penalty", "moving_prior", "temp
 @pytest.mark.parametrize("case", STEADY)
 def test_memory_stays_flat(in_child, path, case):
     """A graph or a text kept for each number would take from 0.5 to 200 KB a step."""
-    many = 4000 if path == "native" and case not in ("temperature_of_a_graph", "ranks_and_dtypes") else 600
+    many = 4000 if path == "native" and case in ("temperature", "weights") else 600  # a text is 0.5 KB
     warm = 1000 if case == "shapes" else 400  # each of its shapes once
     grown = float(in_child(f"{STEPS}\nprint(growth({case!r}, {warm}, {many}))").split()[-1])
     assert grown < 1, f"{grown:.1f} MB more after {many} steps"
@@ -775,7 +775,8 @@ def test_inputs_of_any_dtype_in_a_hybridized_block(path, rng, name):
     weight = [np.array([[1.0], [2], [0]])] * (len(given) == len(inputs))
     model = Model(member.make())
     model.hybridize()
-    for i, dtype, others in itertools.product(range(len(given + weight)), DTYPES, ("float32", "float64")):
+    for (i, dtype), others in zip(itertools.product(range(len(given + weight)), DTYPES),
+                                  itertools.cycle(("float32", "float64", "float64", "float32", "float32"))):
         if (i, dtype) == (0, "bool"):
             continue
         if name.startswith("top-k") and i == member.make()._names.index("teacher_index") and dtype in NO_INDEX:
@@ -1167,11 +1168,11 @@ def check_open_shapes():
             graph = loss(*symbols) if wrapped or not weighted else loss(*symbols[:-1], sample_weight=symbols[-1])
             sizes = {key: x.shape for key, x in zip(names, [*inputs, np.ones((4, 1))]) if x is not None}
             alike = member.make()._road.description.same_shape_inputs
-            for rank in range(2, 6 if name.startswith("top-k") else 12):  # more than MXNet's slice takes
+            for rank in (2, 3, 5) if name.startswith("top-k") else (2, 3, 6, 8, 11):  # more than MXNet's slice takes
                 shapes = {key: (2,) * (rank - 2) + tuple(1 if n == 1 else 2 for n in sizes[key]) for key in given}
                 for known in itertools.chain.from_iterable(
                         itertools.combinations(given, count) for count in range(len(given) + 1)):
-                    for _ in range(20):
+                    for _ in range(8):
                         try:
                             found = graph.infer_shape_partial(**{key: shapes[key] for key in known})[0]
                         except mx.MXNetError as error:
