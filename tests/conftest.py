@@ -24,7 +24,8 @@ MODES = {"eager": None, "hybrid": {}, "static": {"static_alloc": True, "static_s
 
 # The longest files first, so that no process works alone in the end; the browser's is the one that has the site built,
 # and what only reads the site comes last, when it is there.
-FIRST = ["test_browser", "test_programs", "test_native", "test_family", "test_distributed", "test_benchmark"]
+FIRST = ["test_browser", "test_reports", "test_programs", "test_native", "test_cases", "test_modes", "test_distributed",
+         "test_benchmark"]
 LAST = ["test_page", "test_prose", "test_which_divergence"]
 
 

@@ -9,6 +9,7 @@ import gluon_kl
 
 import numpy as np
 import pytest
+from conftest import LEAN
 
 import tasks
 
@@ -37,7 +38,7 @@ def quick(tmp_path_factory):
     for name in ("torch", "jax"):
         (absent / name).mkdir(parents=True)
         (absent / name / "__init__.py").write_text(f"raise ImportError('{name} is not here')")
-    environment = {**os.environ, "PYTHONPATH": str(absent), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": f"{absent}{os.pathsep}{LEAN}", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, str(BENCHMARKS / "run.py"), "--quick", "--out", str(folder)],
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment,
                           timeout=300)

@@ -11,6 +11,7 @@ from pathlib import Path
 import gallery
 import numpy as np
 import pytest
+from conftest import LEAN
 from rendered import printed
 
 sys.path.insert(0, str(gallery.ROOT / "tutorials"))
@@ -97,8 +98,21 @@ def test_shares_add_up_to_the_batch(page):
     assert abs(sum(page["means"]) / 2 - page["whole"]) > 0.01 * abs(page["whole"])
 
 
-def test_a_killed_worker_fails_the_run():
+WAITS = """
+import gluon_kl, mxnet as mx
+store = mx.kv.create("dist_sync")
+print("epoch 1", flush=True)
+while True:
+    store._barrier()
+"""
+
+
+def test_a_killed_worker_fails_the_run(tmp_path, monkeypatch):
+    """While the others wait for it."""
     pids, killed = [], []
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, [LEAN, gallery.ROOT])))
+    script = tmp_path / "waits.py"
+    script.write_text(WAITS)
 
     def kill(name, line, processes):
         if not pids and line.startswith("epoch"):
@@ -107,7 +121,7 @@ def test_a_killed_worker_fails_the_run():
             killed.append(time.monotonic())
 
     with pytest.raises(RuntimeError, match="worker 0 ended by SIGKILL; run stopped"):
-        launch.run(launch.plan(SCRIPT), kill)
+        launch.run(launch.plan([script]), kill)
     assert time.monotonic() - killed[0] < 5
     assert len(pids) == 4 and all(is_gone(pid) for pid in pids)
 

@@ -26,26 +26,27 @@ from cases import LAYOUTS, MEMBERS, NESTED, Case, Model, all_inputs, called, eve
 
 
 def walk(name):
-    """Call a member in every reduction, weighted and not: eager, hybridized, nested, in halves, with mx.np arrays."""
-    member = MEMBERS[name]
-    for layout in LAYOUTS if name.startswith("kl logits") else LAYOUTS[:2]:
-        for size in (None, *sizes(member, layout)[-2:]) if fits(member, layout) else ():
+    """Call a member in every reduction: eager, hybridized, nested, in halves, with mx.np arrays; weighted or not, in turns."""
+    member, turn = MEMBERS[name], list(MEMBERS).index(name) % 2
+    for layout in LAYOUTS if name == "kl logits probs" else LAYOUTS[turn:turn + 1]:
+        for size in (None, sizes(member, layout)[-1 - turn]) if fits(member, layout) else ():
             if size == layout[0] and member.weights == "rows":
                 continue
             case = Case(name, layout, None, size)
             called(case.make(), all_inputs(case), "float32", case.head)
     layout = LAYOUTS[0]
-    for reduction in member.reductions:
-        for size in (None, layout[0] if member.weights == "elements" else (layout[0][0], 1)):
-            case = Case(name, layout, reduction, size, 0.5)
-            inputs = all_inputs(case)
-            hybridized, nested = case.make(), Model(case.make())
-            hybridized.hybridize(static_alloc=True, static_shape=True)
-            nested.hybridize()
-            called(hybridized, inputs, "float32", case.head, grad_req="add")
-            called(hybridized, inputs, "float16", case.head, kind=mx.np.array)
-            if name in NESTED and (size is None or all(x is not None for x in inputs)):
-                called(nested, [x for x in inputs if x is not None], "float64", case.head)
+    weights = (None, layout[0] if member.weights == "elements" else (layout[0][0], 1))
+    for i, reduction in enumerate(member.reductions):
+        size = weights[(i + turn) % 2]
+        case = Case(name, layout, reduction, size, 0.5)
+        inputs = all_inputs(case)
+        hybridized, nested = case.make(), Model(case.make())
+        hybridized.hybridize(static_alloc=True, static_shape=True)
+        nested.hybridize()
+        how = dict(grad_req="add") if i % 2 else dict(kind=mx.np.array)
+        called(hybridized, inputs, "float32" if i % 2 else "float16", case.head, **how)
+        if name in NESTED and (size is None or all(x is not None for x in inputs)):
+            called(nested, [x for x in inputs if x is not None], "float64", case.head)
 
 
 def used(device):
