@@ -26,7 +26,12 @@ class BernoulliKLLoss(CheckedLoss):
     It is the binary cross-entropy of :class:`mxnet.gluon.loss.SigmoidBCELoss` less the entropy
     of the label: the same gradient to `pred`, and 0 where both agree. For classes that do not
     exclude each other (distillation of a multi-label classifier), for binary latent variables,
-    and, with a number as label, for the sparsity penalty of an autoencoder.
+    and, with a number as label, for the sparsity penalty of an autoencoder. For each sample, with
+    these terms::
+
+        "mean":  loss = terms.mean()  # default
+        "sum":   loss = terms.sum()
+        "none":  loss = terms
 
     .. warning::
 
@@ -81,10 +86,10 @@ class BernoulliKLLoss(CheckedLoss):
     Notes
     -----
     No term is negative, equal sides in one space give exactly 0, and nearly equal ones keep
-    their leading digits. Labels of exactly 0 and 1 have no entropy; saturated scores lose
+    their leading digits. Labels of exactly 0 and 1 have no entropy; saturated logits lose
     nothing on either side. A prediction that excludes what the label allows gives infinity.
 
-    The gradient to a score is :math:`\sigma(\mathrm{pred}) - p`. That to a label of exactly 0
+    The gradient to a logit is :math:`\sigma(\mathrm{pred}) - p`. That to a label of exactly 0
     takes 1e-12 for it inside the logarithm, as :class:`KLDivLoss` does, and that to a label of 1
     the same for its complement. A label below 0 or above 1 gives NaN.
 
@@ -100,12 +105,12 @@ class BernoulliKLLoss(CheckedLoss):
     --------
     >>> from gluon_kl import BernoulliKLLoss
     >>> from mxnet import nd
-    >>> scores = nd.array([[2, -1, 0.5],
+    >>> logits = nd.array([[2, -1, 0.5],
     ...                    [0, 3, -4]])
     >>> label = nd.array([[1, 0, 0.5],
     ...                   [0.5, 1, 0]])
     >>> loss = BernoulliKLLoss(reduction="sum")
-    >>> value = loss(scores, label)
+    >>> value = loss(logits, label)
     >>> print(value.asnumpy().round(4))
     [0.4711 0.0667]
 
@@ -187,15 +192,15 @@ class BernoulliKLLoss(CheckedLoss):
         --------
         >>> from gluon_kl import BernoulliKLLoss
         >>> from mxnet import nd
-        >>> scores = nd.array([[2, -1, 0.5]])
+        >>> logits = nd.array([[2, -1, 0.5]])
         >>> pixels = nd.array([[0, 128, 255]])
         >>> loss = BernoulliKLLoss()
         >>> try:
-        ...     loss.check_inputs(scores, pixels)
+        ...     loss.check_inputs(logits, pixels)
         ... except ValueError as error:
         ...     print(str(error).split(" where")[0])
         label holds values from 0 to 255
-        >>> loss.check_inputs(scores, pixels / 255)
+        >>> loss.check_inputs(logits, pixels / 255)
         """
         label = self._fit_number(label)
         (pred, label, weight), frame = self._check(*self._real(pred, label, sample_weight))

@@ -6,7 +6,7 @@ from typing import Any, Dict, NamedTuple, Optional, Tuple
 
 import numpy as np
 
-_NAMES = {"probs": "probabilities", "log_probs": "log-probabilities", "logits": "raw scores (logits)"}
+_NAMES = {"probs": "probabilities", "log_probs": "log-probabilities", "logits": "logits"}
 
 # Rows may miss a sum of 1 by this much: labels rounded to two or three decimals do.
 _SLACK = 5e-3
@@ -271,7 +271,7 @@ def _refuse_logits(rows: _Rows, side: _Side) -> None:
         if side.name == "label":
             raise ValueError(_in_another_space(rows, side, "probs"))
         raise ValueError(
-            f"{rows.name} holds probabilities where raw scores (logits) belong: each row adds up to 1, and the loss "
+            f"{rows.name} holds probabilities where logits belong: each row adds up to 1, and the loss "
             f"applies softmax itself, so it would be applied twice; {side.settings['probs']}")
     highest = rows.values.max(axis=1)
     if np.isnan(highest).any():
@@ -279,7 +279,7 @@ def _refuse_logits(rows: _Rows, side: _Side) -> None:
                          f"whole row; give every element of the row weight 0, or replace the NaN")
     if (highest == np.inf).any():
         raise ValueError(f"{rows.name} holds +inf, in {(highest == np.inf).sum()} of {len(highest)} rows: softmax "
-                         f"makes NaN of it; pass finite scores, and -inf for categories that are masked")
+                         f"makes NaN of it; pass finite logits, and -inf for categories that are masked")
     raise ValueError(_masked(rows, highest == -np.inf))
 
 
@@ -391,8 +391,8 @@ def check_distillation(
     if teacher_pred is not None:
         side = _label_side("teacher_pred", "teacher_space", teacher_space)
         if teacher_space == "logits":
-            side.settings["probs"] = ("set teacher_space='probs' if they are softmax(scores / temperature), "
-                                      "or pass their logarithms if they are softmax(scores)")
+            side.settings["probs"] = ("set teacher_space='probs' if they are softmax(logits / temperature), "
+                                      "or pass their logarithms if they are softmax(logits)")
         _check_side(_Rows("teacher_pred", teacher_pred, axis, weight), side)
     if label is None:
         return
@@ -535,7 +535,7 @@ def _check_scores(values: _Values, given: Dict[str, str]) -> None:
     if values.counted.size >= (_ENOUGH if flags else 2 * _ENOUGH) and values.low < 0.5 < values.high:
         what = "0 and 1 alone" if flags else f"{values.range()}, all between 0 and 1,"
         sigmoid = "" if values.name == "label" else " (a sigmoid would be applied twice)"
-        raise ValueError(f"{values.name} holds {what} where raw scores (logits) belong ({given['logits']}); "
+        raise ValueError(f"{values.name} holds {what} where logits belong ({given['logits']}); "
                          f"set {given['probs']} if these are probabilities{sigmoid}")
 
 

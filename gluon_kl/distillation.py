@@ -62,7 +62,7 @@ class StudentLoss(CheckedLoss):
 class DistillationLoss(StudentLoss):
     r"""Loss of a student that learns from a teacher's predictions, and from labels.
 
-    With :math:`z` the scores of the student, :math:`v` those of the teacher, :math:`y` the
+    With :math:`z` the logits of the student, :math:`v` those of the teacher, :math:`y` the
     label, temperature :math:`T` and hard weight :math:`\alpha`,
 
     .. math::
@@ -71,11 +71,16 @@ class DistillationLoss(StudentLoss):
        & + (1 - \alpha) \, T^2 \, \mathrm{KL}(p \,\|\, q)
 
     where :math:`p = \mathrm{softmax}(v / T)` and :math:`q = \mathrm{softmax}(z / T)`, in
-    nats, summed over categories and, by default, averaged over the rows of a sample whose weight
-    is not 0.
-    Dividing by :math:`T` shrinks the gradient of the divergence by :math:`T^2`; the factor
-    gives it back, so that `hard_weight` and the learning rate keep their meaning when the
-    temperature changes. Another `divergence` takes the place of KL.
+    nats and summed over categories. For each sample, with `rows` that value of each row::
+
+        "row_mean":  loss = rows.mean()  # default
+        "row":       loss = rows
+        "sum":       loss = rows.sum()
+
+    The mean leaves out rows of weight 0. Dividing by :math:`T` shrinks the gradient of the
+    divergence by :math:`T^2`; the factor gives it back, so that `hard_weight` and the learning
+    rate keep their meaning when the temperature changes. Another `divergence` takes the place
+    of KL.
 
     Positional arguments and gradients are those of gluon-cv's
     DistillationSoftmaxCrossEntropyLoss, whose value is this one plus
@@ -111,7 +116,7 @@ class DistillationLoss(StudentLoss):
         Between 0 and 1, the share of the teacher in the mixture of "js".
     teacher_space : {"logits", "probs", "log_probs"}
         What `teacher_pred` holds: logits, which are divided by `temperature`; or the softened
-        distribution itself, ``softmax(scores / temperature)``, or its logarithm, used as given.
+        distribution itself, ``softmax(logits / temperature)``, or its logarithm, used as given.
         Probabilities at temperature 1 are neither: pass their logarithms as "logits".
     skew : float, default 0.1
         From 0 to below 1, the share of the side itself in what the skewed divergences compare it
@@ -132,7 +137,7 @@ class DistillationLoss(StudentLoss):
     Inputs
     ------
     pred
-        Array or Symbol, the scores (logits) of the student. A score of -inf masks its category.
+        Array or Symbol, the logits of the student. A logit of -inf masks its category.
     label
         Class indices of any dtype, of pred's shape without `axis` or with 1 there; or pred's
         shape if not `sparse_label`.

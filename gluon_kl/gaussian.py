@@ -24,7 +24,11 @@ class GaussianKLLoss(CheckedLoss):
        & \tfrac12 \sum_j \left( (\mu_j - \mu'_j)^2 e^{-\lambda'_j} + e^{d_j} - 1 - d_j \right)
 
     with :math:`d_j = \lambda_j - \lambda'_j`. ``spread="std"`` takes standard deviations
-    :math:`e^{\lambda / 2}` in place of log-variances.
+    :math:`e^{\lambda / 2}` in place of log-variances. For each sample, with these terms::
+
+        "sum":   loss = terms.sum()  # default
+        "mean":  loss = terms.mean()
+        "none":  loss = terms
 
     .. warning::
 

@@ -293,7 +293,7 @@ class JSDivergence(_DivergenceMetric):
 class Agreement(_RowMetric):
     r"""Share of rows whose best category is the teacher's.
 
-    With :math:`z_r` the scores of prediction row :math:`r` and :math:`v_r` those of the label,
+    With :math:`z_r` the logits of prediction row :math:`r` and :math:`v_r` those of the label,
 
     .. math:: \frac{1}{R} \sum_{r=1}^{R}
               [\operatorname{argmax} z_r = \operatorname{argmax} v_r],
@@ -321,7 +321,7 @@ class Agreement(_RowMetric):
 
     Notes
     -----
-    Predictions and labels are scores, probabilities or their logarithms, in whatever space:
+    Predictions and labels are logits, probabilities or their logarithms, in whatever space:
     the order alone counts. Of equal ones the first is the best. Labels are the teacher's
     output, of the shape of the predictions.
 

@@ -542,9 +542,9 @@ def _excess(s: Any) -> Any:
 def bernoulli_terms(
     F: Any, pred: Any, label: Any, *, pred_space: str, label_space: str, epsilon: float = 1e-12,
 ) -> Any:
-    """KL(Bernoulli(label) || Bernoulli(pred)) of every element; each side probabilities or logits (scores).
+    """KL(Bernoulli(label) || Bernoulli(pred)) of every element; each side probabilities or logits.
 
-    With p, q the probabilities, s, z their scores and u = s - z, a term is ``p u + log1p(p expm1(-u))``
+    With p, q the probabilities, s, z their logits and u = s - z, a term is ``p u + log1p(p expm1(-u))``
     where |u| < 1, and ``-H(p) - p log q - (1-p) log(1-q)`` elsewhere, both for the rarer outcome of the label:
     so p is at most 1/2, and the logarithms lose nothing. Derivatives are their own closed forms.
     """

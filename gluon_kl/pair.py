@@ -175,7 +175,7 @@ class KLDivLoss(PairLoss, gluon.loss.KLDivLoss):
     Inputs
     ------
     pred
-        Array or Symbol of any shape with at least one axis, any floating dtype. A score of
+        Array or Symbol of any shape with at least one axis, any floating dtype. A value of
         -inf masks its category.
     label
         The same shape; any floating, integer or boolean dtype. Need not sum to 1.
@@ -201,7 +201,7 @@ class KLDivLoss(PairLoss, gluon.loss.KLDivLoss):
 
     Notes
     -----
-    A term whose label is 0 is 0, also at a masked score or NaN. A label above 0 at a masked score
+    A term whose label is 0 is 0, also at a masked category or NaN. A label above 0 at a masked category
     gives infinity, without a `skew`, and a negative label NaN. With one, the gradient to a label of
     0 is ``log(epsilon) - log(1 - skew) - log_pred``.
 
@@ -236,10 +236,10 @@ class KLDivLoss(PairLoss, gluon.loss.KLDivLoss):
 
     Logits, as networks give them:
 
-    >>> scores = nd.array([[2, 0.5, -1, 0.1]])
+    >>> logits = nd.array([[2, 0.5, -1, 0.1]])
     >>> loss = KLDivLoss(
     ...     from_logits=False, reduction="sum")
-    >>> value = loss(scores, label)
+    >>> value = loss(logits, label)
     >>> print(value.asnumpy().round(4))
     [0.3526]
 
@@ -307,7 +307,19 @@ class ReverseKLDivLoss(PairLoss):
     .. math:: \mathrm{KL}(q \,\|\, p) = \sum_i q_i \, (\log q_i - \log p_i).
 
     It punishes a prediction for mass where the label has little, not for missing some of the
-    label's: a prediction too simple for its target settles on one of its peaks.
+    label's: a prediction too simple for its target settles on one of its peaks. For each sample of
+    shape (rows, categories)::
+
+        terms = q * (log(q) - log(p))
+        "mean":      loss = terms.mean()  # default
+        "sum":       loss = terms.sum()
+        "row":       loss = terms.sum(axis)
+        "row_mean":  loss = terms.sum(axis).mean()
+
+    .. warning::
+
+       "mean" divides the divergence and its gradient by the number of categories too.
+       ``reduction="sum"`` is the divergence itself.
 
     Parameters
     ----------
@@ -340,7 +352,7 @@ class ReverseKLDivLoss(PairLoss):
     Inputs
     ------
     pred
-        Array or Symbol of any shape with at least one axis. A score of -inf masks its category.
+        Array or Symbol of any shape with at least one axis. A value of -inf masks its category.
     label
         The same shape; any floating, integer or boolean dtype.
     sample_weight
@@ -436,7 +448,20 @@ class JSDivLoss(PairLoss):
 
     For :math:`0 < \beta < 1` it is bounded, by
     :math:`-\beta \log \beta - (1 - \beta) \log(1 - \beta)`, which it reaches where
-    the two share no category: log 2 at :math:`\beta = 1/2`, where it is symmetric.
+    the two share no category: log 2 at :math:`\beta = 1/2`, where it is symmetric. For each sample
+    of shape (rows, categories)::
+
+        terms = (beta * p * (log(p) - log(m))
+                 + (1 - beta) * q * (log(q) - log(m)))
+        "mean":      loss = terms.mean()  # default
+        "sum":       loss = terms.sum()
+        "row":       loss = terms.sum(axis)
+        "row_mean":  loss = terms.sum(axis).mean()
+
+    .. warning::
+
+       "mean" divides the divergence and its gradient by the number of categories too.
+       ``reduction="sum"`` is the divergence itself.
 
     Parameters
     ----------
@@ -468,7 +493,7 @@ class JSDivLoss(PairLoss):
     Inputs
     ------
     pred
-        Array or Symbol of any shape with at least one axis. A score of -inf masks its category.
+        Array or Symbol of any shape with at least one axis. A value of -inf masks its category.
     label
         The same shape; any floating, integer or boolean dtype.
     sample_weight

@@ -19,7 +19,7 @@ class TopKDistillationLoss(StudentLoss):
     r"""Loss of a student that learns from a teacher's best categories, and from labels.
 
     A teacher is run once, and of its many categories the :math:`k` best are stored: their
-    indices :math:`K` and their probabilities :math:`p`. With :math:`z` the scores of the student,
+    indices :math:`K` and their probabilities :math:`p`. With :math:`z` the logits of the student,
     :math:`q = \mathrm{softmax}(z / T)`, :math:`y` the label and hard weight :math:`\alpha`,
     the loss is
 
@@ -29,18 +29,24 @@ class TopKDistillationLoss(StudentLoss):
        & + (1 - \alpha) \, T^2 \, \Big( \sum_{i \in K} p_i \log \frac{p_i}{q_i} \\
        & \qquad + p_t \log \frac{p_t}{q_t} \Big)
 
-    in nats, averaged over the rows of a sample whose weight is not 0. What was not kept is one
-    more category, the tail: :math:`p_t = 1 - \sum_{i \in K} p_i` of the teacher and
+    in nats. What was not kept is one more category, the tail: :math:`p_t = 1 - \sum_{i \in K} p_i` of the teacher and
     :math:`q_t = \sum_{j \notin K} q_j` of the student, summed over these alone, so that it is
     right however small it is. The gradient to :math:`z / T` is, with
     :math:`P = \sum_{i \in K} p_i + p_t`, :math:`q_i P - p_i` at a kept category and
     :math:`q_j (P - p_t / q_t)` at each other. Where every category is kept this is
     :class:`DistillationLoss`. No array of the teacher's in the student's shape is ever made.
+    For each sample, with `rows` the value above of each row::
+
+        "row_mean":  loss = rows.mean()  # default
+        "row":       loss = rows
+        "sum":       loss = rows.sum()
+
+    The mean leaves out rows of weight 0.
 
     Parameters
     ----------
     temperature : float, default 1.0
-        Divides the scores of the student, and kept logits. Between 1e-6 and 1e6.
+        Divides the student's logits, and kept logits. Between 1e-6 and 1e6.
     hard_weight : float, default 0.5
         Between 0 and 1, the share of the cross-entropy with the label. At 0 the label is not
         looked at, without `ignore_label`, and may be None; at 1 neither are `teacher_index` and `teacher_value`.
@@ -65,10 +71,10 @@ class TopKDistillationLoss(StudentLoss):
         is taken for 0; "kl" and "js". "drop": the terms of the kept categories alone, as most
         toolkits have it; "kl" alone, and the loss may be below 0.
     teacher_space : {"log_probs", "probs", "logits"}
-        What `teacher_value` holds: of the softened distribution ``softmax(scores / temperature)``
+        What `teacher_value` holds: of the softened distribution ``softmax(logits / temperature)``
         over all categories the kept logarithms, or the kept probabilities themselves, used as
-        given; or kept scores, of which the softmax at `temperature` is taken, with
-        ``tail="renormalize"`` alone. Logarithms at temperature 1 are such scores.
+        given; or kept logits, of which the softmax at `temperature` is taken, with
+        ``tail="renormalize"`` alone. Logarithms at temperature 1 are such logits.
     reduction : {"row_mean", "row", "sum"}
         As of :class:`DistillationLoss`, and so are the next two.
     ignore_label : float, optional
@@ -81,7 +87,7 @@ class TopKDistillationLoss(StudentLoss):
     Inputs
     ------
     pred
-        Array or Symbol, the scores (logits) of the student. A score of -inf masks its category.
+        Array or Symbol, the logits of the student. A logit of -inf masks its category.
     label
         Class indices of any dtype, of pred's shape without `axis` or with 1 there; or pred's
         shape if not `sparse_label`.

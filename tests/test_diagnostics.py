@@ -50,13 +50,13 @@ def views():
 
 MISTAKES = [  # from_logits, label_space, what pred holds, what label holds, words of the message
     (True, "probs", "probs", "probs", ["pred holds probabilities", "log-probabilities belong", "log_softmax"]),
-    (True, "probs", "logits", "probs", ["pred holds raw scores", "log-probabilities belong", "from_logits=False"]),
-    (False, "probs", "probs", "probs", ["pred holds probabilities", "raw scores", "softmax", "twice"]),
+    (True, "probs", "logits", "probs", ["pred holds logits", "log-probabilities belong", "from_logits=False"]),
+    (False, "probs", "probs", "probs", ["pred holds probabilities", "logits", "softmax", "twice"]),
     (False, "logits", "probs", "logits", ["pred holds probabilities", "twice"]),
     (True, "probs", "log_probs", "log_probs", ["label holds log-probabilities", "label_space='log_probs'"]),
-    (True, "probs", "log_probs", "logits", ["label holds raw scores", "label_space='logits'"]),
+    (True, "probs", "log_probs", "logits", ["label holds logits", "label_space='logits'"]),
     (True, "log_probs", "log_probs", "probs", ["label holds probabilities", "label_space='probs'"]),
-    (True, "log_probs", "log_probs", "logits", ["label holds raw scores", "label_space='logits'"]),
+    (True, "log_probs", "log_probs", "logits", ["label holds logits", "label_space='logits'"]),
     (False, "logits", "logits", "probs", ["label holds probabilities", "label_space='probs'"]),
     (True, "probs", "probs", "log_probs", ["swapped", "pred", "label", "model first"]),
     (False, "probs", "probs", "logits", ["swapped"]),
@@ -64,9 +64,9 @@ MISTAKES = [  # from_logits, label_space, what pred holds, what label holds, wor
     (False, "log_probs", "log_probs", "logits", ["swapped"]),
 ]
 PROBS_MISTAKES = [  # under pred_space="probs": label_space, what pred holds, what label holds, words of the message
-    ("probs", "logits", "probs", ["pred holds raw scores", "probabilities belong", "pred_space='logits'"]),
+    ("probs", "logits", "probs", ["pred holds logits", "probabilities belong", "pred_space='logits'"]),
     ("probs", "log_probs", "probs", ["pred holds log-probabilities", "pred_space='log_probs'"]),
-    ("probs", "probs", "logits", ["label holds raw scores", "label_space='logits'"]),
+    ("probs", "probs", "logits", ["label holds logits", "label_space='logits'"]),
     ("log_probs", "probs", "probs", ["label holds probabilities", "label_space='probs'"]),
     ("log_probs", "log_probs", "probs", ["swapped", "model first"]),
 ]
@@ -741,10 +741,10 @@ def test_distillation(views):
 
 
 @pytest.mark.parametrize("space, holds, words", [
-    ("probs", "logits", ["raw scores", "probabilities belong", "teacher_space='logits'"]),
+    ("probs", "logits", ["logits", "probabilities belong", "teacher_space='logits'"]),
     ("probs", "log_probs", ["log-probabilities", "teacher_space='log_probs'"]),
     ("log_probs", "probs", ["holds probabilities", "teacher_space='probs'"]),
-    ("log_probs", "logits", ["raw scores", "teacher_space='logits'"]),
+    ("log_probs", "logits", ["logits", "teacher_space='logits'"]),
     ("logits", "probs", ["holds probabilities", "teacher_space='probs'"]),
 ])
 def test_a_teacher_in_another_space(views, space, holds, words):

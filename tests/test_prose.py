@@ -13,7 +13,7 @@ from bs4 import BeautifulSoup
 
 # What to write instead: the field's word, or a plain sentence.
 WORDS = {
-    r"raw scores?(?! \(logits\))": "logits",
+    r"raw scores?": "logits",
     r"scans?": "image",
     r"drawings?": "reconstruction",
     r"prices?": "KL weight",

@@ -26,7 +26,7 @@ from cases import LAYOUTS, MEMBERS, NESTED, Case, Model, all_inputs, called, eve
 
 
 def walk(name):
-    """Call a member in every reduction: eager, hybridized, nested, in halves, with mx.np arrays; weighted or not, in turns."""
+    """Call a member in every reduction, weighted or not: eager, hybridized, nested, in halves, with mx.np arrays."""
     member, turn = MEMBERS[name], list(MEMBERS).index(name) % 2
     for layout in LAYOUTS if name == "kl logits probs" else LAYOUTS[turn:turn + 1]:
         for size in (None, sizes(member, layout)[-1 - turn]) if fits(member, layout) else ():
