@@ -6,6 +6,8 @@ import numpy as np
 
 TEMPERATURE = 4.0
 HARD_WEIGHT = 0.5
+SKEW = 0.1
+KEPT = 64  # of a stored teacher's categories
 
 
 class Form(NamedTuple):
@@ -20,12 +22,16 @@ FORMS = {
     "kl": Form("KLDivLoss", ("logits", "probs")),
     "kl-two-logits": Form("KLDivLoss, two logits", ("logits", "logits")),
     "kl-none": Form("KLDivLoss, no reduction", ("logits", "probs")),
+    "kl-rows": Form("KLDivLoss, a value for each row", ("logits", "probs")),
     "kl-row-weights": Form("KLDivLoss, row weights", ("logits", "probs", "row_weights")),
     "kl-element-weights": Form("KLDivLoss, element weights", ("logits", "probs", "weights")),
+    "skew-kl": Form("KLDivLoss, skew 0.1", ("logits", "probs")),
     "reverse-kl": Form("ReverseKLDivLoss", ("logits", "probs")),
     "js": Form("JSDivLoss", ("logits", "probs")),
     "distillation-index": Form("DistillationLoss, class index", ("logits", "index", "logits")),
     "distillation-dense": Form("DistillationLoss, dense label", ("logits", "probs", "logits")),
+    "distillation-tv": Form("DistillationLoss, total variation", ("logits", "index", "logits")),
+    "top-k": Form("TopKDistillationLoss, k = 64", ("logits", "index", "kept_index", "kept_log_probs")),
     "gaussian": Form("GaussianKLLoss", ("logits", "log_variance"), followed=2),
     "bernoulli": Form("BernoulliKLLoss", ("logits", "bernoulli")),
 }
@@ -52,6 +58,10 @@ class Row(NamedTuple):
         return "×".join(map(str, self.shape)) + ("" if self.axis == -1 else f", axis {self.axis}")
 
     @property
+    def result_shape(self):
+        return {"kl-none": self.shape, "kl-rows": self.shape[:-1]}.get(self.form, self.shape[:1])
+
+    @property
     def title(self):
         return FORMS[self.form].title + {"parent": ", in a parent", "trainer": ", step with Dense and Trainer"}.get(
             self.setting, "")
@@ -66,13 +76,17 @@ FAMILY = [
     Row("distillation-index", (64, 50257)),
     Row("distillation-dense", (256, 1000)),
     Row("distillation-dense", (64, 50257)),
+    Row("distillation-tv", (256, 1000)),
+    Row("top-k", (64, 50257)),
     Row("gaussian", (256, 64)),
     Row("gaussian", (256, 4096)),
     Row("bernoulli", (256, 1000)),
     Row("js", (256, 1000)),
     Row("reverse-kl", (256, 1000)),
+    Row("skew-kl", (256, 1000)),
     Row("kl-two-logits", (256, 1000)),
     Row("kl-none", (256, 1000)),
+    Row("kl-rows", (8, 32, 1000)),
     Row("kl-element-weights", (256, 1000)),
     Row("kl", (256, 1000), "parent"),
     Row("kl-row-weights", (256, 1000), "parent"),
@@ -89,7 +103,7 @@ SHAPES = [
     Row("kl", (1024, 1000), "leaf"),
 ]
 MEMORY = [
-    *(Row(form, (2048, 50257)) for form in FORMS if form != "kl-row-weights"),
+    *(Row(form, (2048, 50257)) for form in FORMS if form not in ("kl-rows", "kl-row-weights")),
     Row("kl", (2048, 50257), "parent"),
     Row("kl-row-weights", (2048, 50257), "parent"),
 ]
@@ -114,8 +128,19 @@ def layer_inputs(row):
     return [array.astype("float32") for array in (x, weight, np.zeros(categories))]
 
 
+def _stored_teacher(row):
+    """The best categories of each row, and the logarithms of their softened probabilities."""
+    teacher = np.random.RandomState(2).standard_normal(row.shape).astype("float32") / np.float32(TEMPERATURE)
+    kept = min(KEPT, row.shape[-1] // 2)
+    index = np.argpartition(-teacher, kept, -1)[:, :kept]
+    log_sum = np.log(np.exp(teacher).sum(-1, keepdims=True))
+    return index.astype("int32"), np.take_along_axis(teacher, index, -1) - log_sum
+
+
 def _draw(rng, kind, row):
     shape, axis = row.shape, row.axis
+    if kind.startswith("kept"):
+        return _stored_teacher(row)[kind == "kept_log_probs"]
     if kind == "index":
         return rng.randint(0, shape[axis], size=shape[0]).astype("int32")
     if kind == "row_weights":

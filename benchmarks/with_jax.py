@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rows import FORMS, HARD_WEIGHT, TEMPERATURE
+from rows import FORMS, HARD_WEIGHT, SKEW, TEMPERATURE
 
 
 def kl_none(pred, label, axis=-1):
@@ -19,8 +19,17 @@ def kl_two_logits(pred, label):
     return (jnp.exp(log_label) * (log_label - jax.nn.log_softmax(pred))).sum(-1)
 
 
+def kl_rows(pred, label):
+    return kl_none(pred, label).sum(-1)
+
+
 def kl_weights(pred, label, weight):
     return (kl_none(pred, label) * weight).sum(-1)
+
+
+def skew_kl(pred, label):
+    mixture = SKEW * label + (1 - SKEW) * jax.nn.softmax(pred)
+    return (jax.scipy.special.rel_entr(label, 1.0) - label * jnp.log(mixture)).sum(-1)
 
 
 def reverse_kl(pred, label):
@@ -38,14 +47,32 @@ def teaching(pred, teacher):
     return TEMPERATURE**2 * kl(pred / TEMPERATURE, jax.nn.softmax(teacher / TEMPERATURE))
 
 
+def cross_entropy(pred, label):
+    return -jnp.take_along_axis(jax.nn.log_softmax(pred), label[:, None], -1)[:, 0]
+
+
 def distillation_index(pred, label, teacher):
-    hard = -jnp.take_along_axis(jax.nn.log_softmax(pred), label[:, None], -1)[:, 0]
-    return HARD_WEIGHT * hard + (1 - HARD_WEIGHT) * teaching(pred, teacher)
+    return HARD_WEIGHT * cross_entropy(pred, label) + (1 - HARD_WEIGHT) * teaching(pred, teacher)
 
 
 def distillation_dense(pred, label, teacher):
     hard = -(jax.nn.log_softmax(pred) * label).sum(-1)
     return HARD_WEIGHT * hard + (1 - HARD_WEIGHT) * teaching(pred, teacher)
+
+
+def total_variation(pred, label, teacher):
+    apart = jax.nn.softmax(pred / TEMPERATURE) - jax.nn.softmax(teacher / TEMPERATURE)
+    soft = TEMPERATURE * 0.5 * jnp.abs(apart).sum(-1)
+    return HARD_WEIGHT * cross_entropy(pred, label) + (1 - HARD_WEIGHT) * soft
+
+
+def top_k(pred, label, index, value):
+    log_pred = jax.nn.log_softmax(pred / TEMPERATURE)
+    kept = jnp.take_along_axis(log_pred, index, -1)
+    others = log_pred.at[jnp.arange(len(pred))[:, None], index].set(-jnp.inf)
+    rest = 1 - jnp.exp(value).sum(-1)
+    soft = (jnp.exp(value) * (value - kept)).sum(-1) + rest * (jnp.log(rest) - jax.nn.logsumexp(others, -1))
+    return HARD_WEIGHT * cross_entropy(pred, label) + (1 - HARD_WEIGHT) * TEMPERATURE**2 * soft
 
 
 def gaussian(mean, log_variance):
@@ -62,12 +89,16 @@ LOSSES = {
     "kl": kl,
     "kl-two-logits": kl_two_logits,
     "kl-none": kl_none,
+    "kl-rows": kl_rows,
     "kl-row-weights": kl_weights,
     "kl-element-weights": kl_weights,
+    "skew-kl": skew_kl,
     "reverse-kl": reverse_kl,
     "js": js,
     "distillation-index": distillation_index,
     "distillation-dense": distillation_dense,
+    "distillation-tv": total_variation,
+    "top-k": top_k,
     "gaussian": gaussian,
     "bernoulli": bernoulli,
 }

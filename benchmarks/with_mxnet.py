@@ -3,12 +3,21 @@
 import gluon_kl  # before MXNet, which it lets run where it cannot by itself
 
 import mxnet as mx
-from rows import FORMS, HARD_WEIGHT, TEMPERATURE, layer_inputs
+from rows import FORMS, HARD_WEIGHT, SKEW, TEMPERATURE, layer_inputs
 
 STATIC = {"static_alloc": True, "static_shape": True}
 
 
 # ---- What one writes by hand, hybridized ----
+
+def skew_kl_by_hand(F, pred, label):
+    mixture = SKEW * label + (1 - SKEW) * F.softmax(pred)
+    return F.sum(label * (F.log(label + 1e-12) - F.log(mixture + 1e-12)), axis=-1)
+
+
+def rows_by_hand(F, pred, label):
+    return F.sum(terms_by_hand(F, pred, label), axis=-1)
+
 
 def reverse_kl_by_hand(F, pred, label):
     log_pred = F.log_softmax(pred)
@@ -45,6 +54,30 @@ def distillation_dense_by_hand(F, pred, label, teacher):
     return HARD_WEIGHT * hard + (1 - HARD_WEIGHT) * teaching_by_hand(F, pred, teacher)
 
 
+def total_variation_by_hand(F, pred, label, teacher):
+    hard = -F.pick(F.log_softmax(pred), label, axis=-1)
+    apart = F.softmax(pred / TEMPERATURE) - F.softmax(teacher / TEMPERATURE)
+    return HARD_WEIGHT * hard + (1 - HARD_WEIGHT) * TEMPERATURE * 0.5 * F.sum(F.abs(apart), axis=-1)
+
+
+def top_k_by_hand(categories):
+    """For so many, since places in the array of all rows are counted by it."""
+    def formula(F, pred, label, index, value):
+        log_pred = F.log_softmax(pred / TEMPERATURE)
+        rows = F.expand_dims(F.cast(F.contrib.arange_like(pred, axis=0), dtype="int32"), axis=1)
+        places = F.reshape(F.broadcast_add(rows * categories, index), shape=(-1,))
+        column = F.reshape(log_pred, shape=(-1, 1))
+        kept = F.reshape_like(F.take(column, places), value)
+        low = F.reshape(F.zeros_like(value) - 1e30, shape=(-1, 1))
+        others = F.reshape_like(F.contrib.index_copy(column, places, low), pred)
+        rest, log_rest = 1 - F.sum(F.exp(value), axis=-1), F.log(F.sum(F.exp(others), axis=-1))
+        soft = F.sum(F.exp(value) * (value - kept), axis=-1) + rest * (F.log(rest) - log_rest)
+        hard = -F.pick(F.log_softmax(pred), label, axis=-1)
+        return HARD_WEIGHT * hard + (1 - HARD_WEIGHT) * TEMPERATURE**2 * soft
+
+    return formula
+
+
 def gaussian_by_hand(F, mean, log_variance):
     return -0.5 * F.sum(1 + log_variance - mean * mean - F.exp(log_variance), axis=-1)
 
@@ -66,16 +99,21 @@ class ByHand(mx.gluon.HybridBlock):
 BY_HAND = {
     "kl-two-logits": two_logits_by_hand,
     "kl-none": terms_by_hand,
+    "kl-rows": rows_by_hand,
+    "skew-kl": skew_kl_by_hand,
     "reverse-kl": reverse_kl_by_hand,
     "js": js_by_hand,
     "distillation-index": distillation_index_by_hand,
     "distillation-dense": distillation_dense_by_hand,
+    "distillation-tv": total_variation_by_hand,
     "gaussian": gaussian_by_hand,
     "bernoulli": bernoulli_by_hand,
 }
 
 
 def gluon_loss(row):
+    if row.form == "top-k":
+        return ByHand(top_k_by_hand(row.shape[-1]))
     if row.form in BY_HAND:
         return ByHand(BY_HAND[row.form])
     return mx.gluon.loss.KLDivLoss(from_logits=False, axis=row.axis)
@@ -93,13 +131,18 @@ def our_loss(row):
         return gluon_kl.ReverseKLDivLoss(**scores)
     if row.form == "js":
         return gluon_kl.JSDivLoss(**scores)
+    if row.form == "top-k":
+        return gluon_kl.TopKDistillationLoss(temperature=TEMPERATURE, hard_weight=HARD_WEIGHT)
     if row.form.startswith("distillation"):
         return gluon_kl.DistillationLoss(temperature=TEMPERATURE, hard_weight=HARD_WEIGHT,
-                                         sparse_label=row.form == "distillation-index")
+                                         sparse_label=row.form != "distillation-dense",
+                                         divergence="tv" if row.form == "distillation-tv" else "kl")
     if row.form == "kl-two-logits":
         scores["label_space"] = "logits"
-    elif row.form == "kl-none":
-        scores["reduction"] = "none"
+    elif row.form == "skew-kl":
+        scores["skew"] = SKEW
+    elif row.form in ("kl-none", "kl-rows"):
+        scores["reduction"] = row.form[3:].rstrip("s")
     return gluon_kl.KLDivLoss(**scores)
 
 
@@ -131,7 +174,7 @@ class Steps:
         leaves = arrays[:FORMS[row.form].followed]
         for leaf in leaves:
             leaf.attach_grad()
-        head = mx.nd.ones(row.shape if row.form == "kl-none" else row.shape[:1])
+        head = mx.nd.ones(row.result_shape)
         mx.nd.waitall()
 
         def step():

@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from rows import FORMS, HARD_WEIGHT, TEMPERATURE, layer_inputs
+from rows import FORMS, HARD_WEIGHT, SKEW, TEMPERATURE, layer_inputs
 from torch.nn import functional
 
 
@@ -20,8 +20,17 @@ def kl_none(pred, label):
     return functional.kl_div(torch.log_softmax(pred, -1), label, reduction="none")
 
 
+def kl_rows(pred, label):
+    return kl_none(pred, label).sum(-1)
+
+
 def kl_weights(pred, label, weight):
     return (kl_none(pred, label) * weight).sum(-1)
+
+
+def skew_kl(pred, label):
+    mixture = SKEW * label + (1 - SKEW) * torch.softmax(pred, -1)
+    return functional.kl_div(mixture.log(), label, reduction="none").sum(-1)
 
 
 def reverse_kl(pred, label):
@@ -42,6 +51,22 @@ def distillation(pred, label, teacher):
     return HARD_WEIGHT * hard + (1 - HARD_WEIGHT) * TEMPERATURE**2 * soft
 
 
+def total_variation(pred, label, teacher):
+    hard = functional.cross_entropy(pred, label, reduction="none")
+    apart = torch.softmax(pred / TEMPERATURE, -1) - torch.softmax(teacher / TEMPERATURE, -1)
+    return HARD_WEIGHT * hard + (1 - HARD_WEIGHT) * TEMPERATURE * 0.5 * apart.abs().sum(-1)
+
+
+def top_k(pred, label, index, value):
+    log_pred = torch.log_softmax(pred / TEMPERATURE, -1)
+    kept, others = log_pred.gather(-1, index), log_pred.scatter(-1, index, -torch.inf)
+    rest = 1 - value.exp().sum(-1)
+    soft = functional.kl_div(kept, value, reduction="none", log_target=True).sum(-1)
+    soft = soft + rest * (rest.log() - others.logsumexp(-1))
+    hard = functional.cross_entropy(pred, label, reduction="none")
+    return HARD_WEIGHT * hard + (1 - HARD_WEIGHT) * TEMPERATURE**2 * soft
+
+
 def gaussian(mean, log_variance):
     return -0.5 * (1 + log_variance - mean.square() - log_variance.exp()).sum(-1)
 
@@ -55,12 +80,16 @@ LOSSES = {
     "kl": kl,
     "kl-two-logits": kl_two_logits,
     "kl-none": kl_none,
+    "kl-rows": kl_rows,
     "kl-row-weights": kl_weights,
     "kl-element-weights": kl_weights,
+    "skew-kl": skew_kl,
     "reverse-kl": reverse_kl,
     "js": js,
     "distillation-index": distillation,
     "distillation-dense": distillation,
+    "distillation-tv": total_variation,
+    "top-k": top_k,
     "gaussian": gaussian,
     "bernoulli": bernoulli,
 }
@@ -87,8 +116,7 @@ class Steps:
             leaf.requires_grad_()
         self.unallocated = sum(leaf.nbytes for leaf in leaves)
         layer = (lambda x: x * 2) if row.setting == "layer" else (lambda x: x)
-        result_shape = row.shape if row.form == "kl-none" else row.shape[:1]
-        head = torch.ones(result_shape)
+        head = torch.ones(row.result_shape)
 
         def step():
             for leaf in leaves:
