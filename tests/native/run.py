@@ -96,12 +96,17 @@ def sanitizers(folder, wanted):
                                     GLUON_KL_NUM_THREADS="3") for source in wanted])
 
 
+def build_top_k(program, flags, compiler=None):
+    """The driver of the loss for a stored teacher."""
+    run([compiler or os.environ.get("CXX", "g++"), *NUMERIC, "-g1", "-w", "-I", NATIVE, *flags,
+         os.path.join(HERE, "top_k.cc"), "-o", program])
+    return program
+
+
 def top_k(folder, source):
-    """The reading for a stored teacher, for one instruction set."""
-    program = os.path.join(folder, "top_k_" + isa_of(source))
-    run([os.environ.get("CXX", "g++"), *NUMERIC, "-O1", "-g1", "-w", "-I", NATIVE, *BUILD["ISA_FLAGS"][source],
-         "-fsanitize=address,undefined", "-fno-sanitize-recover=all", os.path.join(HERE, "top_k.cc"), "-o", program])
-    run([program])
+    """The loss for a stored teacher, for one instruction set."""
+    run([build_top_k(os.path.join(folder, "top_k_" + isa_of(source)), [
+        "-O1", *BUILD["ISA_FLAGS"][source], "-fsanitize=address,undefined", "-fno-sanitize-recover=all"])])
 
 
 def valgrind(folder, wanted):
@@ -112,10 +117,11 @@ def valgrind(folder, wanted):
     # with them: only what nothing points to is a leak.
     wanted = [source for source in wanted if source != "kernel_avx512.cc"]
     program = build(os.path.join(folder, "plain"), ["-O1", "-g1"], wanted)
-    side_by_side([functools.partial(run, ["valgrind", "-q", "--error-exitcode=1", "--leak-check=full",
-                                          "--show-leak-kinds=definite", "--errors-for-leak-kinds=definite", program,
-                                          "check", "80"], GLUON_KL_ISA=isa_of(source), GLUON_KL_NUM_THREADS="2")
-                  for source in wanted])
+    under = ["valgrind", "-q", "--error-exitcode=1", "--leak-check=full", "--show-leak-kinds=definite",
+             "--errors-for-leak-kinds=definite"]
+    side_by_side([functools.partial(run, [*under, program, "check", "80"], GLUON_KL_ISA=isa_of(source),
+                                    GLUON_KL_NUM_THREADS="2") for source in wanted])
+    run([*under, build_top_k(os.path.join(folder, "plain_top_k"), ["-O1", "-DIN_DOUBLE"]), "40"])
 
 
 def other_processor(folder):
@@ -124,6 +130,8 @@ def other_processor(folder):
         return
     program = build(os.path.join(folder, "aarch64"), ["-O2", "-static"], ["kernel_baseline.cc"], AARCH64, "aarch64")
     run(["qemu-aarch64", program, "check", "400"], GLUON_KL_NUM_THREADS="2")
+    program = build_top_k(os.path.join(folder, "aarch64_top_k"), ["-O2", "-static", "-DIN_DOUBLE"], AARCH64)
+    run(["qemu-aarch64", program, "100"])
 
 
 def main():

@@ -12,6 +12,12 @@
 
 using namespace gluon_kl;
 
+#ifdef IN_DOUBLE  // where long double is slow, or no more than that
+using Number = double;
+#else
+using Number = long double;
+#endif
+
 namespace {
 
 std::mt19937 engine(5);
@@ -33,50 +39,50 @@ struct Buffer {
 };
 
 int failures = 0;
-void expect(const char* what, double got, long double want, double tolerance) {
+void expect(const char* what, double got, Number want, double tolerance) {
   if ((std::isnan(got) && std::isnan(want)) || got == want || std::fabs(got - want) <= tolerance * (1 + std::fabs(want))) return;
-  if (++failures < 20) printf("%s: %.9g, expected %.9Lg\n", what, got, want);
+  if (++failures < 20) printf("%s: %.9g, expected %.9g\n", what, got, static_cast<double>(want));
 }
 
-using Wide = std::vector<long double>;
+using Wide = std::vector<Number>;
 
-long double of_log(long double p, long double log_ratio) { return p == 0 ? 0 : p * log_ratio; }
+Number of_log(Number p, Number log_ratio) { return p == 0 ? 0 : p * log_ratio; }
 
 // The loss of a row of scores by its definition; `where` has the kept categories, or -1.
-long double loss_of(const TopK& job, const Wide& x, const std::vector<int64_t>& where, const Wide& value, int64_t c) {
-  long double top = -INFINITY, sum = 0, sum_at_one = 0, mean = 0, others = 0, mass = 0, soft = 0;
-  for (long double each : x) top = std::max(top, each);
+Number loss_of(const TopK& job, const Wide& x, const std::vector<int64_t>& where, const Wide& value, int64_t c) {
+  Number top = -INFINITY, sum = 0, sum_at_one = 0, mean = 0, others = 0, mass = 0, soft = 0;
+  for (Number each : x) top = std::max(top, each);
   std::vector<bool> is_kept(job.n);
   int64_t known = 0;
   for (int64_t at : where)
     if (at >= 0) is_kept[at] = true, ++known;
   for (int64_t j = 0; j < job.n; ++j) {
-    const long double e = expl((x[j] - top) / job.temperature);
-    sum += e, sum_at_one += expl(x[j] - top), mean += x[j] / job.n;
+    const Number e = std::exp((x[j] - top) / job.temperature);
+    sum += e, sum_at_one += std::exp(x[j] - top), mean += x[j] / job.n;
     if (!is_kept[j]) others += e;
   }
   Wide p, q;
-  long double best = -INFINITY;
+  Number best = -INFINITY;
   for (size_t i = 0; i < where.size(); ++i)
     if (where[i] >= 0) best = std::max(best, value[i]);
   for (size_t i = 0; i < where.size(); ++i) {
     if (where[i] < 0) continue;
-    p.push_back(job.space == kProbs ? value[i] : job.space == kLogProbs ? expl(value[i]) : expl((value[i] - best) / job.temperature));
-    q.push_back(expl((x[where[i]] - top) / job.temperature) / sum);
+    p.push_back(job.space == kProbs ? value[i] : job.space == kLogProbs ? std::exp(value[i]) : std::exp((value[i] - best) / job.temperature));
+    q.push_back(std::exp((x[where[i]] - top) / job.temperature) / sum);
     mass += p.back();
   }
-  for (long double& each : p) each /= job.tail == kRenormalize ? mass : 1;
-  p.push_back(job.tail == kBucket && known < job.n ? std::max(0.0L, 1 - mass) : 0), q.push_back(others / sum);
+  for (Number& each : p) each /= job.tail == kRenormalize ? mass : 1;
+  p.push_back(job.tail == kBucket && known < job.n ? std::max(Number(0), 1 - mass) : 0), q.push_back(others / sum);
   for (size_t i = 0; i < p.size() && known; ++i) {
-    const long double m = job.beta * p[i] + (1 - job.beta) * q[i];
-    if (job.form == kKL) soft += of_log(p[i], logl(p[i] / q[i]));
-    if (job.form == kReverseKL) soft += of_log(q[i], logl(q[i] / p[i]));
-    if (job.form == kJS) soft += job.beta * of_log(p[i], logl(p[i] / m)) + (1 - job.beta) * of_log(q[i], logl(q[i] / m));
+    const Number m = job.beta * p[i] + (1 - job.beta) * q[i];
+    if (job.form == kKL) soft += of_log(p[i], std::log(p[i] / q[i]));
+    if (job.form == kReverseKL) soft += of_log(q[i], std::log(q[i] / p[i]));
+    if (job.form == kJS) soft += job.beta * of_log(p[i], std::log(p[i] / m)) + (1 - job.beta) * of_log(q[i], std::log(q[i] / m));
   }
   soft *= (1 - job.hard_share) * job.temperature * job.temperature;
   if (!job.label.data) return soft;
-  const long double log_sum = logl(sum_at_one) + top;
-  long double hard = (1 - job.smoothing) * (log_sum - x[c]);
+  const Number log_sum = std::log(sum_at_one) + top;
+  Number hard = (1 - job.smoothing) * (log_sum - x[c]);
   if (job.smoothing != 0) hard += job.smoothing * (log_sum - mean);
   return soft + job.hard_share * hard;
 }
@@ -107,14 +113,14 @@ template <class T> void compare(const TopK& job, const Buffer& pred, const Buffe
   }
   if (g == 0) return each("silent", [](int64_t) { return 0; });  // whatever the row holds
   const int64_t c = static_cast<int64_t>(label);
-  const long double own = loss_of(job, x, where, value, c);
-  expect("loss", loss.get(r), own, single ? 3e-6 : 1e-13);
+  const Number own = loss_of(job, x, where, value, c);
+  expect("loss", loss.get(r), own, single ? 3e-6 : 1e-12);
   if (!std::isfinite(own)) return;
   const double rough = grad.type == kFloat16 ? 2e-3 : single ? 3e-6 : 1e-9, step = 1e-4;
   for (int64_t j = 0; j < job.n; ++j) {
     if (std::isinf(x[j]) && !is_kept[j] && j != c) expect("masked", grad.get(r * job.n + j), 0, 0);
     if (std::isinf(x[j]) || (job.n > 80 && !is_kept[j] && j != c && j % 97)) continue;
-    long double moved[2];
+    Number moved[2];
     for (int side = 0; side < 2; ++side) {
       Wide other = x;
       other[j] += side ? step : -step;
