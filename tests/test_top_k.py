@@ -1,6 +1,6 @@
 """TopKDistillationLoss: what a teacher that kept its best categories teaches."""
 
-from gluon_kl import DistillationLoss, TopKDistillationLoss
+from gluon_kl import DistillationLoss, TopKDistillationLoss, native
 
 import mxnet as mx
 import numpy as np
@@ -267,6 +267,28 @@ def test_inputs_that_do_not_fit(given, change, message):
     change(inputs)
     with pytest.raises(ValueError) as error:
         TopKDistillationLoss()(*(mx.nd.array(x, dtype=x.dtype) for x in inputs.values()))
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("change, message", [
+    (dict(index=(5, 3)), "target and index must have the same shape, not (5, 4) and (5, 3)"),
+    (dict(index=(4, 4), target=(4, 4)), "index and pred must have the same shape but in the last axis"),
+    (dict(hard=(4,)), "hard must have a class for each row of pred, not (4,) and (5, 9)"),
+    (dict(target=None), "inputs must name index and target"), (dict(index=None), "index and tail go together"),
+    (dict(tail=None), "index and tail go together"), (dict(form="tv"), "form must be one of kl, reverse_kl, js"),
+    (dict(tail="rest"), "tail must be one of bucket, drop, renormalize, not rest"),
+])
+def test_calls_that_the_operator_refuses(change, message):
+    """As a graph of a user's may make them, whose shapes no check has seen."""
+    if not native.is_available():
+        pytest.skip(f"without the native operator: {native.why_not()}")
+    shapes = {"pred": (5, 9), "index": (5, 4), "target": (5, 4), "hard": (5,)}
+    options = {"pred": "logits", "tail": "bucket", "form": "kl", "hard_weight": 0.5}
+    for name, value in change.items():
+        (shapes if name in shapes else options)[name] = value
+    arrays = {name: mx.nd.zeros(shape) for name, shape in shapes.items() if shape is not None}
+    with pytest.raises(mx.MXNetError) as error:
+        native.top_k(mx.nd, arrays, **options).wait_to_read()
     assert message in str(error.value)
 
 
