@@ -313,7 +313,7 @@ panels = (
     ("Memory of the stored teacher, in MB",
      "%.2f"),
     ("Processor time of a training step, in ms",
-     "%.0f"),
+     "%.1f"),
     ("Accuracy of the student", "%.2f"))
 for ax, values, (title, form) in zip(
         grid, columns, panels):
