@@ -176,6 +176,10 @@ MUTATIONS = [  # what breaks, file, the source, what it becomes
      "near = far;", "test_family.py"),
     ("the operator's skew: a slope of pred's alone", "native/pair.h",
      "(c.unskewed * m.change - per_element)", "(c.unskewed * m.change - T(1))", "test_family.py"),
+    ("the reverse's hard labels score the teacher", "native/plan.h", "job_.scored = side_of(kPred);",
+     "job_.scored = kPred;", "test_distillation.py"),
+    ("the reverse keeps the sums of the other side", "native/plan.h",
+     "std::swap(job_.stats[kFirstSum], job_.stats[kSecondSum]);", "", "test_gradients.py"),
     # The operator for a stored teacher.
     ("stored teacher: a category twice", "native/top_k.h", "if (seen[at >> 6] & bit) return false;", "",
      "test_top_k.py"),

@@ -5,7 +5,7 @@
 // A form has
 //   kReads        the streams it reads, as bits
 //   kGradients    the inputs that can have gradients, as bits
-//   kSums         how many sums over a row its gradients need: those that go through a softmax, at most 2
+//   kSums         the sums over a row that its gradients through a softmax need, as bits, at most 2
 //   kByValue      where both sides are softmaxes, their sums need no adding up: that of one input is the row's value, that of
 //                 the other -1. The first of these inputs; -1 where sums do not follow so. Saves 5 % of the forward with
 //                 AVX-512, and -1 is exact
@@ -65,16 +65,17 @@ template <class T> KL_INLINE Vec<T> at_temperature_one(int squarings, Vec<T> e, 
 template <class T> struct Constants {
   static constexpr int kTerms = sizeof(T) == 4 ? 9 : kSeriesTerms;
   T t[2], soft, hard, log_epsilon, free_nats;
-  bool softmax[2];
+  bool softmax[2], log[2];  // of each side: whether it is one; whether it is given by logarithms
   int squarings;
   T beta, rest, limit, series[kTerms], skew, unskewed;
 
   explicit Constants(const Job& job) {
     for (int i = 0; i < 2; ++i) {
       softmax[i] = job.form != kGaussian && job.form != kBernoulli && job.space[i] == kLogits;
+      log[i] = job.space[i] != kProbs;
       t[i] = static_cast<T>(softmax[i] ? job.inv_temperature : 1);
     }
-    squarings = squarings_of(t[0]);
+    squarings = squarings_of(t[job.scored]);
     soft = static_cast<T>(job.soft_share), hard = static_cast<T>(job.hard_share);
     log_epsilon = static_cast<T>(job.log_epsilon), free_nats = static_cast<T>(job.free_nats);
     beta = static_cast<T>(job.beta), rest = static_cast<T>(1 - job.beta);

@@ -8,54 +8,54 @@ namespace {
 
 using namespace gluon_kl;
 
-// Cross-entropy of pred's softmax at temperature 1 with labels y of any mass: -y log q.
-template <class T> struct CrossEntropy {
+// Cross-entropy of the softmax of one side's scores at temperature 1 with labels y of any mass: -y log q.
+template <class T, int kSide = kPred> struct CrossEntropy {
   using V = Vec<T>;
   using R = RowState<T>;
   using Given = CrossEntropy;
   explicit CrossEntropy(const Constants<T>&) {}
 
-  static constexpr int kReads = 1 << kPred | 1 << kHard, kSums = 1, kGradients = 1 << kPred | 1 << kHard;
+  static constexpr int kReads = 1 << kSide | 1 << kHard, kSums = 1 << kSide, kGradients = kReads;
   static constexpr int kByValue = -1, kTaken = 0, kNear = 0;
 
   KL_INLINE V term(const R& r, const Values<T>& x) const {
     const V y = x.x[kHard];
-    return y == T(0) ? V{} : y * (r.hard_log - (x.x[kPred] - r.side[0].max));
+    return y == T(0) ? V{} : y * (r.hard_log - (x.x[kSide] - r.side[kSide].max));
   }
   template <bool kTerms> KL_INLINE void add(const R& r, const Values<T>& x, bool, T, bool, V* own, V* s) const {
     if (kTerms) *own = term(r, x);
-    s[0] = x.x[kHard];
+    s[kSide] = x.x[kHard];
   }
   template <int i> KL_INLINE V gradient(const R& r, const Values<T>& x, V g, T per_element) const {
-    return i == kHard ? to_label(r, x, g) : to_pred(x, g, per_element, exp_down<T>(x.x[kPred] - r.side[0].max) * r.hard_scale, r.sum[0]);
+    return i == kHard ? to_label(r, x, g) : to_scores(x, g, per_element, exp_down<T>(x.x[kSide] - r.side[kSide].max) * r.hard_scale, r.sum[kSide]);
   }
-  // By pred's probability q and the sum of the labels.
-  static KL_INLINE V to_pred(const Values<T>& x, V g, T per_element, V q, V mass) {
+  // To the scores, by their probability q and the sum of the labels.
+  static KL_INLINE V to_scores(const Values<T>& x, V g, T per_element, V q, V mass) {
     const V y = x.x[kHard];
     if (per_element == T(0)) return g == T(0) ? V{} : g * (mass == T(0) ? -y : MulAdd<T>(q, mass, -y));
     return (mass == T(0) ? V{} : q * mass) - (g == T(0) ? V{} : g * y);
   }
   // Of a label of 0 under a masked score 0 serves, as of KL.
   KL_INLINE V to_label(const R& r, const Values<T>& x, V g) const {
-    const V by = r.hard_log - (x.x[kPred] - r.side[0].max);
+    const V by = r.hard_log - (x.x[kSide] - r.side[kSide].max);
     return (g == T(0)) | ((x.x[kHard] == T(0)) & !(by < inf<T>())) ? V{} : g * by;
   }
 };
 
-// soft times the divergence from the target, and hard times the cross-entropy: no gradient to the target.
-template <class T, class Soft> struct Distilled {
+// soft times a divergence, and hard times the cross-entropy of one side, pred's: no gradient to the other, the teacher's.
+template <class T, class Soft, int kSide> struct Distilled {
   using V = Vec<T>;
   using R = RowState<T>;
-  using Shared = typename Soft::template Taking<1 << kPred>;
+  using Shared = typename Soft::template Taking<1 << kSide>;
   explicit Distilled(const Constants<T>& constants) : c(constants), soft(constants), shared(constants), hard(constants) {}
   const Constants<T>& c;
   const Soft soft;
   const Shared shared;  // the same with pred's exponential, which the gradient to pred needs for both parts
-  const CrossEntropy<T> hard;
+  const CrossEntropy<T, kSide> hard;
 
-  static constexpr int kReads = Soft::kReads | 1 << kHard, kSums = 2, kGradients = 1 << kPred | 1 << kHard;
-  static constexpr int kByValue = -1, kTaken = Soft::kTaken, kNear = Soft::kNear & 1 << kPred;
-  using Given = Distilled<T, typename Soft::Given>;
+  static constexpr int kReads = Soft::kReads | 1 << kHard, kSums = 3, kGradients = 1 << kSide | 1 << kHard;
+  static constexpr int kByValue = -1, kTaken = Soft::kTaken, kNear = Soft::kNear & 1 << kSide;
+  using Given = Distilled<T, typename Soft::Given, kSide>;
 
   KL_INLINE V term(const R& r, const Values<T>& x) const {
     return MulAdd<T>(splat(c.soft), soft.term(r, x), c.hard * hard.term(r, x));
@@ -64,16 +64,16 @@ template <class T, class Soft> struct Distilled {
     V of_soft;
     soft.template add<kTerms>(r, x, whole, per_element, sums, &of_soft, s);
     if (kTerms) *own = MulAdd<T>(splat(c.soft), of_soft, c.hard * hard.term(r, x));
-    s[1] = x.x[kHard];
+    s[1 - kSide] = x.x[kHard];
   }
   template <int i, bool kNearRows = false> KL_INLINE V gradient(const R& r, const Values<T>& x, V g, T per_element) const {
     if (i == kHard) return c.hard * hard.to_label(r, x, g);
-    const V off = x.x[kPred] - r.side[0].max;
+    const V off = x.x[kSide] - r.side[kSide].max;
     Values<T> y = x;
-    y.e[kPred] = exp_down<T>(off * c.t[0]);
-    const V q = at_temperature_one<T>(c.squarings, y.e[kPred], off) * r.hard_scale;
-    return MulAdd<T>(splat(c.soft), shared.template gradient<0, kNearRows>(r, y, g, per_element),
-                         c.hard * hard.to_pred(x, g, per_element, q, r.sum[1]));
+    y.e[kSide] = exp_down<T>(off * c.t[kSide]);
+    const V q = at_temperature_one<T>(c.squarings, y.e[kSide], off) * r.hard_scale;
+    return MulAdd<T>(splat(c.soft), shared.template gradient<kSide, kNearRows>(r, y, g, per_element),
+                         c.hard * hard.to_scores(x, g, per_element, q, r.sum[1 - kSide]));
   }
 };
 

@@ -20,6 +20,7 @@ inline int size_of(Type type) {
   }
 }
 
+// The kernels know no reverse: a plan exchanges the sides.
 enum Form { kKL, kReverseKL, kJS, kSkewKL, kSkewReverseKL, kTotalVariation, kGaussian, kBernoulli, kCrossEntropy };
 
 // What the numbers of one side are: probabilities, their logs, or scores that a softmax over the axis (of a Bernoulli
@@ -66,6 +67,7 @@ constexpr int kSeriesTerms = 18;
 struct Job {
   Form form;
   bool hard;           // hard labels beside (or, for kCrossEntropy, instead of) the target
+  int scored;          // the side whose softmax they score
   Space space[2];
   bool whole_rows;     // nothing but the sum over a whole row under one weight is asked for
   bool prior, spread_is_std;  // of a Gaussian: there is one other than N(0, 1); spreads are standard deviations

@@ -56,14 +56,15 @@ template <class T, class F, bool kTerms> void add_block(const Constants<T>& c, c
       const V w = x.x[kFactor];
       const auto none = w == T(0);
       term = none ? V{} : w * term;
-      for (int j = 0; j < F::kSums; ++j) s[j] = none ? V{} : w * s[j];
+      for (V& each : s) each = none ? V{} : w * each;
     }
     if (m < kLanes<T>) {
       term = first_lanes<T>(term, m);
-      for (int j = 0; j < F::kSums; ++j) s[j] = first_lanes<T>(s[j], m);
+      for (V& each : s) each = first_lanes<T>(each, m);
     }
     total += term;
-    for (int j = 0; j < F::kSums; ++j) sum[j] += s[j];
+    for (int j = 0; j < 2; ++j)
+      if (F::kSums >> j & 1) sum[j] += s[j];
   }
   *out = {total, {sum[0], sum[1]}};
 }
@@ -93,41 +94,59 @@ KL_INLINE Vec<T> one_gradient(const F& form, const RowState<T>& r, const Values<
   if constexpr (kNearRows) return form.template gradient<i, true>(r, x, g, per_element);
   else return form.template gradient<i>(r, x, g, per_element);
 }
+// Of whole vectors of the same rows under one factor, without anything to ask on the way: few categories gain by it. A
+// function of its own, since the constants of two loops would not fit the registers.
+template <class T, class F, int i, bool kNearRows>
+__attribute__((noinline)) void whole_gradients(const Constants<T>& c, const RowState<T>& state, const Part<T>& block, Vec<T> g, T* out,
+                                               int64_t step, bool past_cache) {
+  const Constants<T> constants = c;
+  const F form(constants);
+  const RowState<T> r = state;
+  const Part<T> part = block;
+  for (int64_t k = 0, n = part.whole(); k < n; ++k) {
+    const Vec<T> v = one_gradient<i, kNearRows>(form, r, part.template whole_values<F::kReads>(k), g, T(0));
+    past_cache ? stream(out + k * step, v) : store<T>(out + k * step, v);
+  }
+}
+// Of any vectors, each of the same rows (next 0) or of the next ones (1).
+template <class T, class F, int i, bool kNearRows>
+__attribute__((noinline)) void other_gradients(const Constants<T>& c, const RowState<T>* state, const Part<T>& block, const Vec<T>* g,
+                                               int64_t next, T* out, int64_t step, bool past_cache) {
+  const Constants<T> constants = c;
+  const F form(constants);
+  const Part<T> part = block;
+  const bool elements = part.at[kFactor];
+  for (int64_t k = 0; k < part.count; ++k, state += next, g += next, out += step) {
+    const int64_t m = part.lanes(k);
+    const Values<T> x = part.template values<F::kReads>(k, m);
+    Vec<T> w = *g;
+    if (elements) w = x.x[kFactor] == T(0) ? Vec<T>{} : x.x[kFactor] * w;
+    const Vec<T> v = one_gradient<i, kNearRows>(form, *state, x, w, elements ? T(1) : T(0));
+    put_vector(out, m, v, past_cache);
+  }
+}
+// Categories that lie far apart are read and written in the order of the memory, which is what takes the time there.
 template <class T, class F, int i, bool kNearRows>
 void gradient_block(const Constants<T>& c, const RowState<T>* state, const Part<T>& block, const Vec<T>* g, T* out, int64_t step,
                     bool past_cache) {
-  const Constants<T> constants = c;
-  const F form(constants);
-  const bool elements = block.at[kFactor];
-  if (!elements) {  // the same without anything to ask on the way: few categories gain by it
-    const auto put = [&](int64_t k, int64_t j, const RowState<T>& r, Vec<T> w, const Values<T>& x)
-                         __attribute__((always_inline)) {
-      const Vec<T> v = one_gradient<i, kNearRows>(form, r, x, w, T(0));
-      T* const to = out + k * step + j * kLanes<T>;
-      past_cache ? stream(to, v) : store<T>(to, v);
-    };
-    if (block.vectors == 1) {  // on copies: what is written may lie anywhere, so that the rest would be loaded anew
-      const Part<T> part = block;
-      const RowState<T> r = state[0];
-      const Vec<T> w = g[0];
-      for (int64_t k = 0, n = part.whole(); k < n; ++k) put(k, 0, r, w, part.template whole_values<F::kReads>(k, 0, false));
-    } else {
-      block.template each_value<F::kReads>([&](int64_t k, int64_t j, const Values<T>& x) { put(k, j, state[j], g[j], x); });
-    }
-    if (block.last == kLanes<T>) return;
+  const auto other = other_gradients<T, F, i, kNearRows>;
+  if (block.far) {
+    for (int64_t k = 0; k < block.count; ++k) other(c, state, block.category(k), g, 1, out + k * step, kLanes<T>, past_cache);
+    return;
   }
-  for (int64_t j = 0; j < block.vectors; ++j) {
-    const RowState<T> r = state[j];
+  for (int64_t j = 0; j < block.vectors; ++j, out += kLanes<T>) {
     const Part<T> part = block.vector(j);
-    for (int64_t k = elements ? 0 : part.count - 1; k < part.count; ++k) {
-      const int64_t m = part.lanes(k);
-      const Values<T> x = part.template values<F::kReads>(k, m);
-      Vec<T> w = g[j];
-      if (elements) w = x.x[kFactor] == T(0) ? Vec<T>{} : x.x[kFactor] * w;
-      const Vec<T> v = one_gradient<i, kNearRows>(form, r, x, w, elements ? T(1) : T(0));
-      put_vector(out + j * kLanes<T> + k * step, m, v, past_cache);
+    if (part.at[kFactor]) {
+      other(c, state + j, part, g + j, 0, out, step, past_cache);
+      continue;
     }
+    whole_gradients<T, F, i, kNearRows>(c, state[j], part, g[j], out, step, past_cache);
+    if (part.last != kLanes<T>) other(c, state + j, part.last_one(), g + j, 0, out + part.whole() * step, step, past_cache);
   }
+}
+template <class T, class F> constexpr typename Blocks<T>::Add sums_of() {
+  if constexpr (F::kSums) return add_block<T, F, false>;
+  else return nullptr;
 }
 template <class T, class F, int i, bool kNearRows = false> constexpr typename Blocks<T>::Write gradient_of() {
   if constexpr ((kNearRows ? F::kNear : F::kGradients) >> i & 1) return gradient_block<T, F, i, kNearRows>;
@@ -136,7 +155,7 @@ template <class T, class F, int i, bool kNearRows = false> constexpr typename Bl
 template <class T, class F> constexpr Blocks<T> blocks = {
     F::kReads | 1 << kFactor, F::kSums, F::kByValue, F::Given::kTaken,
     {add_block<T, F, true>, add_block<T, typename F::Given, true>},
-    {add_block<T, F, false>, add_block<T, typename F::Given, false>}, terms_block<T, F>,
+    {sums_of<T, F>(), sums_of<T, typename F::Given>()}, terms_block<T, F>,
     {gradient_of<T, F, 0>(), gradient_of<T, F, 1>(), gradient_of<T, F, 2>(), gradient_of<T, F, 3>()},
     {gradient_of<T, F, 0, true>(), gradient_of<T, F, 1, true>()}};
 
@@ -286,20 +305,20 @@ template <class T, class L> struct Work {
       return (w < T(1)) & (w > T(-1)) ? p * (unit_excess<T>(w) - w) : scale * exp_down<T>(z_q) - p;
     }
   };
-  bool another_temperature() const { return job.hard && c.t[0] != T(1); }
+  bool another_temperature() const { return job.hard && c.t[job.scored] != T(1); }
 
   void compute_softmax() {
     Sums<T> sum[kMaxVectors], again[kMaxVectors];
     for (int side = 0; side < 2; ++side) {
       if (!c.softmax[side]) continue;
-      const bool twice = side == kPred && another_temperature();
+      const bool twice = side == job.scored && another_temperature();
       twice ? sum_exponentials<true>(side, sum, again) : sum_exponentials<false>(side, sum, again);
       for (int j = 0; j < rows.vectors(); ++j) {
         const V total = sum[j].narrow();
         normalise(side, j, total);
         rows.store_stat(side == kPred ? kPredMax : kTargetMax, j, state[j].side[side].max);
         rows.store_stat(side == kPred ? kPredSum : kTargetSum, j, total);
-        if (side != kPred || !job.hard) continue;
+        if (side != job.scored || !job.hard) continue;
         const V hard = twice ? again[j].narrow() : total;
         normalise_hard(j, hard);
         rows.store_stat(kHardSum, j, hard);
@@ -312,8 +331,9 @@ template <class T, class L> struct Work {
       if (!c.softmax[side]) continue;
       for (int j = 0; j < rows.vectors(); ++j) {
         state[j].side[side].max = rows.load_stat(side == kPred ? kPredMax : kTargetMax, j);
-        normalise(side, j, rows.load_stat(side == kPred ? kPredSum : kTargetSum, j));
-        if (side == kPred && job.hard) normalise_hard(j, rows.load_stat(another_temperature() ? kHardSum : kPredSum, j));
+        const V total = rows.load_stat(side == kPred ? kPredSum : kTargetSum, j);
+        normalise(side, j, total);
+        if (side == job.scored && job.hard) normalise_hard(j, another_temperature() ? rows.load_stat(kHardSum, j) : total);
       }
     }
     find_differences();
@@ -325,7 +345,7 @@ template <class T, class L> struct Work {
   // Through the softmaxes of both sides the sums follow from the value.
   bool knows_sums() const { return form.by_value >= 0 && !per_element(); }
   void set_sums(int j, V value) {
-    for (int i = 0; i < form.sums; ++i) state[j].sum[i] = i == form.by_value ? value : splat(T(-1));
+    for (int i = 0; i < 2; ++i) state[j].sum[i] = i == form.by_value ? value : splat(T(-1));
   }
   // The values in double to take(vector, values); sets and keeps the sums that gradients need.
   template <class Take> void value(Take take) { add_up(true, take); }
@@ -337,7 +357,7 @@ template <class T, class L> struct Work {
   template <class Take> void add_up(bool terms, Take take) {
     Sums<T> total[kMaxVectors], sum[2][kMaxVectors];
     const bool known = knows_sums();
-    const int sums = known ? 0 : form.sums;
+    const int sums = known || !(c.softmax[kPred] || c.softmax[kTarget]) ? 0 : form.sums;
     const auto add = (terms ? form.add : form.add_sums)[rows.room != 0];
     for (int j = 0; j < rows.vectors(); ++j) {
       total[j].clear();
@@ -348,18 +368,21 @@ template <class T, class L> struct Work {
         Added<T> added;
         add(c, state[j], part.vector(j), job.whole_rows, sums > 0, &added);
         if (terms) total[j].add(added.total);
-        for (int i = 0; i < sums; ++i) sum[i][j].add(added.sum[i]);
+        for (int i = 0; i < 2; ++i)
+          if (sums >> i & 1) sum[i][j].add(added.sum[i]);
       }
     });
     for (int j = 0; j < rows.vectors(); ++j) {
       rows.join(total[j]);
       const V value = total[j].narrow();
       if (known) set_sums(j, value);
-      for (int i = 0; i < sums; ++i) {
-        rows.join(sum[i][j]);
-        state[j].sum[i] = sum[i][j].narrow();
+      for (int i = 0; i < 2; ++i) {
+        if (sums >> i & 1) {
+          rows.join(sum[i][j]);
+          state[j].sum[i] = sum[i][j].narrow();
+        }
+        if (form.sums >> i & 1) rows.store_stat(kFirstSum + i, j, state[j].sum[i]);
       }
-      for (int i = 0; i < form.sums; ++i) rows.store_stat(kFirstSum + i, j, state[j].sum[i]);
       if (terms) rows.store_stat(kValue, j, value);
       take(j, total[j]);
     }
@@ -382,11 +405,11 @@ template <class T, class L> struct Work {
     if (!job.kept || job.head.data) find_sums();
     else load_sums();
     for (int j = 0; per_element() && j < rows.vectors(); ++j)
-      for (int i = 0; i < form.sums; ++i) state[j].sum[i] = g[j] == T(0) ? V{} : state[j].sum[i] * g[j];
+      for (V& sum : state[j].sum) sum = g[j] == T(0) ? V{} : sum * g[j];
   }
   void load_sums() {
     for (int j = 0; j < rows.vectors(); ++j)
-      for (int i = 0; i < form.sums; ++i) state[j].sum[i] = job.stats[kFirstSum + i] ? rows.load_stat(kFirstSum + i, j) : V{};
+      for (int i = 0; i < 2; ++i) state[j].sum[i] = job.stats[kFirstSum + i] ? rows.load_stat(kFirstSum + i, j) : V{};
   }
   void gradients(const V* g) {
     for (int i = 0; i < kInputs; ++i) {

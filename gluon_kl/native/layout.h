@@ -141,6 +141,23 @@ template <class T> struct Part {
     one.vectors = 1;
     return one;
   }
+  // Category k of all neighbours.
+  KL_INLINE Part category(int64_t k) const {
+    Part one = *this;
+    for (int s = 0; s < kStreams; ++s) {
+      if (one.at[s]) one.at[s] += k * step[s];
+      one.step[s] = kLanes<T>;
+    }
+    one.count = vectors, one.ahead = step[0];
+    return one;
+  }
+  KL_INLINE Part last_one() const {
+    Part one = *this;
+    for (int s = 0; s < kStreams; ++s)
+      if (one.at[s]) one.at[s] += (count - 1) * step[s];
+    one.count = 1;
+    return one;
+  }
   KL_INLINE V load_at(int stream, int64_t i, int64_t m, T fill) const {
     const T* const x = at[stream] + i * step[stream];
     return m == kLanes<T> ? load(x) : load_part(x, m, fill);
@@ -164,17 +181,13 @@ template <class T> struct Part {
     if (at[kFactor]) v.x[kFactor] = load_at(kFactor, i, m, T(0));
     return v;
   }
-  // f(i, j, values) for every vector, the i-th of neighbour j, but for the factor; in the order of the memory.
-  template <int kReads, class F> KL_INLINE void each_value(F f) const {
-    for (int64_t i = 0; i < count; ++i)
-      for (int64_t j = 0; j < vectors; ++j) f(i, j, whole_values<kReads>(i, j, true));
-  }
-  template <int kReads> KL_INLINE Values<T> whole_values(int64_t i, int64_t j, bool next_line) const {
+  // As `values`, of whole vectors and but for the factor.
+  template <int kReads> KL_INLINE Values<T> whole_values(int64_t i) const {
     Values<T> v;
     for (int s = 0; s < kInputs; ++s)
       if (kReads & 1 << s) {
-        const T* const x = at[s] + i * step[s] + j * kLanes<T>;
-        __builtin_prefetch(x + (next_line ? step[s] : ahead));
+        const T* const x = at[s] + i * step[s];
+        __builtin_prefetch(x + ahead);
         v.x[s] = load(x);
       }
     return v;

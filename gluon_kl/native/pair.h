@@ -1,4 +1,5 @@
-// Divergences between two distributions: KL and skew KL, their reverses, Jensen-Shannon and total variation.
+// Divergences between two distributions: KL and skew KL, Jensen-Shannon and total variation. The reverses are the first two
+// with the sides exchanged (plan.h).
 #ifndef GLUON_KL_PAIR_H_
 #define GLUON_KL_PAIR_H_
 
@@ -12,10 +13,9 @@ using namespace gluon_kl;
 // logarithms has the probability s exp(z). The compiler leaves out what a formula does not use.
 template <class T> struct Point {
   Vec<T> p, q, log_p, log_q, u;
-  Vec<T> z_p, z_q, s_p, s_q;
+  Vec<T> z_p, z_q, e_p, e_q, s_p, s_q;
   bool logs, logits;  // constants: whether both probabilities are exponentials, and those of softmaxes
   KL_INLINE Vec<T> exp_of(Vec<T> z) const { return logits ? exp_down<T>(z) : exp<T>(z); }
-  KL_INLINE Point swapped() const { return {q, p, log_q, log_p, -u, z_q, z_p, s_q, s_p, logs, logits}; }
 };
 
 // A point formula has
@@ -26,8 +26,7 @@ template <class T> struct Point {
 //                               own probability adds nothing to a gradient through a softmax: per_element = 0 leaves it out,
 //                               which keeps digits
 //   by_p, by_q(at)              its derivative by a side's probability
-//   q_less_p(at)                if kByValue: q - p (p - q where the sides are swapped), with all digits where they hardly
-//                               differ
+//   q_less_p(at)                if kByValue: q - p, with all digits where they hardly differ
 //   kWeighs                     the sides, as bits, whose probabilities its term multiplies
 //   kByValue                    as of a form, between two softmaxes
 
@@ -99,27 +98,6 @@ template <class T> struct SkewKL {
     return m.p == T(0) ? at_zero : m.log_share + c.unskewed * (c.skew * m.change + T(1));
   }
 };
-
-// A divergence with its sides swapped.
-template <class T, class D> struct Reversed {
-  using V = Vec<T>;
-  explicit Reversed(const Constants<T>& c) : other(c) {}
-  const D other;
-
-  static constexpr bool kWhole = D::kWhole;
-  static constexpr int kByValue = D::kByValue < 0 ? -1 : 1 - D::kByValue;
-  static constexpr int kWeighs = (D::kWeighs & 1) << 1 | D::kWeighs >> 1;
-  KL_INLINE auto at(const Point<T>& x) const { return other.at(x.swapped()); }
-  template <class At> KL_INLINE V term(const At& x) const { return other.term(x); }
-  template <class At> KL_INLINE V whole_term(const At& x) const { return other.whole_term(x); }
-  template <class At> KL_INLINE V q_less_p(const At& x) const { return other.q_less_p(x); }
-  template <class At> KL_INLINE V q_slope(const At& x, T per_element) const { return other.p_slope(x, per_element); }
-  template <class At> KL_INLINE V p_slope(const At& x, T per_element) const { return other.q_slope(x, per_element); }
-  template <class At> KL_INLINE V by_q(const At& x) const { return other.by_p(x); }
-  template <class At> KL_INLINE V by_p(const At& x) const { return other.by_q(x); }
-};
-template <class T> using ReverseKL = Reversed<T, KL<T>>;
-template <class T> using SkewReverseKL = Reversed<T, SkewKL<T>>;
 
 // |p - q| / 2.
 template <class T> struct TotalVariation {
@@ -193,9 +171,12 @@ template <class T> struct JS {
 
 // ---- two distributions -------------------------------------------------------------------------------------------
 
+// How a form takes the numbers of a side. kAsGiven asks the call at each vector: it serves combinations that are rare.
+enum How { kAsProbs, kAsLogs, kAsGiven };
+
 // kDifference: both are logits, whose difference gives log p - log q to the last digits where they are nearly equal.
 // kTakes: as kTaken of a form.
-template <class T, template <class> class D, bool kPredLog, bool kTargetLog, bool kDifference, int kTakes = 0> struct Pair {
+template <class T, template <class> class D, How kPredHow, How kTargetHow, bool kDifference, int kTakes = 0> struct Pair {
   using V = Vec<T>;
   using R = RowState<T>;
   explicit Pair(const Constants<T>& constants) : c(constants), divergence(constants) {}
@@ -203,55 +184,58 @@ template <class T, template <class> class D, bool kPredLog, bool kTargetLog, boo
   const D<T> divergence;
 
   static constexpr int kBoth = 1 << kPred | 1 << kTarget, kReads = kBoth, kGradients = kBoth;
-  static constexpr int kSums = kTargetLog ? 2 : kPredLog ? 1 : 0;
+  static constexpr int kSums = (kPredHow != kAsProbs) << kPred | (kTargetHow != kAsProbs) << kTarget;
   static constexpr bool kWhole = kDifference && D<T>::kWhole;
   static constexpr int kByValue = kWhole ? D<T>::kByValue : -1;
   static constexpr int kNear = kByValue < 0 ? 0 : kBoth & ~(1 << kByValue);  // which is q - p, or p - q
-  static constexpr int kTaken = kTakes, kUse = kDifference ? kBoth : kPredLog && !kTargetLog ? D<T>::kWeighs & 1 << kPred : 0;
-  template <int kSides> using Taking = Pair<T, D, kPredLog, kTargetLog, kDifference, kSides>;
+  static constexpr int kOneLog = kPredHow == kAsLogs && kTargetHow == kAsProbs ? 1 << kPred
+                               : kTargetHow == kAsLogs && kPredHow == kAsProbs ? 1 << kTarget : 0;
+  static constexpr int kTaken = kTakes, kUse = kDifference ? kBoth : D<T>::kWeighs & kOneLog;
+  template <int kSides> using Taking = Pair<T, D, kPredHow, kTargetHow, kDifference, kSides>;
   using Given = Taking<kUse>;
 
-  KL_INLINE V log_ratio(const R& r, V b, V a) const { return difference<T>(r, b, a) * c.t[0] - r.log_sums; }
-  template <int kSoftmax, int side> static KL_INLINE V exponential(const Values<T>& x, V z) {
-    return kTaken >> side & 1 ? x.e[side] : kSoftmax >> side & 1 ? exp_down<T>(z) : exp<T>(z);
+  template <int side> KL_INLINE bool by_log() const {
+    constexpr How how = side == kPred ? kPredHow : kTargetHow;
+    return how == kAsGiven ? c.log[side] : how == kAsLogs;
   }
-  // kSoftmax: the sides, as bits, of which it is known that they are logits.
-  template <int kSoftmax> KL_INLINE Point<T> point(const R& r, const Values<T>& x) const {
+  template <int side> KL_INLINE V exponential(const Values<T>& x, V z, bool softmax) const {
+    return kTaken >> side & 1 ? x.e[side] : softmax ? exp_down<T>(z) : exp<T>(z);
+  }
+  // softmax: the sides, as bits, of which it is known that they are softmaxes.
+  KL_INLINE Point<T> point(const R& r, const Values<T>& x, int softmax = kDifference ? kBoth : 0) const {
     const V b = x.x[kPred], a = x.x[kTarget];
     Point<T> p;
-    p.logs = kPredLog && kTargetLog && kTaken != kBoth, p.logits = kSoftmax == kBoth;
+    p.logs = kPredHow == kAsLogs && kTargetHow == kAsLogs && kTaken != kBoth, p.logits = kDifference;
     p.z_q = (b - r.side[0].max) * c.t[0], p.s_q = r.side[0].scale;
     p.z_p = (a - r.side[1].max) * c.t[1], p.s_p = r.side[1].scale;
-    p.log_q = kPredLog ? p.z_q - r.side[0].log : log<T>(b);
-    p.log_p = kTargetLog ? p.z_p - r.side[1].log : log<T>(a);
-    p.q = !kPredLog ? b : p.s_q * exponential<kSoftmax, kPred>(x, p.z_q);
-    p.p = !kTargetLog ? a : p.s_p * exponential<kSoftmax, kTarget>(x, p.z_p);
-    p.u = kDifference ? log_ratio(r, b, a) : p.log_p - p.log_q;
+    p.log_q = by_log<kPred>() ? p.z_q - r.side[0].log : log<T>(b);
+    p.log_p = by_log<kTarget>() ? p.z_p - r.side[1].log : log<T>(a);
+    if (by_log<kPred>()) p.e_q = exponential<kPred>(x, p.z_q, softmax & 1 << kPred);
+    if (by_log<kTarget>()) p.e_p = exponential<kTarget>(x, p.z_p, softmax & 1 << kTarget);
+    p.q = by_log<kPred>() ? p.s_q * p.e_q : b;
+    p.p = by_log<kTarget>() ? p.s_p * p.e_p : a;
+    p.u = kDifference ? difference<T>(r, b, a) * c.t[0] - r.log_sums : p.log_p - p.log_q;
     return p;
   }
-  KL_INLINE Point<T> point(const R& r, const Values<T>& x) const { return point<kDifference ? kBoth : 0>(r, x); }
   KL_INLINE V term(const R& r, const Values<T>& x) const { return divergence.term(divergence.at(point(r, x))); }
   template <bool kTerms> KL_INLINE void add(const R& r, const Values<T>& x, bool whole, T per_element, bool sums, V* term, V* s) const {
     const auto at = divergence.at(point(r, x));
     if constexpr (kTerms && kWhole) *term = whole ? divergence.whole_term(at) : divergence.term(at);
     else if constexpr (kTerms) *term = divergence.term(at);
-    if (kSums > 0 && sums) s[0] = divergence.q_slope(at, per_element);
-    if (kSums > 1 && sums) s[1] = divergence.p_slope(at, per_element);
+    if (kSums & 1 << kPred && sums) s[kPred] = divergence.q_slope(at, per_element);
+    if (kSums & 1 << kTarget && sums) s[kTarget] = divergence.p_slope(at, per_element);
   }
+  // By a logarithm: from the slope by it, less what a softmax takes back.
   template <int i, bool kNearRows = false> KL_INLINE V gradient(const R& r, const Values<T>& x, V g, T per_element) const {
-    constexpr bool log = i == kPred ? kPredLog : kTargetLog;
-    if (log && (kDifference || c.softmax[i])) return softmax_gradient<i, kNearRows>(r, x, g, per_element);
-    const auto at = divergence.at(point(r, x));
-    if (log) return g == T(0) ? V{} : g * (i == kPred ? divergence.q_slope(at, T(1)) : divergence.p_slope(at, T(1)));
-    return g == T(0) ? V{} : g * (i == kPred ? divergence.by_q(at) : divergence.by_p(at));
-  }
-  // From the slope by the logarithm.
-  template <int i, bool kNearRows> KL_INLINE V softmax_gradient(const R& r, const Values<T>& x, V g, T per_element) const {
-    const Point<T> p = point<kDifference ? kBoth : 1 << i>(r, x);
+    const bool softmax = kDifference || c.softmax[i];
+    const Point<T> p = point(r, x, kDifference ? kBoth : softmax ? 1 << i : 0);
     const auto at = divergence.at(p);
-    const V own = i == kPred ? divergence.q_slope(at, per_element) : divergence.p_slope(at, per_element);
+    if (!by_log<i>()) return g == T(0) ? V{} : g * (i == kPred ? divergence.by_q(at) : divergence.by_p(at));
+    const T per = softmax ? per_element : T(1);
+    const V own = i == kPred ? divergence.q_slope(at, per) : divergence.p_slope(at, per);
+    if (!softmax) return g == T(0) ? V{} : g * own;
     const V scale = (i == kPred ? p.s_q : p.s_p) * r.sum[i];  // the same along a row
-    const V pull = r.sum[i] == T(0) ? V{} : scale * exponential<kBoth, i>(x, i == kPred ? p.z_q : p.z_p);
+    const V pull = r.sum[i] == T(0) ? V{} : scale * (i == kPred ? p.e_q : p.e_p);
     if (per_element == T(0)) {
       V both = MulAdd<T>(splat(T(-1)), pull, own);
       if constexpr (kNearRows) both = r.near == T(0) ? both : divergence.q_less_p(at);

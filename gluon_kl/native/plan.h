@@ -234,6 +234,10 @@ class Plan {
       job_.stats[s] = at;
       at += g_.rows * (double_ ? 8 : 4);
     }
+    if (!exchanged()) return;
+    std::swap(job_.stats[kPredMax], job_.stats[kTargetMax]);
+    std::swap(job_.stats[kPredSum], job_.stats[kTargetSum]);
+    std::swap(job_.stats[kFirstSum], job_.stats[kSecondSum]);
   }
 
   // The result, of the computing type: one number for each sample or row, or for reduction none the terms.
@@ -261,7 +265,7 @@ class Plan {
   void backward(const void* ograd, const std::vector<Output>& grads) {
     ograd_ = ograd;
     for (int s = 0; s < kInputs; ++s)
-      if (arrays_[s].data && (call_.grad & 1 << s)) job_.grad[s] = {grads[s].data, grads[s].type, nullptr, 0, nullptr};
+      if (arrays_[s].data && (call_.grad & 1 << s)) job_.grad[side_of(s)] = {grads[s].data, grads[s].type, nullptr, 0, nullptr};
     Sink& to_hard = job_.grad[kHard];
     if (to_hard.data && call_.pair() && !hard_counts(call_)) {  // labels without a share are not looked at
       memset(to_hard.data, 0, size_of(g_.shape) * gluon_kl::size_of(to_hard.type));
@@ -306,6 +310,10 @@ class Plan {
 
   Type type() const { return double_ ? kFloat64 : kFloat32; }
 
+  // KL(pred || label) is what KL(label || pred) is with the sides exchanged.
+  bool exchanged() const { return soft_counts(call_) && (call_.form == kReverseKL || call_.form == kSkewReverseKL); }
+  int side_of(int slot) const { return exchanged() && slot <= kTarget ? 1 - slot : slot; }
+
   View view(int slot) {
     const Array& a = arrays_[slot];
     if (!a.data) return View{};
@@ -320,10 +328,11 @@ class Plan {
   void fill_job() {
     job_ = Job{};
     const bool hard = hard_counts(call_), soft = soft_counts(call_);
-    job_.form = soft ? call_.form : kCrossEntropy;
+    job_.form = !soft ? kCrossEntropy : call_.form == kReverseKL ? kKL : call_.form == kSkewReverseKL ? kSkewKL : call_.form;
     job_.hard = hard;
-    job_.space[0] = call_.space[0];
-    job_.space[1] = call_.pair() && !soft ? kProbs : call_.space[1];
+    job_.scored = side_of(kPred);
+    job_.space[side_of(kPred)] = call_.space[0];
+    job_.space[side_of(kTarget)] = call_.pair() && !soft ? kProbs : call_.space[1];
     job_.outer = g_.outer, job_.n = g_.n, job_.inner = g_.inner;
     const double temperature = soft ? call_.temperature : 1;
     job_.inv_temperature = 1 / temperature;
@@ -335,7 +344,7 @@ class Plan {
     scale_ = call_.scale * (call_.has(kHard) && call_.pair() && soft && !hard ? restored : 1);
     job_.log_epsilon = std::log(call_.epsilon);
     job_.skew = call_.skew;
-    if (job_.form == kSkewKL || job_.form == kSkewReverseKL) job_.log_epsilon -= std::log1p(-call_.skew);
+    if (job_.form == kSkewKL) job_.log_epsilon -= std::log1p(-call_.skew);
     job_.free_nats = call_.free_nats;
     job_.beta = call_.beta;
     job_.spread_is_std = call_.spread_is_std;
@@ -345,9 +354,9 @@ class Plan {
       if (known != call_.beta) series_near_equality(1 - (known = call_.beta), series);
       memcpy(job_.series, series, sizeof series);
     }
-    job_.in[kPred] = view(kPred);
+    job_.in[side_of(kPred)] = view(kPred);
     if (call_.gaussian()) return fill_gaussian();
-    if (soft) job_.in[kTarget] = arrays_[kTarget].data ? view(kTarget) : constant(kTarget, call_.target_value);
+    if (soft) job_.in[side_of(kTarget)] = arrays_[kTarget].data ? view(kTarget) : constant(kTarget, call_.target_value);
     if (!hard) return;
     job_.in[kHard] = view_as_it_is(kHard);
   }

@@ -91,7 +91,7 @@ template <class T> void all() {
   job.form = kJS;
   job.soft_share = 1;
   const auto point = [](Vec<T> p, Vec<T> q, long double u) {
-    return Point<T>{p, q, log<T>(p), log<T>(q), splat(static_cast<T>(u)), {}, {}, {}, {}, false, false};
+    return Point<T>{p, q, log<T>(p), log<T>(q), splat(static_cast<T>(u)), {}, {}, {}, {}, {}, {}, false, false};
   };
   const auto exact_u = [](Vec<T> p, Vec<T> q) {
     return log_ratio(p[0], q[0]);
