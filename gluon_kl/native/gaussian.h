@@ -33,19 +33,14 @@ template <class T, bool kPrior, bool kStd> struct Gaussian {
     const V root = exp<T>(T(-0.25) * prior);
     return {g == T(0) ? V{} : g * root * root, root, root, T(0.5) * spread - T(0.5) * prior};
   }
-  static KL_INLINE auto is_near(V half) { return (half < T(0.5)) & (half > T(-0.5)); }
+  // d, but not below where e^d adds nothing; from d / 2, which is finite where d may not be.
+  static KL_INLINE Expm1<T> expm1_of(V half) { return Expm1<T>(T(2) * Max<T>(T(0.5) * Expm1<T>::least, half)); }
   KL_INLINE V value(const Point& p) const {
-    const V near = T(0.5) * unit_excess<T>(p.half * T(-2)), root = root_of(p.half).e;  // e^d may overflow where its half fits
-    const V off = p.half < T(1e38) ? p.half : splat(T(1e38));  // lest inf - inf
-    const V far = root * (T(0.5) * root) + (T(-0.5) - off);
-    return p.distance * (T(0.5) * p.distance) + (is_near(p.half) ? near : far);
+    constexpr T least = T(0.5) * Expm1<T>::least;
+    const V of_spread = expm1_of(p.half).half_excess(), beyond = p.half < least ? least - p.half : V{};
+    return p.distance * (T(0.5) * p.distance) + (of_spread + beyond);
   }
-  // e^(d/2) and that less 1; where they would be infinite, their squares still are.
-  static KL_INLINE ExpPair<T> root_of(V half) { return exp_pair_down<T>(Min<T>(ExpRange<T>::fits, half)); }
-  static KL_INLINE V half_expm1(V half) {
-    const ExpPair<T> root = root_of(half);
-    return root.minus_one * (T(0.5) * root.e + T(0.5));
-  }
+  static KL_INLINE V half_expm1(V half) { return expm1_of(half).half(); }
   KL_INLINE V term(const R&, const Values<T>& x) const {
     const V v = value(point(x));
     return v < free_nats ? splat(free_nats) : v;

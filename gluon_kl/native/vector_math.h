@@ -214,5 +214,52 @@ template <class T> KL_INLINE Vec<T> unit_excess(Vec<T> u) {
   return p * (u * u);
 }
 
+// ---- expm1 -------------------------------------------------------------------------------------------------------
+// (e^r - 1 - r) / r^2 for |r| <= ln(2)/2, within 8e-9 (float) and 3e-18 (double) of it, relative.
+KL_INLINE Vec<float> expm1_tail(Vec<float> r) {
+  Vec<float> p = splat(0.00019851932302117348f);  // fitted for the least relative error, but for the first
+  p = p * r + 0.0013930614804849029f;
+  p = p * r + 0.008333367295563221f;
+  p = p * r + 0.041666511446237564f;
+  p = p * r + 0.1666666716337204f;
+  return p * r + 0.5f;
+}
+KL_INLINE Vec<double> expm1_tail(Vec<double> r) {
+  constexpr double c[] = {1.0 / 1307674368000, 1.0 / 87178291200, 1.0 / 6227020800, 1.0 / 479001600, 1.0 / 39916800,
+                          1.0 / 3628800,       1.0 / 362880,      1.0 / 40320,      1.0 / 5040,      1.0 / 720,
+                          1.0 / 120,           1.0 / 24,          1.0 / 6,          0.5};
+  Vec<double> p = splat(c[0]);
+  for (int i = 1; i < 14; ++i) p = p * r + c[i];
+  return p;
+}
+// Half of e^x - 1, 1.4 and 1.9 ULP, and half of e^x - 1 - x, 2.0 and 3.0 ULP, of an x from `least` up. With x = k ln 2 + r both
+// follow from e^r - 1 - r, which keeps its digits, and from 2^k - 1 and k ln 2, whose difference is exact. A quarter is
+// what is computed: 2^k may overflow where half of e^x fits.
+template <class T> struct Expm1 {
+  // Below, e^x adds nothing to 1. Above `most` the results overflow.
+  static constexpr T least = sizeof(T) == 4 ? T(-80) : T(-700), most = sizeof(T) == 4 ? T(89.5) : T(710.5);
+  Vec<T> k, high, r, tail, quarter, rise;  // x - k ln 2 without ln 2's low part; r; e^r - 1 - r; 2^k / 4; that less 1/4
+  explicit KL_INLINE Expm1(Vec<T> within) {
+    using R = ExpRange<T>;
+    const Vec<T> x = Min<T>(most, within), shifted = x * R::log2e + R::shift;
+    k = shifted - R::shift;
+    high = x - k * R::ln2_hi;
+    r = high - k * R::ln2_lo;
+    tail = expm1_tail(r) * (r * r);
+#if defined(__AVX512F__)
+    quarter = times_power<T>(splat(T(0.25)), k, shifted);
+#else
+    using U = typename VecOf<T>::U;
+    quarter = (Vec<T>)((U)splat(T(0.25)) + ((U)shifted << R::mantissa));
+#endif
+    rise = quarter - T(0.25);
+  }
+  KL_INLINE Vec<T> half() const { return T(2) * MulAdd<T>(quarter, r + tail, rise); }
+  KL_INLINE Vec<T> half_excess() const {
+    const Vec<T> linear = MulAdd<T>(rise, high, rise - k * (T(0.25) * ExpRange<T>::ln2_hi));
+    return T(2) * MulAdd<T>(quarter, tail - k * ExpRange<T>::ln2_lo, linear);
+  }
+};
+
 }  // namespace
 #endif  // GLUON_KL_VECTOR_MATH_H_
