@@ -236,6 +236,7 @@ template <class T, class L> struct Work {
   // The difference of the maxima in two parts, exact: a common shift of a side costs no digits.
   void find_differences() {
     if (!c.softmax[kPred] || !c.softmax[kTarget]) return;
+    bool open[kMaxVectors], any_open = false;  // neighbours that hold rows which may be near
     for (int j = 0; j < rows.vectors(); ++j) {
       RowState<T>& r = state[j];
       const V a = r.side[kTarget].max, b = r.side[kPred].max, back = (a - b) - a;
@@ -243,25 +244,26 @@ template <class T, class L> struct Work {
       r.shift_low = (a - (r.shift - back)) - (b + back);
       r.log_sums = r.side[kTarget].log - r.side[kPred].log;
       r.near = V{};
+      any_open |= open[j] = may_be_near(j);
     }
-    refine_log_sums();
+    if (any_open) refine_log_sums(open);
+  }
+  // Whether all of the first few categories leave it open that a row is near.
+  bool may_be_near(int j) {
+    const int64_t looks = L::kSecond && job.n > 2 ? 3 : 1;
+    // The logarithms of the sums of exponentials differ no more than those of the exponentials do.
+    const V d = state[j].log_sums;
+    V any_far = Max<T>(d, -d) < T(1.01) * kNear<T> ? V{} : splat(T(1));
+    for (int64_t k = 0; k < looks; ++k) {
+      any_far = Max<T>(any_far, Place(*this, j, rows.first(kPred, j, k), rows.first(kTarget, j, k)).far);
+      if (rows.for_every_row(any_far, j)) return false;
+    }
+    return true;
   }
   // Where both sides hardly differ, two rounded logarithms leave their difference no digits. With d `log_sums` and
-  // w = log p - log q + d, which is `difference`, 1 = sum of q = e^d sum of p e^-w, whose terms near equality differ from p by little, and exactly.
-  // Of other rows hardly more than the first categories are looked at.
-  void refine_log_sums() {
-    bool open[kMaxVectors], any_open = false;  // neighbours that hold rows which may be near
-    for (int j = 0; j < rows.vectors(); ++j) {
-      const int64_t looks = L::kSecond && job.n > 2 ? 3 : 1;
-      V any_far = {};
-      open[j] = true;
-      for (int64_t k = 0; k < looks && open[j]; ++k) {
-        any_far = Max<T>(any_far, Place(*this, j, rows.first(kPred, j, k), rows.first(kTarget, j, k)).far);
-        open[j] = !rows.for_every_row(any_far, j);
-      }
-      any_open |= open[j];
-    }
-    if (!any_open) return;
+  // w = log p - log q + d, which is `difference`, 1 = sum of q = e^d sum of p e^-w, whose terms near
+  // equality differ from p by little, and exactly. `open`: the neighbours that hold rows which may be near.
+  void refine_log_sums(bool* open) {
     Sums<T> sum[kMaxVectors];
     V far[kMaxVectors] = {};
     for (int j = 0; j < rows.vectors(); ++j) sum[j].clear();
