@@ -260,14 +260,22 @@ START = {"gallery/kl_divergence.html": [[.3, .4, .1, .2], [.2, .5, .2, .1]],
          "gallery/which_divergence.html": [[.45, .05, .05, .45], [.1, .4, .4, .1]]}
 
 
-@pytest.fixture(params=SLIDERS)
-def sliders(request, browser, address):
+@pytest.fixture(scope="module", params=SLIDERS)
+def opened_sliders(request, browser, address):
     """A page with sliders, opened on a phone with a touch screen."""
     page = open_page(browser, "light", PHONE, [], [], has_touch=True)
     page.goto(address + request.param)
     page.wait_for_selector(".sliders-tool")
     yield page, request.param
     page.context.close()
+
+
+@pytest.fixture
+def sliders(opened_sliders):
+    """Where they start, and nothing is chosen."""
+    opened_sliders[0].locator("[data-do=reset]").click()
+    opened_sliders[0].evaluate("() => { document.activeElement.blur(); scrollTo(0, 0) }")
+    return opened_sliders
 
 
 def number(text):

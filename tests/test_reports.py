@@ -109,8 +109,8 @@ def check_narrow_gradients():
 
 @pytest.mark.skipif(not native.is_available(), reason="of the fused operator")
 @pytest.mark.parametrize("isa", ["", "avx2", "baseline"])
-def test_narrow_gradients(in_subprocess, isa):
-    in_subprocess("import test_reports; test_reports.check_narrow_gradients()", GLUON_KL_ISA=isa)
+def test_narrow_gradients(in_child, isa):
+    in_child("import test_reports; test_reports.check_narrow_gradients()", GLUON_KL_ISA=isa)
 
 
 def test_tiny_negative_gradients(run):
