@@ -15,7 +15,7 @@ A label says "this is a 7". A network that has seen many digits says more: "prob
 trained once, and a small **student** learns to give the same probabilities as the teacher.
 
 The students on this page see two, five or twenty images of each digit. They are tested on 600 other images. Every
-experiment is repeated with three seeds.
+experiment is repeated with five seeds.
 """
 
 # %%
@@ -89,7 +89,7 @@ print(f"held out: {len(held_out_images)} images")
 sizes = plots.options(
     "Distil a digit reader into a smaller one.",
     images=([2, 5, 20], "images of each digit"),
-    seeds=(3, "students of each kind"),
+    seeds=(5, "students of each kind"),
     steps=(200, "training steps per student"),
     hidden=(32, "hidden units of a student"),
     temperature=(4.0, "of the softmax"))

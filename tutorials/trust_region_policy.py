@@ -85,7 +85,7 @@ sizes = plots.options(
     "Policy gradients on CartPole.",
     updates=(20, "policy updates per run"),
     episodes=(8, "episodes per update"),
-    seeds=(3, "runs per method"),
+    seeds=(5, "runs per method"),
     delta=(0.01, "bound on the divergence"))
 
 
