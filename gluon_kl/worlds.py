@@ -4,7 +4,7 @@ Of real arrays, and in graphs of our own, everything is known but the values: `K
 is: `UsersGraph`. Descriptions ask a world, and never which one it is.
 """
 
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from gluon_kl import lifting
 from gluon_kl.autograd import fused_in_users_graph, top_k_in_users_graph
@@ -86,20 +86,18 @@ class Known(NamedTuple):
     def call_fused(self, F: Any, inputs: Dict[str, Any], no_grad: Sequence[str], options: Dict[str, Any]) -> Any:
         """The fused operator on the inputs by its names, each in a dtype that it takes."""
         asked = [name for name, wanted in zip(inputs, self.gradients) if wanted]
-        inputs = self._in_operator_dtypes(F, inputs)
+        inputs = {name: F.cast(x, dtype=_STAND_INS[dtype]) if dtype in _STAND_INS else x
+                  for (name, x), dtype in zip(inputs.items(), self.dtypes)}
         for name in no_grad:
             if name in asked:  # a gradient that the operator leaves unwritten must not be asked of it
                 inputs[name] = F.BlockGrad(inputs[name])
         return fused(F, inputs, [name for name in asked if name not in no_grad], **options)
 
-    def _in_operator_dtypes(self, F: Any, inputs: Mapping[str, Any]) -> Dict[str, Any]:
-        return {name: F.cast(x, dtype=_STAND_INS[dtype]) if dtype in _STAND_INS else x
-                for (name, x), dtype in zip(inputs.items(), self.dtypes)}
-
     def call_top_k(self, F: Any, inputs: Dict[str, Any], axis: int, **options: Any) -> Any:
         """The operator for a stored teacher: a loss for each row, with 1 along the axis."""
         last = axis if axis < 0 else axis - self.ndim
-        given = {name: axis_last(F, x, last) for name, x in self._in_operator_dtypes(F, inputs).items()}
+        given = {name: axis_last(F, F.cast(x, dtype=_STAND_INS[dtype]) if dtype in _STAND_INS else x, last)
+                 for (name, x), dtype in zip(inputs.items(), self.dtypes)}
         given.update({name: F.BlockGrad(given[name])
                       for name, wanted in zip(inputs, self.gradients) if wanted and name != "pred"})
         return axis_last(F, top_k(F, given, **options), last)
