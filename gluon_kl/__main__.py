@@ -1,4 +1,4 @@
-"""``python -m gluon_kl``: runs a program whose first import is MXNet, on a Python or NumPy newer than MXNet knows."""
+"""``python -m gluon_kl``: runs a program that imports MXNet first, on a Python or NumPy that is too new for MXNet."""
 
 import argparse
 import builtins
@@ -18,26 +18,26 @@ examples:
   python -m gluon_kl "$(command -v sockeye-train)" --help
                                                   a console program
 
-Processes that the program spawns, rather than forks, start anew: only the hook reaches those.
+If the program spawns processes instead of forking them, they start a new Python: only the hook works there.
 """
 
 
 def parse(arguments):
-    """Return what to call, and with what."""
+    """Return the function to call and its arguments."""
     parser = argparse.ArgumentParser(
         prog="python -m gluon_kl", epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="%(prog)s (-m MODULE | -c COMMAND | SCRIPT) [ARGUMENT ...]\n"
               "       %(prog)s (--install-hook | --remove-hook)",
-        description="Run a program whose first import is MXNet. On Python 3.12 or newer, or beside NumPy 1.24 or\n"
+        description="Run a program that imports MXNet first. On Python 3.12 or newer, or with NumPy 1.24 or\n"
                     "newer, MXNet 1.x cannot be imported by itself: gluon_kl patches the names that it needs.\n"
                     "SCRIPT is a file, or a folder or zip file that holds a __main__.py.")
     group = parser.add_mutually_exclusive_group()
     for name, call, text in [
-            ("-m", run_module, "run the module that is named next"), ("-c", run_command, "run the text that is next"),
+            ("-m", run_module, "run the module whose name follows"), ("-c", run_command, "run the code that follows"),
             ("--install-hook", _hook.install, "write a .pth file into this environment, so that a plain `import mxnet` "
              "works there"), ("--remove-hook", _hook.remove, "remove that file")]:
         group.add_argument(name, dest="call", action="store_const", const=call, default=run_script, help=text)
-    # The program's own arguments may look like anything, and argparse is not to see them.
+    # The program's own arguments may have any form, so argparse must not see them.
     ours = next((i + (text in ("-m", "-c")) for i, text in enumerate(arguments)
                  if text in ("-m", "-c") or not text.startswith("-")), len(arguments))
     call, rest = parser.parse_args(arguments[:ours]).call, arguments[ours:]
@@ -50,7 +50,7 @@ def parse(arguments):
 
 
 def new_main(**names):
-    """Put a module of the program's own in the place of ``__main__``, for good: threads and pickles look there."""
+    """Replace ``__main__`` by a new module of the program, and keep it: threads and pickles look there."""
     main = types.ModuleType("__main__")
     main.__dict__.update({"__builtins__": builtins, **names})
     sys.modules["__main__"] = main
@@ -88,13 +88,13 @@ def run_script(path, *arguments):
 
 
 def set_first_path(folder):
-    """As Python does, unless it was told to leave the first place alone (-I, -P)."""
+    """Set the first entry of ``sys.path`` as Python does, unless its options forbid that (-I, -P)."""
     if not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
         sys.path[0] = folder
 
 
 def main(arguments):
-    """Do what the arguments say; return an exit code, or what to say on standard error."""
+    """Run the command; return an exit code, or a message for standard error."""
     call, rest = parse(arguments)
     if call not in (_hook.install, _hook.remove):
         call(*rest)

@@ -1,4 +1,4 @@
-"""The hook that lets a plain ``import mxnet`` run: a ``.pth`` file, which Python reads whenever it starts."""
+"""The hook that makes a plain ``import mxnet`` work: a ``.pth`` file, which Python reads whenever it starts."""
 
 import inspect
 import os
@@ -12,13 +12,14 @@ NAME = "gluon_kl_hook.pth"
 
 
 class Failure(Exception):
-    """What stands in the way, in a sentence."""
+    """The reason why the hook cannot be installed or removed, as a sentence."""
 
 
 class Hook:
-    """Waits in ``sys.meta_path``; when MXNet is imported, patches the names that it needs; imports nothing before.
+    """An entry of ``sys.meta_path``. When MXNet is imported, it patches the names that MXNet needs.
 
-    This source is written into the ``.pth`` file and run there by itself, also when gluon_kl is gone.
+    It imports nothing before. This source is written into the ``.pth`` file and runs there by itself, even if gluon_kl
+    was uninstalled.
     """
 
     def find_spec(self, name, path=None, target=None):
@@ -26,11 +27,11 @@ class Hook:
             return None
         import importlib.util
         import os
-        home = importlib.util.find_spec("gluon_kl")  # found, not imported: that would import MXNet
+        home = importlib.util.find_spec("gluon_kl")  # an import would import MXNet
         if home is None or not home.submodule_search_locations:
             return None
         file = os.path.join(home.submodule_search_locations[0], "_lend.py")
-        if not os.path.isfile(file):  # another release
+        if not os.path.isfile(file):  # another release of gluon_kl
             return None
         spec = importlib.util.spec_from_file_location("gluon_kl._lend", file)  # never None: the file is there
         module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
@@ -43,13 +44,13 @@ class Hook:
 
 
 def line():
-    """Return the content of the file: one line, since that is all that is run of it."""
+    """Return the content of the file. Python runs each line of it by itself, so it is one line."""
     source = inspect.getsource(Hook) + "\nimport sys\nsys.meta_path.insert(0, Hook())\n"
     return f"import sys; exec({source!r}, {{'__name__': 'gluon_kl_hook'}})\n"
 
 
 def folders():
-    """Return the folders of this environment whose ``.pth`` files are read: where to write comes first."""
+    """Return the folders of this environment whose ``.pth`` files are read; the one to write to comes first."""
     shared = [sysconfig.get_path("purelib")]
     own = [site.getusersitepackages()] if site.ENABLE_USER_SITE else []
     package = str(Path(__file__).resolve().parent)
@@ -57,15 +58,15 @@ def folders():
 
 
 def check_home():
-    """Refuse a package that only the current folder leads to."""
+    """Raise an error if gluon_kl is not installed, but only found in the current folder."""
     look = "import importlib.util as util; raise SystemExit(not util.find_spec('gluon_kl'))"
     if subprocess.run([sys.executable, "-c", look], cwd=os.path.dirname(sys.executable)).returncode:
-        raise Failure("gluon_kl was found in the current folder alone, and a hook would look for it in vain elsewhere: "
+        raise Failure("gluon_kl was found in the current folder only, so a hook would not find it from other folders: "
                       "`pip install .` (or `pip install -e .`) installs it in this environment")
 
 
 def install():
-    """Write the hook; return what was done, as a sentence."""
+    """Write the hook; return a sentence that says what was done."""
     check_home()
     problems = []
     for folder in folders():
@@ -84,7 +85,7 @@ def install():
 
 
 def remove():
-    """Remove the hook; return what was done, as a sentence."""
+    """Remove the hook; return a sentence that says what was done."""
     removed = []
     for folder in folders():
         file = Path(folder, NAME)

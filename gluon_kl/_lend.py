@@ -1,12 +1,12 @@
 """Patches the names that MXNet needs where a newer Python or NumPy has removed them.
 
-The last MXNet, 1.9.1, is of 2022. Python 3.12 dropped distutils, NumPy 1.24 and 2 dropped names, and NumPy 2 spells
-numbers in another way; MXNet's wheel fits every Python all the same, since only its Python half stumbles. Where
-something is missing, each module of MXNet, and no other, is run with builtins of its own, whose ``__import__`` hands
-out a view of NumPy with the old names and a stand-in for distutils. All that changes for the rest of the process is
-one entry of ``sys.meta_path``. Where nothing is missing, nothing is done.
+The last MXNet, 1.9.1, is from 2022. Python 3.12 removed distutils, NumPy 1.24 and 2 removed names, and NumPy 2 prints
+numbers in another way. MXNet's wheel works with every Python nevertheless, because only its Python half fails. If
+something is missing, each module of MXNet, and no other module, runs with its own builtins. Their ``__import__``
+returns a view of NumPy with the old names and a replacement for distutils. For the rest of the process, only one entry
+of ``sys.meta_path`` is new. If nothing is missing, nothing is done.
 
-The hook for a plain ``import mxnet`` runs this file by itself, so it imports nothing of gluon_kl.
+The hook for a plain ``import mxnet`` runs this file by itself, so it imports nothing from gluon_kl.
 """
 
 import builtins
@@ -35,7 +35,7 @@ NEEDED = sys.version_info >= (3, 12) or NUMPY >= (1, 24)
 
 
 def _renamed(old, new):
-    # A function of its own: MXNet keys its dispatch by function, and NumPy's `prod` must not be taken for `product`.
+    # A new function, because MXNet finds its own version by the function: `product` must not be the same as `prod`.
     def function(*args, **kwargs):
         return getattr(np, new)(*args, **kwargs)
 
@@ -52,13 +52,13 @@ def _gone(name):
 
 
 def _dtype(kind, *args, **kwargs):
-    """As NumPy's `dtype` before 2.4, which took an array of MXNet's: its `dtype` is a type and no `numpy.dtype`."""
-    own = getattr(kind, "dtype", None)  # of a type such as numpy.float32, this is a descriptor
+    """NumPy's `dtype` before 2.4: it accepted an array of MXNet's, whose `dtype` is a type, not a `numpy.dtype`."""
+    own = getattr(kind, "dtype", None)  # for a type such as numpy.float32, this is a descriptor
     return np.dtype(own if isinstance(own, type) else kind, *args, **kwargs)
 
 
 def _wrapping_array(values, dtype=None, **kwargs):
-    """As NumPy's `array` before 2.0: integers that do not fit their dtype wrap around."""
+    """NumPy's `array` before 2.0: integers that do not fit their dtype wrap around."""
     dtype = None if dtype is None else _dtype(dtype)
     try:
         return np.array(values, dtype=dtype, **kwargs)
@@ -74,11 +74,11 @@ def _numpy_view():
     old.update({name: _renamed(name, new) for name, new in {
         "alltrue": "all", "sometrue": "any", "product": "prod", "round_": "round", "in1d": "isin",
         "trapz": "trapezoid"}.items()})
-    # Of finance, NumPy 1.20 to 1.26 had stubs left that raise; MXNet reads the names when it is imported.
+    # For finance, NumPy 1.20 to 1.26 kept stubs that raise an error; MXNet reads the names when it is imported.
     old.update({name: _gone(name) for name in ("mirr", "npv", "pmt", "ppmt", "pv", "rate")})
     for name, value in old.items():
         view.__dict__.setdefault(name, value)
-    # `bool` and `int` went in 1.24; in 2.0 `bool` is back as another type.
+    # NumPy 1.24 removed `bool` and `int`; in 2.0 `bool` is another type.
     view.__dict__.update({"bool": bool, "int": int, "dtype": _dtype})
     if NUMPY >= (2,):
         view.__dict__.update({
@@ -100,7 +100,7 @@ class _IsText(type):
 
 
 class Text(str, metaclass=_IsText):
-    """``str`` for the modules that spell parameters for MXNet's C++ half, which cannot read NumPy 2's "np.int64(3)"."""
+    """``str`` for the modules that write parameters for MXNet's C++ half, which cannot read NumPy 2's "np.int64(3)"."""
 
     def __new__(cls, value="", *args):
         return str(_plain(value), *args)
@@ -116,11 +116,11 @@ SPELLERS = {"mxnet._ctypes.ndarray", "mxnet._ctypes.symbol", "mxnet.io.io", "mxn
             "mxnet.symbol.symbol"}
 
 
-# How it comes to see it
+# How MXNet gets these views
 
 
 class _Loader(importlib.machinery.SourceFileLoader):
-    """Runs a module of MXNet with builtins that hand out the views."""
+    """Runs a module of MXNet with builtins that return the views."""
 
     def __init__(self, name, path, views):
         super().__init__(name, path)
@@ -130,7 +130,7 @@ class _Loader(importlib.machinery.SourceFileLoader):
         changed = {"__import__": self.import_}
         if NUMPY >= (2,) and self.name in SPELLERS:
             changed["str"] = Text
-        # A plain dict, not one that looks through to `builtins`: CPython would take the slow way with every name.
+        # A plain dict. With a subclass that falls back to `builtins`, CPython would look up every name the slow way.
         module.__dict__["__builtins__"] = {**builtins.__dict__, **changed}
         super().exec_module(module)
 
@@ -142,12 +142,12 @@ class _Loader(importlib.machinery.SourceFileLoader):
     def get_code(self, fullname):
         if self.name != "mxnet.recordio" or NUMPY < (2, 3):
             return super().get_code(fullname)
-        # `ndarray.tostring` is gone in 2.3. Not from or into the cache, which an older NumPy may share.
+        # NumPy 2.3 removed `ndarray.tostring`. The cache is not used, because an older NumPy may share it.
         return self.source_to_code(self.get_data(self.path).replace(b".tostring()", b".tobytes()"), self.path)
 
 
 class _Finder:
-    """An entry of ``sys.meta_path`` that finds MXNet's modules where they are, for `_Loader`."""
+    """An entry of ``sys.meta_path`` that finds MXNet's modules as usual, and loads them with `_Loader`."""
 
     gluon_kl_lends = True
 
@@ -164,20 +164,20 @@ class _Finder:
 
 
 def lent():
-    """Return the finder by which MXNet is imported in this process; None if there is none."""
-    # By an attribute, since it may be that of a copy of this module, which was imported before.
+    """Return the finder with which MXNet is imported in this process; None if there is none."""
+    # The attribute also finds one that another copy of this module has installed.
     return next((finder for finder in sys.meta_path if getattr(finder, "gluon_kl_lends", False)), None)
 
 
 def is_mxnet_2():
-    """Tell whether the MXNet that would be imported is 2, which fits newer Pythons by itself; it is found, not run."""
+    """Tell whether `import mxnet` would import MXNet 2, which needs no patches; nothing is imported."""
     spec = importlib.machinery.PathFinder.find_spec("mxnet")
     return spec is not None and spec.origin is not None and os.path.exists(
         os.path.join(os.path.dirname(spec.origin), "_deferred_compute.py"))
 
 
 def lend():
-    """Put the finder in place, if MXNet needs one and there is none; return it, or None."""
+    """Install the finder, if MXNet needs one and there is none; return it, or None."""
     if NEEDED and lent() is None and not is_mxnet_2():
         sys.meta_path.insert(0, _Finder())
     return lent()

@@ -1,4 +1,4 @@
-"""Imports MXNet, and says what is in the way where it cannot run."""
+"""Imports MXNet, or says why it cannot run."""
 
 import importlib.util
 import platform
@@ -11,10 +11,10 @@ import numpy as np
 PYTHONS = (3, 8), (3, 13)  # the oldest and the newest that the tests are run on
 NUMPYS = (1, 17), (2, 5)
 MXNETS = ((1, 7), (1, 9)), ((2, 0), (2, 0))  # the oldest and the newest of each line
-LIBRARIES = {"libgomp.so.1": "libgomp1", "libquadmath.so.0": "libquadmath0"}  # what MXNet links to: Debian's package
+LIBRARIES = {"libgomp.so.1": "libgomp1", "libquadmath.so.0": "libquadmath0"}  # that MXNet needs, and Debian's packages
 
 
-# What is in the way
+# Reasons why MXNet cannot run
 
 
 def _spelled(version):
@@ -38,13 +38,13 @@ def _refuse_absence():
     if "mxnet" in sys.modules:
         return
     spec = importlib.util.find_spec("mxnet")
-    if spec is None or spec.origin is None:  # the second: a folder of that name, without a package in it
-        alone = sys.version_info < (3, 13)  # no NumPy that MXNet's metadata allow has a wheel for later ones
+    if spec is None or spec.origin is None:  # without an origin it is a folder of that name, not a package
+        alone = sys.version_info < (3, 13)  # for later versions, MXNet's metadata exclude every NumPy that has a wheel
         how = (f"`pip install 'mxnet>={_spelled(MXNETS[0][0])},<2'`" if alone else
                "`pip install numpy requests 'graphviz<0.9'`, then `pip install --no-deps mxnet`")
         raise ModuleNotFoundError(
-            "gluon_kl works on Apache MXNet, of which any build will do, and there is none here: "
-            f"{how} brings the one for CPUs.", name="mxnet")
+            "gluon_kl needs Apache MXNet, in any build, and none is installed: "
+            f"{how} installs the build for CPUs.", name="mxnet")
 
 
 def _lend():
@@ -53,7 +53,7 @@ def _lend():
             raise ImportError(
                 f"With Python {platform.python_version()} and NumPy {np.__version__}, `import gluon_kl` must come "
                 "before `import mxnet`, which was imported first: change the order and start Python anew.")
-        # An import of MXNet that failed leaves its modules half made, without their package.
+        # An import of MXNet that failed leaves incomplete modules behind, without their package.
         for name in [name for name in sys.modules if name.partition(".")[0] == "mxnet"]:
             del sys.modules[name]
     lend()
@@ -67,17 +67,18 @@ def _import_mxnet():
         if not missing:
             raise
         raise ImportError(f"MXNet needs a library that this machine lacks ({error}): `apt-get install "
-                          f"{' '.join(LIBRARIES.values())}` brings it on Debian and Ubuntu.") from error
+                          f"{' '.join(LIBRARIES.values())}` installs it on Debian and Ubuntu.") from error
     except AttributeError as error:
         if NUMPY[:2] <= NUMPYS[1]:
             raise
-        raise ImportError(f"MXNet has been tried with NumPy up to {_spelled(NUMPYS[1])}, and misses something in "
-                          f"{np.__version__} ({error}): `pip install 'numpy=={_spelled(NUMPYS[1])}.*'`.") from error
+        raise ImportError(f"MXNet has been tried with NumPy up to {_spelled(NUMPYS[1])}, and {np.__version__} lacks "
+                          f"something that it needs ({error}): `pip install 'numpy=={_spelled(NUMPYS[1])}.*'`."
+                          ) from error
     if not any(oldest <= Version(mxnet.__version__)[:2] <= newest for oldest, newest in MXNETS):
         oldest, newest = MXNETS[0]
         raise ImportError(
             f"gluon_kl works on MXNet {_spelled(oldest)} to {_spelled(newest)} and 2.0, and this is "
-            f"{mxnet.__version__}: `pip install 'mxnet>={_spelled(oldest)},<2'`, or the like for your build of it.")
+            f"{mxnet.__version__}: `pip install 'mxnet>={_spelled(oldest)},<2'`, or the same for your build of it.")
     return Version(mxnet.__version__)
 
 
@@ -86,6 +87,6 @@ _refuse_absence()
 _lend()
 MXNET = _import_mxnet()
 
-# Where MXNet's versions differ
-GLUON_2 = MXNET >= (2,)  # a block has `forward` alone, which is traced with real arrays
-LIKE_WANTS_EQUAL_DTYPES = MXNET < (1, 8)  # both sides of `broadcast_like`
+# Differences between MXNet's versions
+GLUON_2 = MXNET >= (2,)  # a block has only `forward`, which is traced with real arrays
+LIKE_WANTS_EQUAL_DTYPES = MXNET < (1, 8)  # `broadcast_like` requires equal dtypes on both sides

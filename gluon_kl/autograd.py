@@ -1,7 +1,8 @@
-"""What autograd follows, what gets no gradient, and where gradients add up.
+"""Which inputs autograd follows, which get no gradient, and where gradients are accumulated.
 
-An operator of an extension writes its gradients over what is there, and never learns which are wanted. So whatever
-reaches it has an operator of MXNet's in front, which adds, and each gradient that nobody may ask for is cut off.
+An extension's operator overwrites the gradients that are there, and cannot find out which ones are needed. So each of
+its inputs first passes through one of MXNet's own operators, which accumulates gradients, and every gradient that
+nobody can ask for is cut off.
 """
 
 import contextlib
@@ -17,16 +18,16 @@ from mxnet import autograd
 def prepare_for_autograd(
     inputs: Sequence[Any], known: Sequence[Optional[bool]],
 ) -> Tuple[Tuple[bool, ...], Tuple[Any, ...]]:
-    """Whether autograd, while it records, may ask for a gradient of each input, and the inputs to give to operators.
+    """Whether autograd, while it records, may ask for a gradient of each input; and the inputs for the operators.
 
-    It may if an array is marked, or computed from such. A marked one comes behind a view: where its gradients
-    add up (``grad_req="add"``), MXNet's own identity adds; the operator of an extension would not, and MXNet's own add
-    several uses wrong. One that autograd does not follow is detached: recording would mark it, until the next backward,
-    like one that it follows.
+    It may if an array is marked (has a gradient buffer), or if it was computed from a marked one. A marked array is
+    passed through MXNet's identity, which accumulates its gradients with ``grad_req="add"``. An extension's operator
+    would not accumulate them, and MXNet's own operators sum several uses of one array wrongly. An array that autograd
+    does not follow is detached: otherwise recording would mark it until the next backward pass.
 
-    To ask about an array that is not marked takes longer than the gradient of a small one, since MXNet answers by
-    raising an exception. `known` says what to take it for instead: True is right of any, as what recording marks
-    then is a copy; False cuts it off; None asks.
+    For an array that is not marked, MXNet answers by raising an exception, which takes longer than the gradient of a
+    small array. So `known` may give the answer: True is safe for any array, because recording then marks a copy; False
+    cuts it off; None asks MXNet.
     """
     followed: List[bool] = []
     prepared: List[Any] = []
@@ -37,7 +38,7 @@ def prepare_for_autograd(
         elif marked or take is None:
             take = mxnet_private.is_followed(x)
             if marked and take:
-                # The result of an operator that autograd goes through, also twice: a copy onto the same memory is none.
+                # A copy onto the same memory. It is an operator to autograd, which may go through it several times.
                 x = mxnet_private.copy_function()(x, out=x.detach())
             elif not take:
                 x = x.detach()
@@ -50,26 +51,26 @@ def prepare_for_autograd(
 
 @contextlib.contextmanager
 def apart(F: Any) -> Iterator[Dict[str, str]]:
-    """What is put into a user's graph inside belongs to one use alone; gives what operators on arrays are to be told.
+    """Marks nodes that are added to a user's graph as those of one use; yields keywords for operators on arrays.
 
-    An operator of MXNet's own keeps grad_req="add" and sums over many uses right. But unless its attributes tell it
-    from every other, MXNet merges it with theirs, and the sum lands on the operator behind it again.
+    MXNet's own operators respect grad_req="add" and sum over many uses correctly. But MXNet merges equal nodes, and
+    then the sum reaches the extension's operator again. So each node gets an attribute that is unique to this use.
     """
     name = mxnet_private.unique_use()
-    with mx.AttrScope(__gluon_kl_use__=name):  # which Symbols obey; a trace keeps what a call says
+    with mx.AttrScope(__gluon_kl_use__=name):  # for Symbols; a trace keeps the keywords of a call
         yield {"__gluon_kl_use__": name} if F is mx.nd else {}
 
 
 def fused_in_users_graph(F: Any, inputs: Mapping[str, Any], no_grad: Sequence[str] = (), **options: Any) -> Any:
-    """`native.fused` in a user's graph, where neither dtypes are known nor which gradients are wanted.
+    """`native.fused` in a user's graph, where neither the dtypes nor the needed gradients are known.
 
-    The gradient to the first input is one node's. Those to the others but `no_grad` are those of another node without
-    a value, the anchor, so that MXNet leaves out what nobody asks for.
+    One node has the gradient to the first input. Another node, the anchor, has no value; it has the gradients to the
+    other inputs, except `no_grad`. So MXNet leaves out the anchor's gradients if nobody asks for them.
     """
     (first, pred), *others = [(name, x) for name, x in inputs.items() if x is not None]
     with apart(F) as use:
         pred = F.identity(pred, **use)
-        # print_summary takes what an operator makes of class indices alone for a layer, with two axes at least.
+        # print_summary treats an operator of class indices alone as a layer, which must have at least two axes.
         others = [(name, F.expand_dims(x, axis=0) if is_index(name, options) else x) for name, x in others]
         given: Dict[str, Any] = {first: pred, **{name: operator_dtype(x, use) for name, x in others}}
     given = with_known_ranks(given, options) if F is mx.sym else with_ranks(F, given)
@@ -87,7 +88,7 @@ def fused_in_users_graph(F: Any, inputs: Mapping[str, Any], no_grad: Sequence[st
 def top_k_in_users_graph(F: Any, inputs: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
     """`native.top_k` in a user's graph, where dtypes and ranks are not known."""
     with apart(F) as use:
-        # A label may have one axis, for which print_summary has no column.
+        # A label may have one axis, which print_summary cannot show.
         given = {name: F.identity(x, **use) if name == "pred" else operator_dtype(
             F.expand_dims(x, axis=0) if name == "hard" else x, use) for name, x in inputs.items()}
     given = with_ranks(F, given)
@@ -96,7 +97,7 @@ def top_k_in_users_graph(F: Any, inputs: Mapping[str, Any], options: Mapping[str
 
 
 class NoRows(autograd.Function):
-    """The result for inputs that hold nothing: nothing, and gradients of 0 to all of them.
+    """The empty result for empty inputs, with gradients of 0 to all of them.
 
     MXNet's operators would divide by the number of rows and end the process.
     """
@@ -111,5 +112,5 @@ class NoRows(autograd.Function):
         return mx.np.zeros(shape, dtype=dtype, ctx=inputs[0].context).as_nd_ndarray()
 
     def backward(self, *_: Any) -> Any:
-        with mx.util.np_shape(True):  # it is another thread's that runs this
+        with mx.util.np_shape(True):  # backward runs in another thread
             return tuple(mx.np.zeros(x.shape, dtype=x.dtype, ctx=x.context).as_nd_ndarray() for x in self._inputs)

@@ -15,7 +15,7 @@ SPACES = ("probs", "logits")
 class BernoulliKLLoss(CheckedLoss):
     r"""Kullback-Leibler divergence of Bernoulli predictions from Bernoulli targets, in nats.
 
-    Every element is a yes-or-no distribution of its own: with :math:`p` the label's probability
+    Every element is a separate yes-or-no distribution. With :math:`p` the label's probability
     of yes and :math:`q` the prediction's,
 
     .. math::
@@ -23,11 +23,11 @@ class BernoulliKLLoss(CheckedLoss):
        & \mathrm{KL}(p \,\|\, q) = \\
        & p \log\frac{p}{q} + (1 - p) \log\frac{1 - p}{1 - q}.
 
-    It is the binary cross-entropy of :class:`mxnet.gluon.loss.SigmoidBCELoss` less the entropy
-    of the label: the same gradient to `pred`, and 0 where both agree. For classes that do not
-    exclude each other (distillation of a multi-label classifier), for binary latent variables,
-    and, with a number as label, for the sparsity penalty of an autoencoder. For each sample, with
-    these terms::
+    It is the binary cross-entropy of :class:`mxnet.gluon.loss.SigmoidBCELoss` minus the entropy
+    of the label. So it has the same gradient to `pred`, and it is 0 if both agree. Use it for
+    classes that do not exclude each other (distillation of a multi-label classifier), for the
+    pixels of a VAE, for binary latent variables and, with a number as label, for the sparsity
+    penalty of an autoencoder. For each sample, with these terms::
 
         "mean":  loss = terms.mean()  # default
         "sum":   loss = terms.sum()
@@ -49,8 +49,9 @@ class BernoulliKLLoss(CheckedLoss):
     batch_axis : int, default 0
         The axis of the samples; every other axis is reduced.
     reduction : {"mean", "sum", "none"}
-        "mean" divides the sum by the number of elements of a sample, as SigmoidBCELoss does;
-        "sum" is the divergence itself, of independent elements; "none" returns the terms.
+        "mean" divides the sum by the number of elements of a sample, as SigmoidBCELoss does.
+        "sum" is the divergence of a sample, whose elements are independent. "none" returns the
+        terms.
     label_space : {"probs", "logits"}
         What `label` holds: probabilities, or logits that go through the sigmoid.
     prefix, params
@@ -59,39 +60,40 @@ class BernoulliKLLoss(CheckedLoss):
     Inputs
     ------
     pred
-        Array or Symbol of any shape with at least one axis, any floating dtype. Scores may be
-        infinite: a probability of exactly 0 or 1.
+        Array or Symbol of any shape with at least one axis, any floating dtype. An infinite
+        logit stands for a probability of exactly 0 or 1.
     label
-        The same shape, of any floating, integer or boolean dtype; or a number, the same label
-        for every element.
+        The same shape, of any floating, integer or boolean dtype; or a number, which is the
+        label of every element.
     sample_weight
-        Optional. Shape (batch,), a weight per sample; or as many axes as `pred`, each 1 or
-        that of `pred`. Weight 0 ignores its elements, even NaN.
+        Optional. Shape (batch,) for one weight per sample; or as many axes as `pred`, each of
+        length 1 or that of `pred`. Weight 0 ignores its elements, even NaN.
 
     Outputs
     -------
     loss
         Shape (batch,), or that of `pred` for ``reduction="none"``; float64 if an input is,
-        else float32. Of the array kind of `pred`.
+        else float32. The same kind of array as `pred`.
 
     Raises
     ------
     ValueError
         If shapes differ, `sample_weight` does not fit, `batch_axis` is out of range, the arrays
-        are on different devices, a number as label is no probability (or, as a score, not
-        finite), or an argument is not among the allowed ones.
+        are on different devices, a label that is a number is not a probability (or, as a logit,
+        not finite), or an argument is not among the allowed ones.
     TypeError
         If an input is not an MXNet array or Symbol, or an argument has the wrong type.
 
     Notes
     -----
     No term is negative, equal sides in one space give exactly 0, and nearly equal ones keep
-    their leading digits. Labels of exactly 0 and 1 have no entropy; saturated logits lose
-    nothing on either side. A prediction that excludes what the label allows gives infinity.
+    their leading digits. Labels of exactly 0 and 1 have no entropy, and large logits lose no
+    digits on either side. The term is infinite if the prediction excludes an outcome that the
+    label allows.
 
-    The gradient to a logit is :math:`\sigma(\mathrm{pred}) - p`. That to a label of exactly 0
-    takes 1e-12 for it inside the logarithm, as :class:`KLDivLoss` does, and that to a label of 1
-    the same for its complement. A label below 0 or above 1 gives NaN.
+    The gradient to a logit is :math:`\sigma(\mathrm{pred}) - p`. For the gradient to a label of
+    exactly 0, 1e-12 replaces it inside the logarithm, as in :class:`KLDivLoss`; for a label of
+    exactly 1, 1e-12 replaces its complement. A label below 0 or above 1 gives NaN.
 
     References
     ----------
@@ -114,7 +116,7 @@ class BernoulliKLLoss(CheckedLoss):
     >>> print(value.asnumpy().round(4))
     [0.4711 0.0667]
 
-    The penalty on hidden units, of which each shall be active in 5 of 100 samples; its mean
+    A penalty on hidden units, each of which should be active in 5 of 100 samples. The mean
     activity over the batch is one sample of probabilities:
 
     >>> hidden = nd.array([[0.1, 0.9],
@@ -153,7 +155,7 @@ class BernoulliKLLoss(CheckedLoss):
         return self._road(self, (pred, label, sample_weight))
 
     def _fit_number(self, label: Any) -> Any:
-        """A label that is a number, checked with every call, as a float."""
+        """The label; a number is checked, with every call, and becomes a float."""
         if not is_number(label):
             return label
         number = float(check_number("label", label))
@@ -168,11 +170,11 @@ class BernoulliKLLoss(CheckedLoss):
     def check_inputs(self, pred: Any, label: Any, sample_weight: Any = None) -> None:
         """Look at the values once, on a first batch or while debugging, and name a likely mistake.
 
-        Caught are labels or predictions beyond 0 and 1 where probabilities belong (pixels from 0
-        to 255, labels of -1 and 1, logits), probabilities that would go through the sigmoid
-        twice, and lengths as `sample_weight`. Values of weight 0 are ignored. The method never
-        runs by itself: it waits for the values, and an error on one worker of a distributed job
-        would hang the others.
+        It finds labels or predictions that should be probabilities and lie outside 0 to 1 (pixels
+        from 0 to 255, labels of -1 and 1, logits), probabilities that would go through the
+        sigmoid twice, and lengths as `sample_weight`. Values of weight 0 are ignored. The method
+        never runs by itself: it waits for the values, and an error on one worker of a distributed
+        job would hang the others.
 
         Parameters
         ----------
@@ -184,7 +186,7 @@ class BernoulliKLLoss(CheckedLoss):
         Raises
         ------
         ValueError
-            If the values speak for a mistake; the message names it and the remedy.
+            If the values suggest a mistake; the message names it and the remedy.
         TypeError
             If an input is not an MXNet array.
 

@@ -1,4 +1,4 @@
-"""What the losses of both Gluons share as blocks: arguments as text, graphs of their own, copies and pickles."""
+"""What the losses share as blocks on Gluon 1 and 2: arguments as text, their own graphs, copies and pickles."""
 
 from typing import Any, List, Optional, Sequence, Tuple
 
@@ -14,9 +14,9 @@ from mxnet.ndarray import NDArray
 class LossBlock(Loss):
     """A Gluon loss that checks real arrays, lifts dtypes, and may be called in changing ways.
 
-    A member's ``_loss(self, F, ...)`` names the inputs and hands them to `_road`. The front door (gluon1.py, gluon2.py)
-    makes of it the method that its Gluon calls, and that a user's subclass may override. What it computes says
-    ``_description()``.
+    A member's ``_loss(self, F, ...)`` names the inputs and passes them to `_road`. The base class of each Gluon
+    (gluon1.py, gluon2.py) turns it into the method that Gluon calls, which a user's subclass may override.
+    ``_description()`` says what the loss computes.
     """
 
     _direction = ""
@@ -28,7 +28,7 @@ class LossBlock(Loss):
     def __init__(self, weight: Optional[float], batch_axis: int, **kwargs: Any) -> None:
         if weight is not None:
             weight = check_number("weight", weight)
-        # Not super(): of a loss that stands in for one of Gluon's, that would be the other's, with other arguments.
+        # Not super(): for KLDivLoss that is Gluon's own KLDivLoss, which has other arguments.
         Loss.__init__(self, weight, check_axis("batch_axis", batch_axis), **kwargs)
 
     def _description(self) -> Description:
@@ -43,7 +43,7 @@ class LossBlock(Loss):
         return f"{type(self).__name__}({self._describe()}): {self._direction}"
 
     def _set_out(self) -> None:
-        """Ready for calls: the last line of a member's `__init__`."""
+        """Make the loss ready for calls: the last line of a member's `__init__`."""
         self._road = self._road_type(self._description())
 
     @property
@@ -51,11 +51,11 @@ class LossBlock(Loss):
         return self._road.description.names
 
     def _real(self, *inputs: Any) -> List[Any]:
-        """Inputs as legacy arrays, for a look at their values."""
+        """The inputs as legacy arrays, whose values can be read."""
         return self._road.real(*inputs)
 
     def _check(self, *arrays: Any) -> Tuple[Tuple[Any, ...], Frame]:
-        """The checked inputs, and how the first is laid out."""
+        """The checked inputs, and the frame of the first."""
         return self._road.description.check(*arrays)
 
     def graph_store(self) -> GraphStore:
@@ -65,16 +65,16 @@ class LossBlock(Loss):
         return self._own_graphs
 
     def note_call(self, inputs: Sequence[Any]) -> None:
-        """Remember how the loss is called, for export."""
+        """Remember the inputs of a call, for export."""
         self._called_with = [x.shape if isinstance(x, NDArray) else x for x in inputs]
 
     def hybridize(self, active: bool = True, *args: Any, **kwargs: Any) -> None:
-        """Run as graphs, one for each kind of call, or no longer; arguments as for every Gluon block."""
+        """Start or stop to run as graphs, one for each kind of call; the arguments are those of every Gluon block."""
         super().hybridize(active, *args, **kwargs)
         self._own_graphs = GraphStore({name: kwargs[name] for name in OPTIONS if kwargs.get(name) is not None})
 
     def __getstate__(self) -> dict:
-        """Everything but the graphs, which hold handles that can be neither copied nor pickled."""
+        """Everything except the graphs, which hold handles that can be neither copied nor pickled."""
         return {**self.__dict__, "_road": None, "_own_graphs": None, "_cached_graph": (), "_cached_op": None,
                 "_cached_op_args": []}
 

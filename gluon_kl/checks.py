@@ -1,4 +1,4 @@
-"""The rules for arguments, shapes, dtypes and weights: functions that look, and raise or return what counts."""
+"""The rules for arguments, shapes, dtypes and weights: functions that check a value, and return it or raise an error."""
 
 import math
 import numbers
@@ -11,20 +11,20 @@ from mxnet.ndarray.sparse import BaseSparseNDArray
 from mxnet.symbol import Symbol
 
 REDUCTIONS = ("mean", "sum", "none")
-ROW_REDUCTIONS = (*REDUCTIONS, "row", "row_mean")  # where there are categories
+ROW_REDUCTIONS = (*REDUCTIONS, "row", "row_mean")  # of losses with categories
 FLOATS = ("float16", "float32", "float64")
-# np.dtype(x).name takes microseconds. MXNet spells bfloat16, which NumPy has not, as a record of 16 bits.
+# np.dtype(x).name takes microseconds. NumPy has no bfloat16, so MXNet writes it as a record of 16 bits.
 DTYPE_NAMES: Dict[Any, str] = {bool: "bool", np.dtype([("bfloat16", np.uint16)]): "bfloat16",
                                **{key: name for name in (
     *FLOATS, "uint8", "int8", "int16", "int32", "int64", "uint16", "uint32", "uint64", "bool")
-    for key in (np.dtype(name).type, np.dtype(name))}}  # an array of MXNet 2.0 has the second for a dtype
-# A number beyond these, or what becomes of it times another (a temperature's square, say), MXNet may fail to read.
+    for key in (np.dtype(name).type, np.dtype(name))}}  # in MXNet 2.0, an array's dtype is the second
+# MXNet may fail to read a number outside these, or its product with another, such as the square of a temperature.
 SMALLEST, LARGEST = 1e-290, 1e290
 MAX_AXES = 32  # of an MXNet array
 
 
 class Frame(NamedTuple):
-    """How the first input is laid out: axes counted from the front; `axis` None where there are no categories."""
+    """The layout of the first input, with axes counted from the front; `axis` is None if there are no categories."""
 
     shape: Tuple[int, ...]
     batch_axis: int
@@ -36,7 +36,7 @@ def is_number(value: Any) -> bool:
 
 
 def as_float(number: Any) -> float:
-    """A number of any type; infinite where a float would be."""
+    """A number of any type as a float; infinite if it is too large."""
     try:
         return float(number)
     except OverflowError:
@@ -44,7 +44,7 @@ def as_float(number: Any) -> float:
 
 
 def check_number(name: str, value: Any) -> Any:
-    """The number as Python's own, so that MXNet and the operator can read its text and products with other numbers."""
+    """The number as Python's int or float, so that MXNet and the operator can read its text."""
     if not is_number(value):
         raise TypeError(f"{name} must be a number, not {value!r}")
     number = as_float(value)
@@ -126,9 +126,9 @@ def normal_axis(name: str, axis: int, shape: Tuple[int, ...], of: str) -> int:
 def check_kinds(
     names: Sequence[str], inputs: Sequence[Any], optional: Sequence[str], numeric: Sequence[str] = (),
 ) -> bool:
-    """Whether the inputs are Symbols (else arrays); an error for anything else, or a mixture.
+    """Whether the inputs are Symbols, not arrays; an error for anything else, or a mixture.
 
-    Only an `optional` one may be None, and only a `numeric` one a number.
+    Only an `optional` input may be None, and only a `numeric` input may be a number.
     """
     symbolic = isinstance(inputs[0], Symbol)
     for name, x in zip(names, inputs):
@@ -157,13 +157,13 @@ def check_same_shape(
 
 
 def fit_sample_weight(weight: Any, frame: Frame, of: str = "pred") -> Any:
-    """`weight` with as many axes as the first input; (batch,) means per sample, a missing `axis` per row."""
+    """`weight` with as many axes as the first input; shape (batch,) is per sample, a shape without `axis` per row."""
     shape, batch_axis, axis = frame
     size, batch = weight.shape, shape[batch_axis]
     if len(size) == len(shape) and all(have in (1, want) for have, want in zip(size, shape)):
         return weight
     if size == (batch,):
-        for i in range(len(shape)):  # not by `reshape`: a trace of Gluon 2 would keep the length for every later batch
+        for i in range(len(shape)):  # not `reshape`: a trace of Gluon 2 would fix this length for every later batch
             weight = weight if i == batch_axis else weight.expand_dims(i)
         return weight
     rows = None if axis is None else shape[:axis] + shape[axis + 1:]
@@ -177,7 +177,7 @@ def fit_sample_weight(weight: Any, frame: Frame, of: str = "pred") -> Any:
 
 
 def fit_prior(name: str, prior: Any, shape: Tuple[int, ...]) -> Any:
-    """A prior broadcast to `shape`; a number or None as it is."""
+    """A prior broadcast to `shape`; a number or None is returned as it is."""
     if prior is None or is_number(prior):
         return prior
     size = (1,) * (len(shape) - len(prior.shape)) + prior.shape

@@ -1,28 +1,28 @@
-"""A row of scores, reduced to the categories that a teacher kept and all others as one: over MXNet's operators.
+"""Reduces a row of logits to the categories that a teacher kept, and one for all others, with MXNet's operators.
 
-Arrays have two axes here, (rows, ...). What is read of a row once has k + 1 numbers; the rest of the arithmetic is
-theirs.
+Arrays have two axes here, (rows, ...). A row is read once, which leaves k + 1 numbers; the rest of the arithmetic uses
+only these.
 """
 
 from typing import Any, NamedTuple, Tuple
 
 from gluon_kl.operators import numpy_of
 
-# What a kept score is overwritten with: below every other, yet finite, so that the softmax of such alone exists.
+# Overwrites a kept logit: below every other, but finite, so that the softmax of a row of such numbers exists.
 _LOW = -1e38
 
 
 class Kept(NamedTuple):
-    """What the teacher's indices say of each row; all but `known` have one column."""
+    """What the teacher's indices say about each row; all but `known` have one column."""
 
-    known: Any  # (rows, k): 1 where a category is kept, 0 at an empty place
-    some: Any  # 1 where any is kept
-    every: Any  # 1 where every category is
-    sound: Any  # 1, but 0 for a row that names a category twice, or one that there is not
+    known: Any  # (rows, k): 1 if a category is kept there, 0 at an empty place
+    some: Any  # 1 if any category is kept
+    every: Any  # 1 if every category is kept
+    sound: Any  # 0 for a row that names a category twice, or one that does not exist; else 1
 
 
 def axis_last(F: Any, x: Any, axis: int) -> Any:
-    """`x` with this axis and the last one in each other's place."""
+    """`x` with this axis and the last one swapped."""
     return x if axis == -1 else F.swapaxes(x, dim1=axis, dim2=-1)
 
 
@@ -37,7 +37,7 @@ def from_column(F: Any, column: Any, like: Any, axis: int) -> Any:
 
 
 def number_of_categories(F: Any, pred: Any) -> Any:
-    """That of pred's rows, of shape (1, 1) and in float64."""
+    """The number of categories of pred's rows, in shape (1, 1) and float64."""
     return F.sum(F.cast(F.ones_like(F.slice(pred, begin=(0,), end=(1,))), dtype="float64"), axis=-1, keepdims=True)
 
 
@@ -47,12 +47,12 @@ def is_category(F: Any, index: Any, categories: Any) -> Any:
 
 
 def look_at(F: Any, index: Any, categories: Any) -> Kept:
-    """Of indices in float64."""
+    """What indices in float64 say about each row."""
     known = is_category(F, index, categories)
     places = F.where(known, index, F.zeros_like(index) - 1)
     some = F.max(known, axis=-1, keepdims=True)
     wrong = (1 - known) * (index != -1)
-    # One more empty place: where k is 1 there are neighbours too.
+    # One more empty place, so that there are neighbours even if k is 1.
     ordered = F.sort(F.concat(places, some * 0 - 1, dim=-1), axis=-1)
     after = F.slice(ordered, begin=(None, 1), end=(None, None))
     before = F.slice(ordered, begin=(None, 0), end=(None, -1))
@@ -64,9 +64,9 @@ def look_at(F: Any, index: Any, categories: Any) -> Kept:
 def log_sum(F: Any, x: Any) -> Tuple[Any, Any]:
     """Two summands of the logarithm of the sum of e^x over each row: its largest x, and the rest.
 
-    MXNet's log_softmax would lose digits: its softmax has them.
+    MXNet's log_softmax would lose digits that its softmax keeps.
     """
-    # oneDNN's softmax gives a row with one NaN finite values beside it.
+    # In a row with one NaN, oneDNN's softmax gives finite values beside it.
     no_number = F.max(F.BlockGrad(x), axis=-1, keepdims=True) * 0
     best = F.argmax(F.BlockGrad(x), axis=-1, keepdims=True)
     top = F.pick(x, best, axis=-1, keepdims=True) + no_number
@@ -74,7 +74,7 @@ def log_sum(F: Any, x: Any) -> Tuple[Any, Any]:
 
 
 def _flat_places(F: Any, places: Any, categories: Any) -> Any:
-    """Categories of rows as places in the array of all rows, one after the other; exact in float64."""
+    """The categories of each row as positions in the flattened array of all rows; exact in float64."""
     column = F.ones_like(F.sum(places, axis=-1, keepdims=True))
     numbers = numpy_of(column).cumsum(column.as_np_ndarray(), axis=0).as_nd_ndarray() - 1
     return F.broadcast_add(F.broadcast_mul(numbers, categories), places)
@@ -86,10 +86,11 @@ def _take(F: Any, pred: Any, flat: Any) -> Any:
 
 
 def read(F: Any, pred: Any, index: Any, kept: Kept, temperature: float, categories: Any) -> Any:
-    """The kept scores and the logarithm of the others' sum, over the temperature, less a constant: (rows, k + 1).
+    """The kept logits and the logarithm of the others' sum, over the temperature, minus a constant: (rows, k + 1).
 
-    Kept scores are overwritten in a copy, so that the sum of the others is exact however small it is. An empty place
-    overwrites another kept one of its row again; if there is none, the row has no soft part, and nothing is spoilt.
+    The kept logits are overwritten in a copy, so that the sum of the others is exact however small it is. An empty
+    place overwrites a kept logit of its row a second time. If there is none, the row has no soft part, and the value
+    that is overwritten does not matter.
     """
     pred = pred if temperature == 1 else pred / temperature
     places = F.where(kept.known, index, F.zeros_like(index))
@@ -109,14 +110,14 @@ def read(F: Any, pred: Any, index: Any, kept: Kept, temperature: float, categori
 
 
 def log_softmax_of_few(F: Any, scores: Any) -> Any:
-    """Of scores as `read` gives them, the largest kept one or other being 0: in more digits than MXNet's own has."""
+    """The log-softmax of what `read` returns, whose largest number is 0, with more digits than MXNet's own."""
     return F.broadcast_sub(scores, F.log(F.sum(F.exp(scores), axis=-1, keepdims=True)))
 
 
 def cross_entropy(F: Any, pred: Any, label: Any, categories: Any, silent: Any, smoothing: float) -> Any:
-    """Minus the logarithm of the probability of the class of each row, (rows, 1); all share `smoothing` of it.
+    """The cross-entropy of each row, (rows, 1), with a share of `smoothing` spread over all categories.
 
-    NaN where the label names none; but for a row that is `silent` any class is as good.
+    NaN if the label is not a class, except for a row that is `silent`.
     """
     known = is_category(F, label, categories)
     score = _take(F, pred, _flat_places(F, F.where(known, label, F.zeros_like(label)), categories))
@@ -128,13 +129,13 @@ def cross_entropy(F: Any, pred: Any, label: Any, categories: Any, silent: Any, s
 
 
 def broadcast_flag(F: Any, flag: Any, like: Any) -> Any:
-    """A flag for each row in the shape and dtype of `like`, which MXNet 1.7 wants to be one."""
+    """A flag for each row in the shape and dtype of `like`; MXNet 1.7 requires equal dtypes."""
     column = F.slice(like, begin=(None, 0), end=(None, 1))
     return F.broadcast_like(F.where(flag, F.ones_like(column), F.zeros_like(column)), like)
 
 
 def nan_unless(F: Any, condition: Any, like: Any) -> Any:
-    """1 where the `condition` is 1, else NaN; of the shape and dtype of `like`."""
+    """1 where the `condition` is 1, else NaN, in the shape and dtype of `like`."""
     one = F.where(condition, F.ones_like(like), F.zeros_like(like))
     return one / one
 
@@ -142,7 +143,7 @@ def nan_unless(F: Any, condition: Any, like: Any) -> Any:
 def probabilities(
     F: Any, value: Any, kept: Kept, space: str, temperature: float, tail: str,
 ) -> Any:
-    """The teacher's at the kept categories: softened, as given, or scaled to 1; 0 at empty places."""
+    """The teacher's probabilities of the kept categories: softened, as given, or scaled; 0 at empty places."""
     if space == "logits":
         low = F.zeros_like(value) + _LOW
         value = F.softmax(F.where(kept.known, value if temperature == 1 else value / temperature, low), axis=-1)
@@ -156,7 +157,7 @@ def probabilities(
 
 
 def mass_left(F: Any, value: Any, kept: Kept, space: str) -> Any:
-    """What a teacher gave to all that it did not keep, (rows, 1), of values in float64; never below 0."""
+    """The teacher's probability of all categories that it did not keep, (rows, 1), in float64 and at least 0."""
     given = F.exp(value) if space == "log_probs" else value
     left = F.relu(1 - F.sum(F.where(kept.known, given, F.zeros_like(given)), axis=-1, keepdims=True))
     return F.where(kept.every, F.zeros_like(left), left)

@@ -1,4 +1,4 @@
-"""What a loss computes: its inputs and their checks, the call of the fused operator, and the same over MXNet's."""
+"""What a loss computes: its inputs and their checks, its call of the fused operator, and the same with MXNet's."""
 
 from typing import Any, Container, Dict, NamedTuple, Optional, Sequence, Tuple
 
@@ -10,25 +10,25 @@ from mxnet.symbol import Symbol
 
 
 class Description:
-    """What all have in common. A world (worlds.py) tells what is known of the inputs."""
+    """The base class. A world (worlds.py) says what is known of the inputs."""
 
     names: Tuple[str, ...] = ("pred", "label", "sample_weight")
-    operator_names: Tuple[str, ...] = ("pred", "target", "weight")  # the fused operator's, in the same order
+    operator_names: Tuple[str, ...] = ("pred", "target", "weight")  # the fused operator's names, in the same order
     optional: Tuple[str, ...] = ("sample_weight",)
-    same_shape_inputs: Tuple[str, ...] = ("label",)  # the inputs that have the shape of the first
+    same_shape_inputs: Tuple[str, ...] = ("label",)  # the inputs that have the shape of the first input
     numeric: Tuple[str, ...] = ()  # the inputs that may be numbers
     no_grad_inputs: Tuple[str, ...] = ()
-    needs_two_axes = False  # categories and samples may not lie along the same one
+    needs_two_axes = False  # whether categories and samples must have different axes
 
     def __init__(self, weight: Optional[float], batch_axis: int, reduction: str, axis: Optional[int] = None) -> None:
         self.weight, self._batch_axis, self.reduction, self._axis = weight, batch_axis, reduction, axis
 
     def check(self, *arrays: Any) -> Tuple[Tuple[Any, ...], Frame]:
-        """The inputs that count and the frame of the first, or an error."""
+        """The checked inputs and the frame of the first, or an error."""
         raise NotImplementedError
 
     def with_all_axes(self, inputs: Sequence[Any], checked: Sequence[Any]) -> Tuple[Any, ...]:
-        """The inputs in the first one's rank, by what holds for other shapes too; `checked` are fit to this one."""
+        """The inputs with as many axes as the first, so that other shapes fit too; `checked` fits only this shape."""
         return (*inputs[:-1], checked[-1])
 
     def fused(self, world: Any, *inputs: Any) -> Tuple[Tuple[Any, ...], Dict[str, Any]]:
@@ -36,17 +36,17 @@ class Description:
         raise NotImplementedError
 
     def over_fused(self, F: Any, world: Any, *inputs: Any) -> Any:
-        """The loss from the fused operator."""
+        """The loss, by the fused operator."""
         arrays, options = self.fused(world, *inputs)
         no_grad = [name for name, own in zip(self.operator_names, self.names) if own in self.no_grad_inputs]
         return world.call_fused(F, dict(zip(self.operator_names, arrays)), no_grad, options)
 
     def over_operators(self, F: Any, world: Any, *inputs: Any) -> Any:
-        """The loss from MXNet's operators."""
+        """The loss, by MXNet's operators."""
         raise NotImplementedError
 
     def options(self, scale: float = 1.0, **others: Any) -> Dict[str, Any]:
-        """The options of the fused operator that all have, and others."""
+        """The options of the fused operator that every loss has, and `others`."""
         return {**others, "batch_axis": self._batch_axis, "reduction": self.reduction,
                 "scale": scale if self.weight is None else scale * self.weight}
 
@@ -70,7 +70,7 @@ class Description:
         return shape if self.reduction == "none" else (shape[batch_axis],)
 
     def lifted(self, F: Any, world: Any, inputs: Sequence[Any], wide: Container[str] = ()) -> Any:
-        """The inputs in one floating dtype, those named in `wide` in float64; under a weight of 0, ones."""
+        """The inputs in one floating dtype, those named in `wide` in float64; with a weight of 0, ones instead."""
         if self.weight == 0:
             inputs = [F.ones_like(x) if isinstance(x, (NDArray, Symbol)) else x for x in inputs]
         same = [name in self.same_shape_inputs and isinstance(x, (NDArray, Symbol))
@@ -78,7 +78,7 @@ class Description:
         return world.lifted(F, inputs, same, [name in wide for name in self.names])
 
     def reduced(self, F: Any, world: Any, terms: Any, rows: Any = None, scale: float = 1.0) -> Any:
-        """The terms of each sample reduced, times `scale` and the loss's weight; of "row_mean", `rows` count."""
+        """The terms of each sample reduced, times `scale` and the loss's weight; `rows` are those of "row_mean"."""
         if self.weight is not None:
             scale *= self.weight
         if self.reduction == "none":
@@ -90,7 +90,7 @@ class Description:
         return world.in_result_dtype(F, out)
 
     def rows_that_count(self, F: Any, pred: Any, weight: Any) -> Any:
-        """1 for each row with a weight other than 0, which "row_mean" asks for."""
+        """1 for each row whose weight is not 0, for "row_mean"; else None."""
         if self._axis is None or self.reduction != "row_mean":
             return None
         return operators.nonzero_weight_rows(F, pred, weight, self._axis)
@@ -109,7 +109,7 @@ class PairDescription(Description):
         self._options = self.options(axis=axis, pred=pred_space, target=label_space, **form)
 
     def check(self, *arrays: Any) -> Tuple[Tuple[Any, ...], Frame]:
-        """Nothing broadcasts but the weight."""
+        """Only the weight is broadcast."""
         pred, label, weight = arrays
         frame = self.frame(pred)
         if label.shape != frame.shape:
@@ -118,13 +118,13 @@ class PairDescription(Description):
         return (pred, label, weight if weight is None else fit_sample_weight(weight, frame)), frame
 
     def fused(self, world: Any, *inputs: Any) -> Tuple[Tuple[Any, ...], Dict[str, Any]]:
-        """As the operator has it."""
-        # To find the statistics of small arrays again costs less than MXNet's bookkeeping for a second output.
+        """The inputs and options of the fused operator."""
+        # For small arrays it is faster to compute the statistics again than to have MXNet manage a second output.
         again = world.small and inputs[-1] is None and self._label_space != "logits"
         return inputs, {**self._options, "keep": 0 if again else 1}
 
     def over_operators(self, F: Any, world: Any, *inputs: Any) -> Any:
-        """Terms, weighted and reduced."""
+        """The terms, weighted and reduced."""
         pred, label, weight = self.lifted(F, world, inputs)
         exact = self._pred_space == self._label_space == "logits"
         rows = world.rows(F, pred, weight, self._axis, self._batch_axis, exact and self.reduction != "none")
@@ -143,7 +143,7 @@ class PairDescription(Description):
 
 
 def check_label(label: Any, shape: Tuple[int, ...], axis: int, given_axis: int, sparse: bool) -> None:
-    """Raise ValueError unless class indices have pred's shape without the axis, or 1 there; others pred's own."""
+    """Raise ValueError unless class indices lack pred's axis or have 1 there, and other labels have pred's shape."""
     if not sparse:
         check_same_shape("pred", "label", shape, label.shape)
     elif label.shape not in diagnostics.index_shapes(shape, axis):
@@ -154,16 +154,16 @@ def check_label(label: Any, shape: Tuple[int, ...], axis: int, given_axis: int, 
 
 
 class HardLabels(NamedTuple):
-    """What a student's cross-entropy with its labels is."""
+    """The arguments of a student's cross-entropy with its labels."""
 
-    share: float  # of the loss
-    sparse: bool  # labels are class indices
+    share: float  # its share of the loss
+    sparse: bool  # whether labels are class indices
     ignore_label: Optional[float]  # a row of this class has weight 0
-    smoothing: float  # spread over all categories
+    smoothing: float  # the share of a label that is spread over all categories
 
 
 class StudentDescription(Description):
-    """A student's cross-entropy with a label, beside a part learnt from a teacher, which a subclass knows."""
+    """A student's cross-entropy with a label, and a part learnt from a teacher, which a subclass defines."""
 
     needs_two_axes = True
 
@@ -175,28 +175,28 @@ class StudentDescription(Description):
         self.optional = ("sample_weight", *unused)
 
     def _used(self, inputs: Sequence[Any]) -> Tuple[Any, ...]:
-        """The inputs, without those whose part has no weight."""
+        """The inputs; those whose part of the loss has the share 0 become None."""
         return tuple([None if name in self._unused else x for name, x in zip(self.names, inputs)])
 
     def hard_options(self) -> Dict[str, Any]:
-        """The options of the fused operator that say what the hard labels are."""
+        """The options of the fused operator for the hard labels."""
         _, sparse, ignored, smoothing = self.hard
         return {"hard": "index" if sparse else "dense", "hard_weight": float(self.hard.share),
                 **({} if ignored is None else {"ignore_label": float(ignored)}),
                 **({"label_smoothing": float(smoothing)} if smoothing else {})}
 
     def with_pred_axes(self, F: Any, pred: Any, label: Any) -> Any:
-        """Class indices with 1 along the axis: before they are lifted, while a graph knows their shape."""
+        """Class indices with length 1 along the axis; call it before the lifting, while a graph knows their shape."""
         if label is None or not self.hard.sparse:
             return label
         return F.reshape_like(label, operators.first_along(F, pred, self._axis))
 
     def probabilities(self, F: Any, pred: Any, label: Any, weight: Any) -> Tuple[Any, Any]:
-        """A lifted label with a probability for each category, None if it has no share; and the weight it leaves."""
+        """A lifted label as probabilities, None if its share is 0; and the weight, 0 for rows that are ignored."""
         if label is None or not self.hard.sparse:
             return label, weight
         if self.weight == 0:
-            label = F.zeros_like(label)  # the class that there always is
+            label = F.zeros_like(label)  # class 0, which always exists
         if self.hard.ignore_label is not None:
             heard = label != self.hard.ignore_label
             weight = heard if weight is None else F.broadcast_mul(weight, heard)
@@ -205,7 +205,7 @@ class StudentDescription(Description):
         return operators.one_hot(F, label, pred, self._axis, self._batch_axis, self.hard.smoothing), weight
 
     def hard_terms(self, F: Any, pred: Any, label: Any, rows: operators.Rows, mask: Any) -> Any:
-        """Of the cross-entropy with the label, weighted."""
+        """The terms of the cross-entropy with the label, times its share."""
         log_pred = operators.to_log(F, pred, "logits", self._axis, rows._replace(whole=False), mask)
         return self.hard.share * operators.cross_entropy(F, log_pred, operators.silenced(F, label, mask, 0))
 
@@ -223,17 +223,17 @@ class DistillationDescription(StudentDescription):
         unused = ["label"] if hard.share == 0 and hard.ignore_label is None else []
         super().__init__(weight, batch_axis, reduction, axis, hard, [*unused, *["teacher_pred"] * (hard.share == 1)])
         self._temperature, self._teacher_space, self._form = temperature, teacher_space, form
-        # What the temperature takes from the gradient: of total variation, which is not smooth, one factor less.
+        # This undoes what the temperature does to the gradient: T² for smooth divergences, T for total variation.
         self._restored = temperature if form.get("form") == "tv" else temperature**2
         soft = {} if hard.share == 1 else {"target": teacher_space, "temperature": float(temperature), **form}
-        # The operator has this factor itself, but where it gets no label.
+        # The operator multiplies by this factor itself, unless it gets no label.
         self._options = self.options(
             self._restored if "label" in unused else 1.0, axis=axis, pred="logits", **self.hard_options(), **soft)
         self.same_shape_inputs = ("teacher_pred",) if hard.sparse else ("label", "teacher_pred")
         self.no_grad_inputs = ("label", "teacher_pred") if hard.sparse else ("teacher_pred",)
 
     def check(self, *arrays: Any) -> Tuple[Tuple[Any, ...], Frame]:
-        """The shapes fit."""
+        """Only the weight is broadcast; class indices may lack the axis."""
         pred, label, teacher_pred, weight = self._used(arrays) if self._unused else arrays
         frame = self.frame(pred)
         shape = frame.shape
@@ -245,11 +245,11 @@ class DistillationDescription(StudentDescription):
         return (pred, label, teacher_pred, weight), frame
 
     def fused(self, world: Any, *inputs: Any) -> Tuple[Tuple[Any, ...], Dict[str, Any]]:
-        """As the operator has it."""
+        """The inputs and options of the fused operator."""
         return self._used(inputs) if self._unused else inputs, self._options
 
     def over_operators(self, F: Any, world: Any, *inputs: Any) -> Any:
-        """Terms of both parts, weighted and reduced."""
+        """The terms of both parts, weighted and reduced."""
         pred, label, teacher_pred, own = self._used(inputs)
         label = self.with_pred_axes(F, pred, label)
         pred, label, teacher_pred, own = self.lifted(F, world, (pred, label, teacher_pred, own))
@@ -270,7 +270,7 @@ class DistillationDescription(StudentDescription):
         return self.reduced(F, world, out, self.rows_that_count(F, pred, weight))
 
     def _soft_terms(self, F: Any, pred: Any, teacher_pred: Any, rows: operators.Rows, mask: Any) -> Any:
-        """Of the divergence from the teacher, weighted."""
+        """The terms of the divergence from the teacher, times its share."""
         if self._teacher_space == "logits":
             teacher_pred = teacher_pred / self._temperature
         return (1 - self.hard.share) * self._restored * operators.pair_terms(
@@ -290,7 +290,7 @@ class BernoulliDescription(Description):
         self._options = self.options(form="bernoulli", pred=pred_space, target=label_space)
 
     def check(self, *arrays: Any) -> Tuple[Tuple[Any, ...], Frame]:
-        """Nothing broadcasts but the weight, and a label that is a number."""
+        """Only the weight is broadcast, and a label that is a number."""
         pred, label, weight = arrays
         if type(label) is not float and label.shape != pred.shape:
             check_same_shape("pred", "label", pred.shape, label.shape)
@@ -298,17 +298,17 @@ class BernoulliDescription(Description):
         return (pred, label, weight if weight is None else fit_sample_weight(weight, frame)), frame
 
     def fused(self, world: Any, *inputs: Any) -> Tuple[Tuple[Any, ...], Dict[str, Any]]:
-        """As the operator has it: a number is an option."""
+        """The inputs and options of the fused operator: a label that is a number is an option."""
         pred, label, weight = inputs
         if type(label) is float:
             return (pred, None, weight), {**self._options, "target_value": label}
         return inputs, self._options
 
     def over_operators(self, F: Any, world: Any, *inputs: Any) -> Any:
-        """Terms, weighted and reduced."""
+        """The terms, weighted and reduced."""
         pred, label, weight = self.lifted(F, world, inputs)
         spaces = self._pred_space, self._label_space
-        if self.weight == 0:  # all ones by now, which are finite as scores
+        if self.weight == 0:  # the inputs are ones here, which are finite as logits
             spaces = "logits", "logits"
 
         def terms(pred: Any, label: Any, mask: Any) -> Any:
@@ -333,12 +333,12 @@ class GaussianDescription(Description):
         self._free_nats, self._std = free_nats, std
         self._options = self.options(form="gaussian", spread="std" if std else "log_variance",
                                      free_nats=float(free_nats))
-        # Whether nothing is asked of the terms but their sums. A larger weight would lift finite sums to where
-        # `gaussian_sums` takes them for infinite.
+        # Whether only the sums of the terms are needed. With a larger weight, `gaussian_sums` would treat finite sums
+        # as infinite.
         self._only_sums = reduction != "none" and free_nats == 0 and (weight is None or 0 < weight < 1e20)
 
     def check(self, *arrays: Any) -> Tuple[Tuple[Any, ...], Frame]:
-        """A prior broadcasts to the mean."""
+        """A prior is broadcast to the mean."""
         mean, log_variance, *prior, weight = arrays
         if log_variance.shape != mean.shape:
             check_same_shape("mean", "log_variance", mean.shape, log_variance.shape)
@@ -348,7 +348,7 @@ class GaussianDescription(Description):
         return (mean, log_variance, *prior, weight), frame
 
     def with_all_axes(self, inputs: Sequence[Any], checked: Sequence[Any]) -> Tuple[Any, ...]:
-        """A prior gets the axes in front that it lacks; `checked` has it broadcast to this one's shape."""
+        """A prior gets the leading axes that it lacks; in `checked` it was broadcast to this shape."""
         mean, log_variance, *prior, _ = inputs
         for i, x in enumerate(prior):
             if isinstance(x, NDArray):
@@ -357,19 +357,19 @@ class GaussianDescription(Description):
         return (mean, log_variance, *prior, checked[-1])
 
     def fused(self, world: Any, *inputs: Any) -> Tuple[Tuple[Any, ...], Dict[str, Any]]:
-        """As the operator has it: numbers are options."""
+        """The inputs and options of the fused operator: priors that are numbers are options."""
         mean, log_variance, *prior, weight = inputs
         numbers = {name: x for name, x in zip(self.numeric, prior) if type(x) is float}
         prior = [None if x is None or type(x) is float else world.fill_fused(x, mean) for x in prior]
         return (mean, log_variance, *prior, weight), {**self._options, **numbers}
 
     def over_operators(self, F: Any, world: Any, *inputs: Any) -> Any:
-        """Terms, weighted and reduced; or at once their sums."""
+        """The terms, weighted and reduced; or directly their sums."""
         if world.infers_shapes and self._only_sums and all(x is None for x in inputs[2:]):
             return self._sums_in_a_graph(F, *inputs[:2])
-        # In float64, what is to be right in float32 takes a third of the passes.
+        # A result in float32 takes a third of the passes if it is computed in float64.
         wide = world.in_float32
-        # Where nothing but the sums of samples is asked for, fewer still; the means stay in float32.
+        # It takes even fewer if only the sums of samples are needed; the means then stay in float32.
         summed = wide and self._only_sums and inputs[3] is inputs[4] is None
         in_float64 = [name for name in self.names if not (summed and name in ("mean", "prior_mean"))] if wide else ()
         mean, log_variance, *prior, weight = self.lifted(F, world, inputs, in_float64)
@@ -381,7 +381,7 @@ class GaussianDescription(Description):
 
         def terms(*given: Any) -> Any:
             *arrays, mask = given
-            of_each = (0, 1 if self._std else 0) * 2  # of the means, and of the spreads
+            of_each = (0, 1 if self._std else 0) * 2  # the values of a standard mean and spread, for both sides
             silent = [value for value, here in zip(of_each, (True, True, *present)) if here]
             kept = iter([operators.silenced(F, x, mask, value) for x, value in zip(arrays, silent)])
             mean, log_variance = next(kept), next(kept)
@@ -396,7 +396,7 @@ class GaussianDescription(Description):
         return F.cast(out, dtype="float32") if wide else out
 
     def _sums(self, F: Any, world: Any, mean: Any, log_variance: Any, *prior: Any) -> Any:
-        """The sums of samples in float32, from log-variances in float64."""
+        """The sum of each sample in float32, from log-variances in float64."""
         mean_distance, d = operators.gaussian_differences(F, mean, log_variance, *prior, std=self._std)
         squares = F.square(mean_distance)
         squares = F.cast(squares, dtype="float64") if world.long else squares
@@ -405,7 +405,7 @@ class GaussianDescription(Description):
         return F.reshape(world.in_result_dtype(F, out), shape=(-1,))
 
     def _sums_in_a_graph(self, F: Any, mean: Any, log_variance: Any) -> Any:
-        """To the standard prior, where dtypes are unknown: in float64, and the sums in the dtype that is due."""
+        """The sums with the standard prior if dtypes are unknown: in float64, then cast to the result's dtype."""
         rows, zero = lifting.widened(F, (mean, log_variance), self._batch_axis)
         mean_distance, d = operators.gaussian_differences(F, *rows, std=self._std)
         sums = operators.gaussian_sums(

@@ -1,4 +1,4 @@
-"""What ``check_inputs`` looks for: values that a loss accepts and computes nonsense from."""
+"""What ``check_inputs`` looks for: values that a loss accepts although they are probably a mistake."""
 
 import copy
 import math
@@ -8,13 +8,13 @@ import numpy as np
 
 _NAMES = {"probs": "probabilities", "log_probs": "log-probabilities", "logits": "logits"}
 
-# Rows may miss a sum of 1 by this much: labels rounded to two or three decimals do.
+# The sum of a row may differ from 1 by this much, because labels may be rounded to two or three decimals.
 _SLACK = 5e-3
 
-# So many random numbers of either sign are not all positive.
+# It is unlikely that so many random numbers of either sign are all positive.
 _ENOUGH = 10
 
-# Other logarithms of probabilities, and the factor that turns them into natural ones.
+# Other logarithms of probabilities: the factor that turns them into natural ones, the name, and the remedy.
 _OTHER_LOGARITHMS = (
     (math.log(2), "logarithms to base 2", "multiply {name} by math.log(2)"),
     (math.log(10), "logarithms to base 10", "multiply {name} by math.log(10)"),
@@ -23,16 +23,16 @@ _OTHER_LOGARITHMS = (
 
 
 class _Side(NamedTuple):
-    """An array that holds one distribution per row, and the argument that says in which space."""
+    """An array that holds one distribution per row, and the argument that names its space."""
 
     name: str
     space: str
-    told: str  # the argument that says so
-    settings: Dict[str, str]  # for each space, what to do if the array holds that
+    told: str  # this argument, for a message
+    settings: Dict[str, str]  # for each space, the remedy if the array holds that
 
 
 class _Values:
-    """The values of an array that count, in float64."""
+    """The values of an array whose weight is not 0, in float64."""
 
     def __init__(self, name: str, array: Any, weight: Optional[np.ndarray] = None) -> None:
         self.name = name
@@ -54,19 +54,19 @@ class _Values:
 
 
 def _read(array: Any) -> Tuple[np.ndarray, float]:
-    """The values of an MXNet array in float64, and the rounding of its own dtype."""
+    """The values of an MXNet array in float64, and the rounding unit of its own dtype."""
     values = array.asnumpy()
-    if values.dtype.kind == "V":  # bfloat16, which NumPy has not: these are its bits
+    if values.dtype.kind == "V":  # the bits of bfloat16, which NumPy does not have
         return array.astype("float32").asnumpy().astype("float64"), 2.0**-7
-    # Integers and booleans hold no rounding.
+    # Integers and booleans are not rounded.
     dtype = values.dtype if values.dtype.kind == "f" else np.dtype("float32")
     return values.astype("float64"), float(np.finfo(dtype).eps)
 
 
 class _Rows(_Values):
-    """The rows along the axis of an array that count, and what they may be.
+    """The rows along the axis of an array whose weight is not 0, and the spaces that they may be in.
 
-    A row of which some elements have weight 0 need not sum to 1: those elements may hold anything.
+    If some elements of a row have weight 0, the row need not sum to 1, because these elements may hold anything.
     """
 
     def __init__(self, name: str, array: Any, axis: int, weight: Optional[np.ndarray] = None) -> None:
@@ -88,7 +88,7 @@ class _Rows(_Values):
 
     @property
     def _rounding(self) -> float:
-        """How far from 1 rounding may take the sum of a softmax in this dtype."""
+        """The largest difference from 1 that rounding can give to the sum of a softmax in this dtype."""
         return self._eps * (4 + self.values.shape[1] ** 0.5)
 
     def sums(self, space: str, factor: float = 1.0) -> np.ndarray:
@@ -102,19 +102,19 @@ class _Rows(_Values):
         return bool((excess <= slack).all() and (excess[self.heard.all(axis=1)] >= -slack).all())
 
     def are(self, space: str) -> bool:
-        """Whether every row is a distribution in this space; any row without +inf is one of logits."""
+        """Whether every row is a distribution in this space; as logits, any row that is not masked or infinite is."""
         if space == "logits":
             highest = self.values.max(axis=1)  # NaN stays
             return bool(((highest < np.inf) & (highest > -np.inf)).all())
         return not (space == "probs" and self.low < 0) and self._sum_to_one(space)
 
     def are_softmax_outputs(self) -> bool:
-        """Whether the rows are probabilities to the last digit, as logits hardly ever are by chance."""
+        """Whether the rows are probabilities to the last digit; by chance, logits hardly ever are."""
         filled = self.values[(self.values != 0).any(axis=1)]  # others may be padding
         if self.values.shape[1] == 1 or not filled.size or not filled.min() >= 0:
             return False
         exact = (np.abs(filled.sum(axis=1) - 1) <= self._rounding).all()
-        # Scores around 0 are positive half the time, and positive ones add up to 1 by rarer chance.
+        # Logits around 0 are positive half of the time, and positive ones sum to 1 even more rarely.
         chance = filled.size * np.log10(0.5) + len(filled) * np.log10(2 * self._rounding)
         return bool(exact and chance < -5)
 
@@ -123,13 +123,13 @@ class _Rows(_Values):
         return self.are(space) and not (space == "logits" and self.are_softmax_outputs())
 
     def seem(self, space: str) -> bool:
-        """Whether the rows seem to hold `space`: almost anything may be logits, but little looks like them."""
+        """Whether the rows look like `space`: almost any row may hold logits, but few rows look like logits."""
         if space == "logits" and (self.low >= 0 or self.likeliest() != "logits" or self.nearly_probabilities()):
             return False
         return self.fit(space)
 
     def fitting_axis(self, space: str) -> Optional[int]:
-        """Another axis along which all is a distribution in this space, if there is one."""
+        """Another axis along which all rows are distributions in this space, if there is one."""
         others = [axis for axis, size in enumerate(self._whole.shape) if axis != self._axis and size > 1]
         return next((axis for axis in others if self._turned(axis).are(space)), None)
 
@@ -139,27 +139,27 @@ class _Rows(_Values):
         return twin
 
     def likeliest(self) -> str:
-        """What the rows seem to hold."""
+        """The most likely space of the rows."""
         if self.are("probs"):
             return "probs"
         return "log_probs" if self.are("log_probs") else "logits"
 
     def without_padding(self) -> "_Rows":
-        """The rows that are not 0 throughout, if there are any such and any others."""
+        """The rows without those that are 0 throughout; all rows if none or all of them are."""
         filled = ((self.values != 0) & self.heard).any(axis=1)
         return self if filled.all() or not filled.any() else self._kept(filled)
 
     def other_logarithms(self) -> Optional[Tuple[str, str]]:
-        """What kind of logarithms the rows hold, if not natural ones of probabilities, and the remedy."""
+        """The kind of logarithms of the rows and the remedy, if they are not natural logarithms of probabilities."""
         for factor, what, remedy in _OTHER_LOGARITHMS:
             logs = factor * self.values
-            # Rows with one 0 beside large numbers pass that test too, log-probabilities or not.
+            # The last condition excludes rows of one 0 and large numbers, which may be anything.
             if not (logs > 0).any() and self._sum_to_one("log_probs", factor) and logs.max(axis=1).min() < -0.01:
                 return what, remedy.format(name=self.name)
         return None
 
     def nearly_probabilities(self) -> bool:
-        """Whether the rows are probabilities but for a few that are slightly below 0."""
+        """Whether the rows are probabilities, except for a few values that are slightly below 0."""
         if not self.low < 0 or self.high > 1.05:
             return False
         near = np.abs(self.sums("probs") - 1) <= 0.05
@@ -179,7 +179,7 @@ class _Rows(_Values):
 def _weight(
     weight: Optional[Any], shape: Tuple[int, ...], batch_axis: int, axis: Optional[int],
 ) -> Optional[np.ndarray]:
-    """The values of a `sample_weight` that was fitted to `shape`, None for none; an error if they are no weights."""
+    """The values of a `sample_weight` that was fitted to `shape`, or None; an error if they cannot be weights."""
     if weight is None or 0 in shape:
         return None
     values = _Values("sample_weight", weight)
@@ -194,7 +194,7 @@ def _weight(
 def _refuse_lengths(
     weight: _Values, size: Tuple[int, ...], shape: Tuple[int, ...], batch_axis: int, axis: Optional[int],
 ) -> None:
-    """Raise ValueError if there is one weight for each sample, and they look like the lengths of sequences."""
+    """Raise ValueError if there is one weight for each sample and the weights look like the lengths of sequences."""
     per_sample = all(have == 1 for i, have in enumerate(size) if i != batch_axis)
     times = [i for i in range(len(shape)) if i not in (batch_axis, axis)] if len(shape) > 2 else []
     longest = max((shape[i] for i in times), default=0)
@@ -213,7 +213,7 @@ def check_pair(
     pred: Any, label: Any, weight: Any, batch_axis: int, axis: int, from_logits: bool, pred_space: Optional[str],
     label_space: str,
 ) -> None:
-    """Raise ValueError for the likeliest mistake in a pair of arrays of one shape, and the weights fitted to it."""
+    """Raise ValueError for the likeliest mistake in a pair of arrays of one shape and the weights of that shape."""
     weight = _weight(weight, pred.shape, batch_axis, axis)
     ours, theirs = _pred_side(from_logits, pred_space), _label_side("label", "label_space", label_space)
     p, q = _Rows("pred", pred, axis, weight), _Rows("label", label, axis, weight)
@@ -240,7 +240,7 @@ def _label_side(name: str, argument: str, space: str) -> _Side:
 
 
 def _check_side(rows: _Rows, side: _Side) -> None:
-    """Raise ValueError with the remedy if the rows are not in the space that the arguments say."""
+    """Raise ValueError with the remedy if the rows are not in the space that the argument names."""
     if rows.fit(side.space):
         return
     if side.space == "logits":
@@ -301,7 +301,7 @@ def _check_padding(rows: _Rows, side: _Side) -> _Rows:
                          f"sample_weight=({rows.name}.sum(axis={rows._axis}) != 0)")
     if not rows.counted.any() and rows.values.shape[1] > 1:
         raise ValueError(f"{rows.name} is 0 throughout, where {_NAMES[side.space]} belong ({side.told}): "
-                         f"was it ever filled?")
+                         f"it was probably never filled")
     return filled
 
 
@@ -328,7 +328,7 @@ def _in_another_space(rows: _Rows, side: _Side, found: str) -> str:
 
 
 def _not_normalised(rows: _Rows, side: _Side) -> str:
-    """The message for rows without a negative value that are in no space as they are."""
+    """The message for rows without a negative value that fit no space."""
     also = "" if side.space == "probs" else f" and {side.settings['probs']}"
     sums = f"rows of {rows.name} do not sum to 1, but to {rows.totals('probs')}"
     divide = f"divide each row by its sum{also}"
@@ -338,11 +338,11 @@ def _not_normalised(rows: _Rows, side: _Side) -> str:
     if rows.high > 1:
         return f"{sums}; {divide}, or {side.settings['logits']} if these are logits"
     if side.name == "label":
-        return f"{sums}; {divide}, or take gluon_kl.BernoulliKLLoss if every element is a yes or no of its own"
+        return f"{sums}; {divide}, or take gluon_kl.BernoulliKLLoss if every element is a separate yes or no"
     scores = side.settings["logits"] if side.name != "pred" else "pass from_logits=False alone"
     return (f"{sums}; {rows.name} holds {rows.range()}, as a sigmoid gives them: leave the sigmoid out of the network "
-            f"and {scores}, or take gluon_kl.BernoulliKLLoss(from_sigmoid=True), for which every element is a yes or "
-            f"no of its own")
+            f"and {scores}, or take gluon_kl.BernoulliKLLoss(from_sigmoid=True), for which every element is a separate "
+            f"yes or no")
 
 
 _INDICES = "looks like class indices; a divergence needs a probability for each category: pass"
@@ -354,12 +354,12 @@ def one_hot(name: str, depth: str = "categories") -> str:
 
 
 def index_shapes(shape: Tuple[int, ...], axis: int) -> Tuple[Tuple[int, ...], Tuple[int, ...]]:
-    """The shapes that class indices have, one for each row of pred of this shape."""
+    """The two shapes that class indices may have, with one index for each row of a pred of this shape."""
     return shape[:axis] + shape[axis + 1:], shape[:axis] + (1,) + shape[axis + 1:]
 
 
 def index_hint(label: Tuple[int, ...], shape: Tuple[int, ...], axis: int) -> str:
-    """What a shape error says of one_hot, if a label of this shape may hold class indices."""
+    """The hint at one_hot for a shape error, if a label of this shape may hold class indices."""
     per_row, column = index_shapes(shape, axis)
     if label == shape or label not in (per_row, column):
         return ""
@@ -370,7 +370,7 @@ def index_hint(label: Tuple[int, ...], shape: Tuple[int, ...], axis: int) -> str
 
 
 def check_not_indices(label: Any, shape: Tuple[int, ...], axis: int, remedy: str = "") -> None:
-    """Raise ValueError for a label of class indices, one for each row of pred of this shape; by default for one_hot."""
+    """Raise ValueError if the label holds one class index for each row; by default the remedy is one_hot."""
     if label.shape in index_shapes(shape, axis) and label.shape != shape and 0 not in shape:
         values = _read(label)[0]
         if (values == np.floor(values)).all() and (values >= 0).all():
@@ -407,7 +407,7 @@ def check_kept(
     pred: Any, label: Optional[Any], index: Any, value: Any, weight: Any, batch_axis: int, axis: int,
     teacher_space: str, ignore_label: Optional[float],
 ) -> None:
-    """Raise ValueError for the likeliest mistake in what a teacher kept."""
+    """Raise ValueError for the likeliest mistake in a teacher's kept categories."""
     weight = _weight(weight, pred.shape, batch_axis, axis)
     if ignore_label is not None:
         weight = _without_ignored(weight, label, pred.shape, axis, ignore_label)
@@ -434,7 +434,7 @@ def check_kept(
 
 
 def _check_kept_space(given: _Rows, kept: np.ndarray, told: str) -> None:
-    """Raise ValueError if the kept values are hardly what `told` says: parts of rows sum to 1 at most."""
+    """Raise ValueError if the kept values do not look like `told`; the kept part of a row sums to 1 at most."""
     low, high, slack = float(kept.min()), float(kept.max()), 1 + _SLACK
     fits = {"log_probs": high <= 0 and (given.sums("log_probs") <= slack).all(),
             "probs": low >= 0 and (given.sums("probs") <= slack).all()}
@@ -498,7 +498,7 @@ def check_bernoulli(
 
 
 def _exchanged(scores: Any, probs: Any) -> bool:
-    """Whether what should be logits lies between 0 and 1, and what should lie there does not."""
+    """Whether the array that should hold logits lies between 0 and 1, and the one that should lie there does not."""
     inside = scores.low >= 0 and scores.high <= 1 and scores.counted.size >= _ENOUGH
     return bool(inside and probs.low < -0.05 and probs.high > 0 and not probs.whole_numbers)
 
@@ -513,10 +513,10 @@ def _check_yes_or_no(values: _Values, space: str, given: Dict[str, str]) -> None
     what = f"{values.name} holds {values.range()} where probabilities belong ({given['probs']}); "
     if values.whole_numbers and values.low == -1 and values.high == 1:
         if (values.counted == 0).any():
-            raise ValueError(f"{what}if -1 marks what is not known, pass sample_weight=({values.name} >= 0)")
+            raise ValueError(f"{what}if -1 marks an unknown label, pass sample_weight=({values.name} >= 0)")
         raise ValueError(f"{what}for labels of -1 and 1 pass ({values.name} + 1) / 2")
     if values.low >= -0.05 * values.high and values.high <= 1.05:
-        raise ValueError(f"{what}beyond 0 and 1 the loss is NaN: pass {values.name}.clip(0, 1)")
+        raise ValueError(f"{what}outside 0 to 1 the loss is NaN: pass {values.name}.clip(0, 1)")
     if values.low < 0:
         logs = "" if values.high > 0 else f", or pass {values.name}.exp() if they are logarithms of probabilities"
         scaled = "" if values.name == "pred" else ", or scale them to lie between 0 and 1"
@@ -531,7 +531,7 @@ def _check_scores(values: _Values, given: Dict[str, str]) -> None:
     if values.low < 0 or values.high > 1 or values.low == values.high:
         return
     flags = values.whole_numbers
-    # Logits lie on both sides of 0; those of a new network, close to it.
+    # Logits lie on both sides of 0, and close to it in a new network.
     if values.counted.size >= (_ENOUGH if flags else 2 * _ENOUGH) and values.low < 0.5 < values.high:
         what = "0 and 1 alone" if flags else f"{values.range()}, all between 0 and 1,"
         sigmoid = "" if values.name == "label" else " (a sigmoid would be applied twice)"

@@ -18,7 +18,7 @@ REDUCTIONS = ("row_mean", "row", "sum")
 class StudentLoss(CheckedLoss):
     """What the losses of a student share: temperature, hard labels, reduction and the two parts."""
 
-    # Of losses that were pickled before there were such arguments.
+    # For losses that were pickled before these arguments existed.
     _reduction, _ignore_label, _label_smoothing = "row_mean", None, 0
 
     def __init__(
@@ -47,7 +47,7 @@ class StudentLoss(CheckedLoss):
                 f"label_smoothing={self._label_smoothing}")
 
     def _parts(self, inputs: Tuple[Any, ...]) -> Tuple[Optional[Any], Optional[Any]]:
-        """The loss with hard labels alone and without them, None where that part has no share."""
+        """The loss of the hard labels alone, and the loss without them; None for a part whose share is 0."""
         self._real(*inputs)
         found = []
         for hard_weight, share in ((1, self._hard_weight), (0, 1 - self._hard_weight)):
@@ -71,29 +71,30 @@ class DistillationLoss(StudentLoss):
        & + (1 - \alpha) \, T^2 \, \mathrm{KL}(p \,\|\, q)
 
     where :math:`p = \mathrm{softmax}(v / T)` and :math:`q = \mathrm{softmax}(z / T)`, in
-    nats and summed over categories. For each sample, with `rows` that value of each row::
+    nats and summed over categories. For each sample, if `rows` holds this value of each row::
 
         "row_mean":  loss = rows.mean()  # default
         "row":       loss = rows
         "sum":       loss = rows.sum()
 
-    The mean leaves out rows of weight 0. Dividing by :math:`T` shrinks the gradient of the
-    divergence by :math:`T^2`; the factor gives it back, so that `hard_weight` and the learning
-    rate keep their meaning when the temperature changes. Another `divergence` takes the place
-    of KL.
+    The mean leaves out rows of weight 0. The division by :math:`T` makes the gradient of the
+    divergence smaller by :math:`T^2`. The factor :math:`T^2` undoes this, so that `hard_weight`
+    and the learning rate keep their meaning when the temperature changes. `divergence` replaces
+    KL by another divergence.
 
-    Positional arguments and gradients are those of gluon-cv's
-    DistillationSoftmaxCrossEntropyLoss, whose value is this one plus
+    The positional arguments and the gradients are those of gluon-cv's
+    DistillationSoftmaxCrossEntropyLoss. Its value is larger, by
     :math:`(1 - \alpha) \, T^2` times the entropy of :math:`p`.
 
     Parameters
     ----------
     temperature : float, default 1.0
-        Above 1 it softens both distributions, so that the teacher's small probabilities count. Between 1e-6 and
-        1e6.
+        Between 1e-6 and 1e6. Above 1 it softens both distributions, so that the teacher's small
+        probabilities count.
     hard_weight : float, default 0.5
         Between 0 and 1, the share of the cross-entropy with the label. At 0 the label is not
-        looked at, without `ignore_label`, and may be None; at 1 neither is `teacher_pred`.
+        read and may be None, unless there is an `ignore_label`. At 1 `teacher_pred` is not read
+        and may be None.
     sparse_label : bool, default True
         `True` if `label` holds class indices, `False` if it holds a probability for each
         category, one-hot, smoothed or mixed.
@@ -102,35 +103,35 @@ class DistillationLoss(StudentLoss):
     batch_axis : int, default 0
         The axis of the samples.
     axis : int, default -1
-        The axis of the categories; not that of the samples.
+        The axis of the categories. It must differ from the axis of the samples.
     divergence : {"kl", "reverse_kl", "js", "skew_kl", "skew_reverse_kl", "tv"}
-        "kl" is KL(teacher ‖ pred); "reverse_kl" is KL(pred ‖ teacher), which lets a small student
-        keep to what it can say well; "js" is the generalised Jensen-Shannon divergence of
-        :class:`JSDivLoss`. "skew_kl" is :math:`\mathrm{KL}(p \,\|\, s p + (1 - s) q)` with
-        :math:`s` the `skew`, and "skew_reverse_kl" is
-        :math:`\mathrm{KL}(q \,\|\, s q + (1 - s) p)`: finite, with bounded gradients, where one
-        side lacks what the other has. "tv" is the total variation
-        :math:`\frac{1}{2} \sum_i |p_i - q_i|`; it is multiplied by :math:`T`, since its gradient
-        shrinks by :math:`T` alone.
+        "kl" is KL(teacher ‖ pred). "reverse_kl" is KL(pred ‖ teacher), with which a small student
+        may leave out some of the teacher's categories. "js" is the generalised Jensen-Shannon
+        divergence of :class:`JSDivLoss`. "skew_kl" is
+        :math:`\mathrm{KL}(p \,\|\, s p + (1 - s) q)` with :math:`s` the `skew`, and
+        "skew_reverse_kl" is :math:`\mathrm{KL}(q \,\|\, s q + (1 - s) p)`. Both are finite, with
+        bounded gradients, even if one side has categories that the other lacks. "tv" is the total
+        variation :math:`\frac{1}{2} \sum_i |p_i - q_i|`. It is multiplied by :math:`T` instead of
+        :math:`T^2`, because :math:`T` makes its gradient smaller by :math:`T` only.
     beta : float, default 0.5
         Between 0 and 1, the share of the teacher in the mixture of "js".
     teacher_space : {"logits", "probs", "log_probs"}
         What `teacher_pred` holds: logits, which are divided by `temperature`; or the softened
-        distribution itself, ``softmax(logits / temperature)``, or its logarithm, used as given.
-        Probabilities at temperature 1 are neither: pass their logarithms as "logits".
+        distribution ``softmax(logits / temperature)``, or its logarithm, which are used as given.
+        If you have probabilities at temperature 1, pass their logarithms as "logits".
     skew : float, default 0.1
-        From 0 to below 1, the share of the side itself in what the skewed divergences compare it
-        with. At 0 they are "kl" and "reverse_kl".
+        From 0 to below 1, the share :math:`s` in "skew_kl" and "skew_reverse_kl". At 0 these are
+        "kl" and "reverse_kl".
     reduction : {"row_mean", "row", "sum"}
         "row_mean" averages over the rows of a sample whose weight is not 0; "row" returns one
         value for each row; "sum" adds up the rows of a sample.
     ignore_label : float, optional
-        A whole number. A row with this class index counts as one of weight 0, its soft part too;
-        the label is then needed at ``hard_weight=0`` as well. With `sparse_label` alone.
+        A whole number. A row with this class index has weight 0, in the soft part too. The label
+        is then required even with ``hard_weight=0``. Only with `sparse_label`.
     label_smoothing : float, default 0
-        From 0 to below 1. The cross-entropy is that with 1 − `label_smoothing` at the class, and
-        `label_smoothing` spread evenly over all categories, the class included; a masked category
-        makes it +inf. With `sparse_label` alone.
+        From 0 to below 1. The label has 1 − `label_smoothing` at the class, plus
+        `label_smoothing` spread evenly over all categories, including the class. A masked
+        category then makes the cross-entropy +inf. Only with `sparse_label`.
     prefix, params
         As for every Gluon block.
 
@@ -139,37 +140,37 @@ class DistillationLoss(StudentLoss):
     pred
         Array or Symbol, the logits of the student. A logit of -inf masks its category.
     label
-        Class indices of any dtype, of pred's shape without `axis` or with 1 there; or pred's
-        shape if not `sparse_label`.
+        Class indices of any dtype, in pred's shape without `axis`, or with length 1 there. If
+        not `sparse_label`, probabilities in pred's shape.
     teacher_pred
-        Of pred's shape, the teacher's output. No gradient reaches it.
+        The teacher's output, in pred's shape. No gradient reaches it.
     sample_weight
-        Optional. Shape (batch,), a weight per sample; pred's shape without `axis`, one per row,
-        such as (batch, time); or as many axes as `pred`, each 1 or that of `pred`. Weight 0
-        ignores the row, even NaN.
+        Optional. Shape (batch,) for one weight per sample; pred's shape without `axis`, such as
+        (batch, time), for one per row; or as many axes as `pred`, each of length 1 or that of
+        `pred`. Weight 0 ignores the row, even NaN.
 
     Outputs
     -------
     loss
         Shape (batch,); pred's shape without `axis` for ``reduction="row"``. float64 if an input
-        is, else float32. Of the array kind of `pred`.
+        is, else float32. The same kind of array as `pred`.
 
     Raises
     ------
     ValueError
-        If shapes do not fit, an axis is out of range or both are the same, the arrays are on
-        different devices, `temperature` is not in [1e-6, 1e6], `hard_weight` or `beta` not in [0, 1], `skew` or
-        `label_smoothing` not in [0, 1), `ignore_label` no whole number, one of the two given for
-        dense labels, or an argument not among the allowed ones.
+        If shapes do not fit, an axis is out of range, both axes are the same, or the arrays are on
+        different devices; if `temperature` is not in [1e-6, 1e6], `hard_weight` or `beta` not in
+        [0, 1], `skew` or `label_smoothing` not in [0, 1), or `ignore_label` not a whole number;
+        if `label_smoothing` or `ignore_label` is given without `sparse_label`; or if an argument
+        is not among the allowed ones.
     TypeError
         If an input is not an MXNet array or Symbol, or an argument has the wrong type.
 
     Notes
     -----
-    A class index that is negative, too large or no whole number makes the loss and the
-    gradient of its row NaN, rather than another class's; :meth:`check_inputs` raises an error
-    for it. To leave rows without a class out, give them weight 0, or name their index as
-    `ignore_label`.
+    If a class index is negative, too large or not a whole number, the loss and the gradient of
+    its row are NaN, not those of another class; :meth:`check_inputs` raises an error for it. To
+    leave out rows without a class, give them weight 0, or pass their index as `ignore_label`.
 
     References
     ----------
@@ -199,7 +200,7 @@ class DistillationLoss(StudentLoss):
     >>> print(value.asnumpy().round(4))
     [0.1934 1.2265]
 
-    The same from the teacher's softened probabilities; and with KL(pred ‖ teacher):
+    First the same with the teacher's softened probabilities, then with KL(pred ‖ teacher):
 
     >>> softened = nd.softmax(teacher / 2)
     >>> loss = DistillationLoss(
@@ -213,7 +214,7 @@ class DistillationLoss(StudentLoss):
     >>> print(value.asnumpy().round(4))
     [0.2103 1.3094]
 
-    Positions without a class, and one value for each position:
+    One value for each position; the second position has no class:
 
     >>> tokens = nd.array([[0, -100]])
     >>> loss = DistillationLoss(
@@ -226,7 +227,7 @@ class DistillationLoss(StudentLoss):
     [[0.1934 0.    ]]
     """
 
-    _skew = 0.1  # of losses that were pickled before there was one
+    _skew = 0.1  # for losses that were pickled before this argument existed
 
     def __init__(
         self, temperature: float = 1.0, hard_weight: float = 0.5, sparse_label: bool = True,
@@ -252,7 +253,7 @@ class DistillationLoss(StudentLoss):
         self._set_out()
 
     def _form(self) -> Dict[str, Any]:
-        """Which divergence it is, in the words of `operators.pair_terms` and of the fused operator."""
+        """The options that choose the divergence, for `operators.pair_terms` and the fused operator."""
         if self._divergence == "js":
             return js_form(self._beta)
         if self._divergence.startswith("skew_"):
@@ -276,7 +277,7 @@ class DistillationLoss(StudentLoss):
     def parts(
         self, pred: Any, label: Any, teacher_pred: Any, sample_weight: Any = None,
     ) -> Tuple[Optional[Any], Optional[Any]]:
-        """Give the two parts of the loss, to watch them while it trains: at once, and without a gradient.
+        """Compute the two parts of the loss, without a gradient, to watch them during training.
 
         ``weight * (hard_weight * hard + (1 - hard_weight) * soft)`` is the loss.
 
@@ -290,15 +291,16 @@ class DistillationLoss(StudentLoss):
         Returns
         -------
         hard, soft
-            Arrays of the loss's shape, reduced and under `sample_weight` as it is: the cross-entropy with the label,
-            and the divergence from the teacher times T², or T of "tv". None for a part that has no share.
+            The cross-entropy with the label, and the divergence from the teacher times T² (times T with "tv"). They
+            are reduced and weighted by `sample_weight` like the loss, and have its shape. None for a part whose share
+            is 0.
 
         Raises
         ------
         TypeError
             If an input is not an MXNet array.
         ValueError
-            As of the loss.
+            As for the loss.
 
         Examples
         --------
@@ -320,11 +322,11 @@ class DistillationLoss(StudentLoss):
     def check_inputs(self, pred: Any, label: Any, teacher_pred: Any, sample_weight: Any = None) -> None:
         """Look at the values once, on a first batch or while debugging, and name a likely mistake.
 
-        Caught are probabilities that would go through softmax twice, a teacher in another space
-        than `teacher_space` says, class indices that `pred` has no category for, rows of dense
-        labels that do not sum to 1, padding without a weight, and lengths as `sample_weight`.
-        Values of weight 0 are ignored. The method never runs by itself: it waits for the values,
-        and an error on one worker would hang the others.
+        It finds probabilities that would go through softmax twice, a teacher that is not in
+        `teacher_space`, class indices for which `pred` has no category, rows of dense labels that
+        do not sum to 1, padding without a weight, and lengths as `sample_weight`. Values of
+        weight 0 are ignored. The method never runs by itself: it waits for the values, and an
+        error on one worker would hang the others.
 
         Parameters
         ----------
@@ -336,7 +338,7 @@ class DistillationLoss(StudentLoss):
         Raises
         ------
         ValueError
-            If the values speak for a mistake; the message names it and the remedy.
+            If the values suggest a mistake; the message names it and the remedy.
         TypeError
             If an input is not an MXNet array.
 

@@ -1,4 +1,4 @@
-"""The front door of the Gluon that is here: the one place where the two are told apart."""
+"""The base classes for the Gluon that is installed: the one place that distinguishes Gluon 1 from Gluon 2."""
 
 from gluon_kl import _mxnet
 

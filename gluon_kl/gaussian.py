@@ -15,8 +15,8 @@ SPREADS = ("log_variance", "std")
 class GaussianKLLoss(CheckedLoss):
     r"""Kullback-Leibler divergence of a diagonal Gaussian from a prior, in nats.
 
-    For each sample, summed over latent dimensions with means :math:`\mu`, log-variances
-    :math:`\lambda`, and :math:`\mu', \lambda'` those of the prior (0, where none is given),
+    Each sample has latent dimensions with means :math:`\mu` and log-variances :math:`\lambda`;
+    :math:`\mu'` and :math:`\lambda'` are those of the prior, 0 by default. The divergence is
 
     .. math::
 
@@ -47,8 +47,8 @@ class GaussianKLLoss(CheckedLoss):
         "sum" is the divergence itself; "mean" divides it by the number of latent dimensions;
         "none" returns the terms.
     free_nats : float, default 0.0
-        Each latent dimension of each sample counts at least this much, and has no gradient
-        below it, so that a decoder may use it at no cost.
+        Each latent dimension of each sample counts at least this much. Below it, the dimension
+        has no gradient, so a decoder may use it at no cost.
     spread : {"log_variance", "std"}
         What `log_variance` and `prior_log_variance` hold: logarithms of variances, or standard
         deviations (above 0), as distribution libraries give them.
@@ -62,38 +62,38 @@ class GaussianKLLoss(CheckedLoss):
     log_variance
         The same shape; for ``spread="std"`` standard deviations.
     prior_mean, prior_log_variance
-        Optional. Numbers, or anything that broadcasts to mean's shape, such as (latents,) for a
-        prior shared by all samples; N(0, 1) where left out. Gradients reach arrays, for a
-        learned prior. As Symbols, with as many axes as `mean`.
+        Optional; N(0, 1) by default. Numbers, or arrays that broadcast to mean's shape, such as
+        (latents,) for a prior that all samples share. Arrays receive gradients, for a learned
+        prior. Symbols must have as many axes as `mean`.
     sample_weight
-        Optional. Shape (batch,), a weight per sample; or as many axes as `mean`, each 1 or
-        that of `mean`. Weight 0 ignores its terms, even NaN.
+        Optional. Shape (batch,) for one weight per sample; or as many axes as `mean`, each of
+        length 1 or that of `mean`. Weight 0 ignores its terms, even NaN.
 
     Outputs
     -------
     loss
         Shape (batch,), or that of `mean` for ``reduction="none"``; float64 if an input is,
-        else float32. Of the array kind of `mean`.
+        else float32. The same kind of array as `mean`.
 
     Raises
     ------
     ValueError
         If shapes do not fit, `batch_axis` is out of range, the arrays are on different devices,
-        a prior is no finite number or its standard deviation not above 0, `free_nats` is
-        negative, or `reduction` or `spread` unknown.
+        a prior is a number that is not finite or a standard deviation that is not above 0,
+        `free_nats` is negative, or `reduction` or `spread` is unknown.
     TypeError
         If an input is not an MXNet array or Symbol, or an argument has the wrong type.
 
     Notes
     -----
-    No term is negative, equal Gaussians give exactly 0 and nearly equal ones keep their leading
-    digits. A term is infinite only where its value exceeds the dtype, for log-variances down to
-    the most negative number that the dtype holds. Without the fused operator, the digits that stay
-    are those above 1e-16 in float32, and in float64 where sums are part of another hybridized
-    block; sums are infinite where the square of a mean is, in float32 from means of 1.8e19 on.
+    No term is negative, equal Gaussians give exactly 0, and nearly equal ones keep their leading
+    digits. A term is infinite only if its value exceeds the dtype, for log-variances down to
+    the most negative number of the dtype. Without the fused operator, terms keep the digits above
+    1e-16 in float32; in float64 the same holds for sums inside another hybridized block. A sum is
+    then infinite if the square of a mean is, which in float32 happens for means from 1.8e19 on.
 
-    Kingma et al. (2016) apply the free nats to the average over a minibatch; here they apply to
-    every sample, so that a result does not depend on which samples share a batch.
+    Kingma et al. (2016) apply the free nats to the average over a minibatch. Here they apply to
+    every sample, so a result does not depend on which samples share a batch.
 
     References
     ----------
@@ -118,8 +118,8 @@ class GaussianKLLoss(CheckedLoss):
     >>> print(value.asnumpy().round(4))
     [0.2    1.0677]
 
-    Standard deviations, to a prior of mean 0 in the first latent dimension and 1 in the
-    second, and of standard deviation 2 in both:
+    Standard deviations. The prior has mean 0 in the first latent dimension and mean 1 in the
+    second, and standard deviation 2 in both:
 
     >>> loss = GaussianKLLoss(spread="std")
     >>> std = (log_var / 2).exp()
@@ -156,7 +156,7 @@ class GaussianKLLoss(CheckedLoss):
         return self._road(self, (mean, log_variance, *prior, sample_weight))
 
     def _fit_numbers(self, *prior: Any) -> List[Any]:
-        """Priors that are numbers, checked with every call, as floats; None for those of the standard prior."""
+        """The priors; numbers are checked, with every call, and become floats, or None for the standard prior."""
         fitted: List[Any] = []
         std = self._spread == "std"
         for name, x, standard in zip(GaussianDescription.numeric, prior, (0, 1 if std else 0)):
@@ -178,11 +178,11 @@ class GaussianKLLoss(CheckedLoss):
     ) -> None:
         """Look at the values once, on a first batch or while debugging, and name a likely mistake.
 
-        Caught are variances or standard deviations where logarithms of variances belong, the
-        reverse under ``spread="std"``, swapped arguments, a prior whose log-variance is 1 where a
-        variance of 1 is meant, values that are not finite, and lengths as `sample_weight`. Values
-        of weight 0 are ignored. The method never runs by itself: it waits for the values, and an
-        error on one worker of a distributed job would hang the others.
+        It finds variances or standard deviations instead of logarithms of variances, the reverse
+        with ``spread="std"``, swapped arguments, a prior whose log-variance is 1 instead of its
+        variance, values that are not finite, and lengths as `sample_weight`. Values of weight 0
+        are ignored. The method never runs by itself: it waits for the values, and an error on one
+        worker of a distributed job would hang the others.
 
         Parameters
         ----------
@@ -194,7 +194,7 @@ class GaussianKLLoss(CheckedLoss):
         Raises
         ------
         ValueError
-            If the values speak for a mistake; the message names it and the remedy.
+            If the values suggest a mistake; the message names it and the remedy.
         TypeError
             If an input is not an MXNet array.
 

@@ -1,4 +1,4 @@
-"""The front door of Gluon 1, and all that it alone has: Symbols, `hybrid_forward`, scopes, `prefix` and `params`."""
+"""The base classes for Gluon 1, and what only Gluon 1 has: Symbols, `hybrid_forward`, scopes, `prefix`, `params`."""
 
 import contextlib
 import inspect
@@ -15,7 +15,7 @@ __all__ = ["CheckedLoss", "Metric", "alias", "check_label_shapes", "register"]
 
 
 class CheckedLoss(LossBlock):
-    """A loss whose `hybrid_forward` Gluon calls with Symbols to look at the graph, and a subclass may override."""
+    """A loss with a `hybrid_forward`, which Gluon calls with Symbols to trace it, and which a subclass may override."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -40,24 +40,24 @@ class CheckedLoss(LossBlock):
         return bound.args[extra:]
 
     def forward(self, *inputs: Any) -> Any:
-        """The loss, by Gluon's own way if a subclass overrides `hybrid_forward`."""
+        """The loss; if a subclass overrides `hybrid_forward`, Gluon's own `forward` calls that."""
         if type(self).hybrid_forward is not type(self)._loss:
             return Loss.forward(self, *inputs)
         return self.hybrid_forward(mx.nd, *inputs)
 
     def of_symbols(self, inputs: Sequence[Any]) -> Any:
-        """The loss in a graph that Gluon traces, or of Symbols put together by hand."""
+        """The loss in a graph that Gluon traces, or that is made by hand from Symbols."""
         scope = getattr(_BlockScope._current, "value", None)
-        # A scope of Gluon's that is entered twice is never left.
+        # If a scope of Gluon's is entered twice, it is never left.
         with contextlib.nullcontext() if scope is self._scope else self.name_scope():
             return self._road.compute_symbols(inputs, traced=scope is not None)
 
     def names_of_nodes(self) -> Any:
-        """The scope in which a graph of our own is traced."""
+        """The scope in which our own graph is traced."""
         return mx.name.Prefix(self.prefix)
 
     def export(self, path: str, *args: Any, **kwargs: Any) -> Any:
-        """Write the graph to ``path-symbol.json``; arguments as for every Gluon block, called once before."""
+        """Write the graph to ``path-symbol.json`` after a first call; the arguments are those of every Gluon block."""
         if self._called_with is not None:
             self._clear_cached_op()
             self._get_graph(*[mx.sym.var("data") if isinstance(x, tuple) else x for x in self._called_with])
@@ -66,7 +66,7 @@ class CheckedLoss(LossBlock):
 
 
 class Metric(EvalMetric):
-    """A metric with a figure of its own between resets and one since the start."""
+    """A metric with a local value, since the last reset, and a global one, since the start."""
 
     def __init__(self, name: str, output_names: Any, label_names: Any, **arguments: Any) -> None:
         super().__init__(name, output_names, label_names, has_global_stats=True, **arguments)

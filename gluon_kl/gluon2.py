@@ -1,4 +1,4 @@
-"""The front door of Gluon 2, and all that it alone has: `forward`, which is traced with real arrays."""
+"""The base classes for Gluon 2, and what only Gluon 2 has: `forward`, which is traced with real arrays."""
 
 import inspect
 from typing import Any, Callable, List, Optional, Sequence, Tuple
@@ -15,14 +15,14 @@ __all__ = ["CheckedLoss", "Metric", "alias", "check_label_shapes", "register"]
 
 
 class TracedRoad(Road):
-    """The road of a call that may be part of a trace."""
+    """The path of a call that may be part of a trace."""
 
     def __call__(self, block: Any, given: Sequence[Any]) -> Any:
-        """The loss of arrays, of which all are given or None."""
+        """The loss of arrays; an input that is left out is None."""
         return self.compute_trace(given) if mxnet2.tracing() else super().__call__(block, given)
 
     def nothing(self, shape: Tuple[int, ...], dtype: str, inputs: Sequence[Any]) -> Any:
-        """An array of this shape, by operators: MXNet 2 cannot write an empty gradient of a Python function."""
+        """An empty array of this shape, by operators: MXNet 2 cannot write empty gradients of a Python function."""
         out = mx.np.zeros(shape, dtype=dtype, ctx=inputs[0].context)
         for x in inputs:
             if DTYPE_NAMES[x.dtype] in FLOATS:
@@ -31,7 +31,7 @@ class TracedRoad(Road):
 
 
 def _forward(loss: Callable[..., Any]) -> Callable[..., Any]:
-    """A member's `forward`, made of its `_loss`, which takes Gluon 1's F before the inputs."""
+    """A member's `forward`, made from its `_loss`, whose first argument is Gluon 1's F."""
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         """The loss of arrays, for subclasses that override this method."""
@@ -62,7 +62,7 @@ class CheckedLoss(LossBlock):
     def __call__(self, *inputs: Any, **named: Any) -> Any:
         """The loss of the inputs, by position or by name.
 
-        Not HybridBlock's, which refuses mx.nd arrays and makes one graph for all shapes and dtypes.
+        This replaces HybridBlock's method, which refuses mx.nd arrays and makes one graph for all shapes and dtypes.
         """
         for hook in self._forward_pre_hooks.values():
             hook(self, inputs)
@@ -72,15 +72,15 @@ class CheckedLoss(LossBlock):
         return out
 
     def of_symbols(self, inputs: Sequence[Any]) -> Any:
-        """The loss of Symbols put together by hand."""
+        """The loss in a graph that is made by hand from Symbols."""
         return self._road.compute_symbols(inputs, traced=False)
 
     def names_of_nodes(self) -> Any:
-        """The scope in which a graph of our own is traced."""
+        """The scope in which our own graph is traced."""
         return mx.name.NameManager()
 
     def export(self, path: str, *args: Any, **kwargs: Any) -> Any:
-        """Write the graph to ``path-symbol.json``; arguments as for every Gluon block, called once before."""
+        """Write the graph to ``path-symbol.json`` after a first call; the arguments are those of every Gluon block."""
         if self._called_with is not None:
             self._clear_cached_op()
             self._get_graph(*[mx.np.ones(x) if isinstance(x, tuple) else x for x in self._called_with])
@@ -89,7 +89,7 @@ class CheckedLoss(LossBlock):
 
 
 class Metric(EvalMetric):
-    """A metric that may be reset between logs, which Gluon 2 has no words for, as Gluon 1 has."""
+    """A metric with Gluon 1's local and global values, which Gluon 2's metrics lack."""
 
     def reset(self) -> None:
         """Forget everything."""

@@ -1,4 +1,4 @@
-"""Graphs of our own: one for each key of a hybridized loss, of which few are kept."""
+"""Our own graphs: one for each key of a hybridized loss; only a few are kept."""
 
 import threading
 from typing import Any, Callable, Dict, List, Optional, Sequence
@@ -10,12 +10,12 @@ import mxnet as mx
 from mxnet.ndarray import NDArray
 
 OPTIONS = ("static_alloc", "static_shape", "inline_limit", "forward_bulk_size", "backward_bulk_size")
-MAX_GRAPHS = 8  # that a loss keeps, of up to 200 KB each: a program may never stop calling it in other ways
+MAX_GRAPHS = 8  # graphs that a loss keeps, up to 200 KB each; bounded, because a program may call it in ever new ways
 _TRACING = threading.Lock()
 
 
 class Graph:
-    """One kind of call, traced at its first time; made and used by one thread at a time."""
+    """The graph of one kind of call, traced at the first call; one thread at a time makes or uses it."""
 
     def __init__(self) -> None:
         # MXNet's CachedOp allocates its memory at the first call, which two threads must not make at once.
@@ -45,7 +45,7 @@ class Graph:
 
 
 def _array(key: Known, x: Any) -> NDArray:
-    """The input as an array, so that a graph serves every number."""
+    """The input as an array, so that one graph works for every number."""
     return mx.nd.full((1,) * key.ndim, x, key.device, "float64") if type(x) is float else x
 
 
@@ -60,7 +60,7 @@ class GraphStore:
         return len(self._graphs)
 
     def run(self, block: Any, compute: Callable[..., Any], key: Known, inputs: Sequence[Any]) -> Any:
-        """The result of the graph for this key, made if there is none."""
+        """The result of the graph for this key, which is made if there is none."""
         graph: Optional[Graph] = self._graphs.get(key)
         if graph is None:
             oldest: List[Known] = list(self._graphs)[:len(self._graphs) - MAX_GRAPHS + 1]

@@ -1,4 +1,4 @@
-"""Where the losses of pairs stood until 0.2, whose pickles name this module."""
+"""The module of the losses of pairs in older versions, whose pickles name it."""
 
 from gluon_kl.pair import JSDivLoss, KLDivLoss, PairLoss, ReverseKLDivLoss
 

@@ -1,4 +1,4 @@
-"""What to watch while a model trains: divergences, agreement and entropy, as evaluation metrics."""
+"""Evaluation metrics to watch during training: divergences, agreement and entropy."""
 
 import math
 from typing import Any, List, Optional, Tuple
@@ -22,7 +22,7 @@ from mxnet.ndarray import NDArray
 
 
 class _Sum:
-    """A float64 sum that also keeps its rounding error, so that no small update is lost."""
+    """A float64 sum that also stores its rounding error, so that no small update is lost."""
 
     def __init__(self) -> None:
         self.value = 0.0
@@ -38,21 +38,21 @@ class _Sum:
 
 
 class _MeanMetric(Metric):
-    """A mean over what `_measure` adds up of each batch."""
+    """A mean over all batches of what `_measure` sums in each."""
 
     def _measure(self, label: Any, pred: Any, weight: Any) -> Tuple[float, int]:
-        """The sum over a batch, and how many it counts."""
+        """The sum over a batch, and the number of its samples or rows."""
         raise NotImplementedError
 
     def update(self, labels: Any, preds: Any, sample_weight: Any = None) -> None:
-        """Add what a batch has.
+        """Add a batch.
 
         Parameters
         ----------
         labels, preds : array or list of arrays
             A list holds one array per device or output.
         sample_weight : array or list of arrays, optional
-            As the losses take it, one for each pred. A row of weight 0 is ignored, even NaN.
+            As the losses take it, one array for each pred. A row of weight 0 is ignored, even NaN.
 
         Raises
         ------
@@ -90,14 +90,14 @@ class _MeanMetric(Metric):
 
 
 def _listed(weight: Any, count: int) -> Any:
-    """A list of weights as it is; none for each pred, or the only one."""
+    """The weights as a list: one array alone becomes a list of one, and None becomes `count` times None."""
     if isinstance(weight, (list, tuple)):
         return weight
     return [None] * count if weight is None else [weight]
 
 
 class _DivergenceMetric(_MeanMetric):
-    """Mean over samples of a loss between pred and label, which a subclass chooses."""
+    """Mean over samples of a loss between pred and label; a subclass chooses the loss."""
 
     def __init__(
         self, loss: Any, name: str, output_names: Optional[List[str]], label_names: Optional[List[str]],
@@ -112,7 +112,7 @@ class _DivergenceMetric(_MeanMetric):
 
 
 class _RowMetric(_MeanMetric):
-    """Mean over the rows that have a weight of what a subclass finds of each."""
+    """Mean over the rows whose weight is not 0 of a number that a subclass computes for each."""
 
     names: Tuple[str, ...] = ("pred", "label", "sample_weight")
     optional: Tuple[str, ...] = ("sample_weight",)
@@ -125,7 +125,7 @@ class _RowMetric(_MeanMetric):
         super().__init__(name, output_names, label_names, axis=axis, **arguments)
 
     def _of_rows(self, label: Any, pred: Any, axis: int) -> Any:
-        """A number for each row along the axis, as a NumPy array of pred's shape without it."""
+        """A number for each row along the axis, as a NumPy array in pred's shape without this axis."""
         raise NotImplementedError
 
     def _measure(self, label: Any, pred: Any, weight: Any) -> Tuple[float, int]:
@@ -149,9 +149,9 @@ class _RowMetric(_MeanMetric):
 class KLDivergence(_DivergenceMetric):
     """Mean over samples of KL(label ‖ pred), in nats.
 
-    A sample's divergence is what :class:`gluon_kl.KLDivLoss` gives with ``reduction="sum"``:
-    added up over the categories, and over every other axis but the first, that of the samples.
-    Registered, so that ``mx.metric.create("kl-divergence")`` finds it once gluon_kl is imported.
+    A sample's divergence is the result of :class:`gluon_kl.KLDivLoss` with ``reduction="sum"``:
+    the sum over the categories, and over every other axis except the first, which is that of the
+    samples. ``mx.metric.create("kl-divergence")`` finds this metric after ``import gluon_kl``.
 
     Parameters
     ----------
@@ -167,7 +167,7 @@ class KLDivergence(_DivergenceMetric):
     name : str, default "kl-divergence"
         The name that `get` returns.
     output_names, label_names : list of str, optional
-        Which outputs and labels of a module count; all of them by default.
+        The outputs and labels of a module that count; all of them by default.
 
     Raises
     ------
@@ -179,8 +179,8 @@ class KLDivergence(_DivergenceMetric):
 
     Notes
     -----
-    Divergences are computed in the precision of the loss and added up in float64. The sum keeps
-    its rounding error, so that a small update is not lost beside a large sum. Every update
+    Divergences are computed in the precision of the loss and added up in float64. The sum also
+    stores its rounding error, so that a small update is not lost beside a large sum. Every update
     waits for its values.
 
     References
@@ -200,7 +200,7 @@ class KLDivergence(_DivergenceMetric):
     >>> print(name, round(value, 4))
     kl-divergence 0.0324
 
-    Of a network that ends in a softmax:
+    With a network that ends in a softmax:
 
     >>> kl = gluon_kl.metric.KLDivergence(
     ...     pred_space="probs")
@@ -224,11 +224,11 @@ class KLDivergence(_DivergenceMetric):
 class JSDivergence(_DivergenceMetric):
     """Mean over samples of the Jensen-Shannon divergence of predictions and labels, in nats.
 
-    A sample's divergence is what :class:`gluon_kl.JSDivLoss` gives with ``reduction="sum"``:
-    added up over the categories, and over every other axis but the first, that of the samples.
-    Between 0 and log 2 for ``beta=0.5``, also if a prediction is 0 where the label is not, for
-    which a KL divergence is infinite. Registered, so that ``mx.metric.create("js-divergence")``
-    finds it once gluon_kl is imported.
+    A sample's divergence is the result of :class:`gluon_kl.JSDivLoss` with ``reduction="sum"``:
+    the sum over the categories, and over every other axis except the first, which is that of the
+    samples. With ``beta=0.5`` it lies between 0 and log 2, even if a prediction is 0 and its label
+    is not, which makes a KL divergence infinite. ``mx.metric.create("js-divergence")`` finds this
+    metric after ``import gluon_kl``.
 
     Parameters
     ----------
@@ -246,7 +246,7 @@ class JSDivergence(_DivergenceMetric):
     name : str, default "js-divergence"
         The name that `get` returns.
     output_names, label_names : list of str, optional
-        Which outputs and labels of a module count; all of them by default.
+        The outputs and labels of a module that count; all of them by default.
 
     Raises
     ------
@@ -263,7 +263,7 @@ class JSDivergence(_DivergenceMetric):
 
     Examples
     --------
-    The second sample shares no category with its label, which costs log 2:
+    The second sample shares no category with its label, so its divergence is log 2:
 
     >>> import gluon_kl
     >>> import mxnet as mx
@@ -298,9 +298,9 @@ class Agreement(_RowMetric):
     .. math:: \frac{1}{R} \sum_{r=1}^{R}
               [\operatorname{argmax} z_r = \operatorname{argmax} v_r],
 
-    over the :math:`R` rows whose weight is not 0. How faithful a student is to its teacher,
-    which its accuracy does not tell. Registered, so that ``mx.metric.create("agreement")``
-    finds it once gluon_kl is imported.
+    over the :math:`R` rows whose weight is not 0. It says how closely a student follows its
+    teacher, which its accuracy does not show. ``mx.metric.create("agreement")`` finds this metric
+    after ``import gluon_kl``.
 
     Parameters
     ----------
@@ -309,7 +309,7 @@ class Agreement(_RowMetric):
     name : str, default "agreement"
         The name that `get` returns.
     output_names, label_names : list of str, optional
-        Which outputs and labels of a module count; all of them by default.
+        The outputs and labels of a module that count; all of them by default.
 
     Raises
     ------
@@ -321,9 +321,9 @@ class Agreement(_RowMetric):
 
     Notes
     -----
-    Predictions and labels are logits, probabilities or their logarithms, in whatever space:
-    the order alone counts. Of equal ones the first is the best. Labels are the teacher's
-    output, of the shape of the predictions.
+    Predictions and labels may be logits, probabilities or their logarithms, because only the order
+    of the categories counts. If several are equal, the first is the best. Labels are the teacher's
+    output, in the shape of the predictions.
 
     References
     ----------
@@ -356,7 +356,7 @@ class Agreement(_RowMetric):
 
 
 def _best(x: Any, axis: int) -> Any:
-    """The first of the largest along the axis; MXNet gives it in the dtype of `x`, in which float16 counts to 2048."""
+    """The first of the largest along the axis; MXNet gives it in the dtype of `x`, and float16 counts only to 2048."""
     return (x if x.dtype == np.float64 else x.astype("float32")).argmax(axis=axis).asnumpy()
 
 
@@ -368,10 +368,10 @@ class Entropy(_RowMetric):
 
     .. math:: \frac{1}{R} \sum_{r=1}^{R} \sum_i -q_{ri} \log q_{ri},
 
-    over the :math:`R` rows whose weight is not 0: 0 where all are certain, and the logarithm of
-    the number of categories where they tell nothing. One that falls fast warns of a student or
-    a policy that stops trying alternatives. Labels are not looked at, and may be None.
-    Registered, so that ``mx.metric.create("entropy")`` finds it once gluon_kl is imported.
+    over the :math:`R` rows whose weight is not 0. It is 0 if all predictions are certain, and the
+    logarithm of the number of categories if they say nothing. If it falls fast, the student or the
+    policy may have stopped trying alternatives. Labels are not read, and may be None.
+    ``mx.metric.create("entropy")`` finds this metric after ``import gluon_kl``.
 
     Parameters
     ----------
@@ -385,7 +385,7 @@ class Entropy(_RowMetric):
     name : str, default "entropy"
         The name that `get` returns.
     output_names, label_names : list of str, optional
-        Which outputs and labels of a module count; all of them by default.
+        The outputs and labels of a module that count; all of them by default.
 
     Raises
     ------
@@ -396,7 +396,7 @@ class Entropy(_RowMetric):
 
     Notes
     -----
-    Computed in float64. A category of probability 0, such as a masked score, adds 0.
+    The entropy is computed in float64. A category of probability 0, such as a masked one, adds 0.
 
     References
     ----------
@@ -405,7 +405,7 @@ class Entropy(_RowMetric):
 
     Examples
     --------
-    A row that is sure, and one that is torn between two:
+    The first row is certain; the second is undecided between two categories:
 
     >>> import gluon_kl
     >>> import mxnet as mx
@@ -429,16 +429,16 @@ class Entropy(_RowMetric):
         super().__init__(axis, name, output_names, label_names, from_logits=from_logits, pred_space=pred_space)
 
     def update(self, labels: Any, preds: Any, sample_weight: Any = None) -> None:
-        """Add what a batch has.
+        """Add a batch.
 
         Parameters
         ----------
         labels : any
-            Not looked at.
+            Not read.
         preds : array or list of arrays
             A list holds one array per device or output.
         sample_weight : array or list of arrays, optional
-            As the losses take it, one for each pred. A row of weight 0 is ignored, even NaN.
+            As the losses take it, one array for each pred. A row of weight 0 is ignored, even NaN.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""What only the engine of MXNet 2 has: a trace that records operators on arrays, extensions of three arguments."""
+"""What differs in the engine of MXNet 2: traces record operators on arrays, and `MXLoadLib` has three arguments."""
 
 import ctypes
 import itertools
@@ -10,8 +10,8 @@ _USES = itertools.count()
 
 
 def load_library(path: str) -> None:
-    """Registers an extension. `mx.library.load` makes every function of MXNet's anew, and AMP's wrappers are gone."""
-    library = ctypes.c_void_p()  # where MXNet 2 writes a handle: without it the process dies
+    """Registers an extension. `mx.library.load` would make all of MXNet's functions again, without AMP's wrappers."""
+    library = ctypes.c_void_p()  # MXNet 2 writes a handle here; without it the process dies
     check_call(_LIB.MXLoadLib(c_str(path), mx_uint(0), ctypes.byref(library)))
 
 
@@ -21,5 +21,5 @@ def tracing() -> bool:
 
 
 def unique_use() -> str:
-    """A text that no other use in the graph at hand has."""
+    """A text that no other use in this graph has."""
     return f"free{next(_USES)}"

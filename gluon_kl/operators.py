@@ -1,13 +1,13 @@
-"""The formulas over MXNet's operators, elementwise over ``F`` (``mx.nd`` or ``mx.sym``), in nats.
+"""The formulas with MXNet's operators, elementwise over ``F`` (``mx.nd`` or ``mx.sym``), in nats.
 
-Nothing here knows of Blocks, and inputs are already of one floating dtype.
-Where a formula meets infinities it selects the argument, never the result:
-``where(c, a, f(b))`` would send NaN back through ``f`` at the points not taken.
+Nothing here depends on Blocks, and the inputs already have one floating dtype.
+If an infinity can occur in a formula, the argument is selected, never the result:
+``where(c, a, f(b))`` would send NaN back through ``f`` at the points that were not selected.
 
-In graphs of a user's, rank, shapes and dtypes are unknown. So that these can be inferred, printed and run without
-rows there too, no operator is used that fails on an unknown or empty shape (``slice_axis``, ``linalg_gemm2``,
-``reshape`` with -1 behind a 0), and none takes the result of another that has one axis (``arange_like``,
-``shape_array``): ``mx.viz.print_summary`` would fail.
+In users' graphs, rank, shapes and dtypes are unknown. Shapes must be inferred there too, ``mx.viz.print_summary`` must
+work, and arrays may have no rows. So no operator is used that fails on an unknown or empty shape (``slice_axis``,
+``linalg_gemm2``, ``reshape`` with -1 after a 0). No operator takes the result of another that has one axis
+(``arange_like``, ``shape_array``), because ``mx.viz.print_summary`` would fail.
 """
 
 import math
@@ -17,28 +17,28 @@ import mxnet as mx
 
 SPACES = ("probs", "log_probs", "logits")
 
-# Finite in float32, yet beyond any difference of two logarithms.
+# Finite in float32, but larger than any difference of two logarithms.
 _HUGE = 1e38
-# Stands for the logarithm of 0 where two such must have a difference.
+# Minus this replaces the logarithm of 0 if two of them are subtracted.
 _FLOOR = 1e30
 
 
-# Below, a number's reciprocal may overflow in float32, and above once it is scaled.
+# The reciprocal of a number below _TINY may overflow in float32; numbers below it are multiplied by _SCALE.
 _TINY, _SCALE = 2.0**-126, 2.0**64
 
 
 class Rows(NamedTuple):
     """What is known of the rows along the axis of the categories."""
 
-    whole: Any = False  # summed under one weight: True, False, or where only the graph can tell an array of shape (1,)
-    single: Optional[bool] = None  # one category; None where only the graph can tell
+    whole: Any = False  # whether they are summed under one weight; an array of shape (1,) if only the graph can tell
+    single: Optional[bool] = None  # whether there is one category; None if only the graph can tell
 
 
 UNKNOWN = Rows()
 
 
 class Mask(NamedTuple):
-    """1 where a weight is 0, in pred's shape: under the weights of a whole row, and under that of the term itself."""
+    """1 where a weight is 0, in pred's shape: `rows` if all weights of the row are, `terms` if the term's weight is."""
 
     rows: Any
     terms: Any
@@ -47,8 +47,8 @@ class Mask(NamedTuple):
 def log_softmax(F: Any, logits: Any, axis: int, rows: Rows = UNKNOWN) -> Any:
     """Logarithm of the softmax over `axis`; a row that holds NaN or +inf is NaN throughout.
 
-    MXNet's own (oneDNN) gives such a row finite values beside a single NaN, which makes no difference to the sum of a
-    whole row; and one category 1.4e-6 for 0.
+    MXNet's own (oneDNN) gives finite values beside a single NaN, which makes no difference to the sum of a whole row.
+    For one category it gives 1.4e-6 instead of 0.
     """
     if rows.single:
         return logits - logits
@@ -61,22 +61,22 @@ def log_softmax(F: Any, logits: Any, axis: int, rows: Rows = UNKNOWN) -> Any:
 def is_finite(x: Any) -> Any:
     """1 where `x` is finite, else 0.
 
-    No comparison with infinity: MXNet reads an infinite scalar as text, and fails wherever some earlier
-    overflow of the process, such as that of ``math.exp(1000)``, has left its mark in errno.
+    It does not compare with infinity: MXNet reads an infinite scalar as text, and fails if errno still says that
+    something overflowed earlier in the process, such as ``math.exp(1000)``.
     """
     return x - x == 0
 
 
 def log_of_probs(F: Any, probs: Any) -> Any:
     """Logarithm of probabilities: -inf, with a gradient of 0, where one is 0."""
-    # 1 / x, the derivative as MXNet computes it, overflows at the smallest numbers: they are scaled first.
+    # MXNet computes the derivative as 1 / x, which overflows for the smallest numbers: they are scaled first.
     tiny = probs < _TINY
     scaled = F.where(probs, probs, F.zeros_like(probs)) * (tiny * (_SCALE - 1) + 1)
     return F.log(scaled) - tiny * math.log(_SCALE)
 
 
 def to_log(F: Any, x: Any, space: str, axis: int, rows: Rows = UNKNOWN, mask: Optional[Mask] = None) -> Any:
-    """The log-probabilities that `x` stands for; under a weight of 0 those of a probability of 0."""
+    """The log-probabilities that `x` stands for; with a weight of 0, those of a probability of 0."""
     if space == "probs":
         return log_of_probs(F, silenced(F, x, mask, 0))
     log = log_softmax(F, open_rows(F, x, mask), axis, rows) if space == "logits" else x
@@ -86,24 +86,24 @@ def to_log(F: Any, x: Any, space: str, axis: int, rows: Rows = UNKNOWN, mask: Op
 def to_weight(
     F: Any, x: Any, space: str, axis: int, rows: Rows = UNKNOWN, mask: Optional[Mask] = None,
 ) -> Tuple[Any, Any]:
-    """The probabilities that `x` stands for, 0 under a weight of 0, and their logarithms without a gradient."""
+    """The probabilities that `x` stands for, 0 with a weight of 0, and their logarithms without a gradient."""
     if space == "probs":
         x = silenced(F, x, mask, 0)
         return x, F.log(F.BlockGrad(x))
     log = to_log(F, x, space, axis, rows, mask)
     if space == "log_probs":
         return F.exp(log), F.BlockGrad(log)
-    # Not exp(log): the error of MXNet's log_softmax, times a logarithm, would show in the gradient.
+    # Not exp(log): the gradient would contain the error of MXNet's log_softmax, times a logarithm.
     return silenced(F, F.softmax(open_rows(F, x, mask), axis=axis), mask, 0), F.BlockGrad(log)
 
 
 def silenced(F: Any, x: Any, mask: Optional[Mask], value: float) -> Any:
-    """`x`, but `value` under a weight of 0, and no gradient."""
+    """`x`, but `value` with a gradient of 0 where the weight is 0."""
     return x if mask is None else F.where(mask.terms, mask.terms * value, x)
 
 
 def open_rows(F: Any, logits: Any, mask: Optional[Mask]) -> Any:
-    """Scores, but 0 in the rows that have no weight, whose softmax may not exist."""
+    """The logits, but 0 in the rows of weight 0, whose softmax may not exist."""
     return logits if mask is None else F.where(mask.rows, F.zeros_like(logits), logits)
 
 
@@ -113,9 +113,9 @@ def sum_per_sample(
 ) -> Any:
     """Reduce every axis but `batch_axis`, by sum or mean, times `scale`: shape (batch,).
 
-    `batch_axis` None says that the terms are rows, (batch, terms). `long` asks for sums in float64: the fast one adds
-    up in the dtype of the terms. `rows`, from `nonzero_weight_rows`, asks for the mean over those that count; a
-    sample without one has 0.
+    With `batch_axis` None, the terms are already rows, (batch, terms). With `long`, the sums are computed in float64;
+    else in the dtype of the terms. With `rows`, from `nonzero_weight_rows`, the result is the mean over the rows that
+    count; a sample without such a row gives 0.
     """
     terms = as_rows(F, terms, batch_axis)
     ones = _ones(F, terms)
@@ -132,73 +132,73 @@ def sum_per_sample(
 
 
 def sum_per_row(F: Any, terms: Any, axis: int, scale: float = 1.0) -> Any:
-    """Reduce `axis` alone, times `scale`: the shape of the terms without it, (1,) of those with one axis."""
+    """Reduce only `axis`, times `scale`: the shape of the terms without it, or (1,) if they have one axis."""
     sums = F.sum(terms, axis=axis, keepdims=True)
     return F.sum(sums if scale == 1 else sums * scale, axis=axis)
 
 
 def as_rows(F: Any, terms: Any, batch_axis: Optional[int]) -> Any:
-    """The terms of each sample as a row, which they are where `batch_axis` is None."""
+    """The terms of each sample as a row; with `batch_axis` None they already are."""
     if batch_axis is None:
         return terms
     return F.Flatten(terms if batch_axis == 0 else F.swapaxes(terms, dim1=0, dim2=batch_axis))
 
 
 def _ones(F: Any, rows: Any) -> Any:
-    """A column of ones, as long as a row: the product with it is the fastest sum."""
+    """A column of ones, as long as a row: a product with it is the fastest sum."""
     return F.transpose(F.ones_like(F.slice(rows, begin=(0,), end=(1,))))
 
 
 def first_along(F: Any, x: Any, axis: int) -> Any:
-    """The first slice of `x` along `axis`, which stays, with length 1."""
+    """The first slice of `x` along `axis`, which keeps length 1."""
     turned = x if axis == 0 else F.swapaxes(x, dim1=0, dim2=axis)
     first = F.slice(turned, begin=(0,), end=(1,))
     return first if axis == 0 else F.swapaxes(first, dim1=0, dim2=axis)
 
 
 def nonzero_weight_rows(F: Any, x: Any, weight: Any, axis: int) -> Any:
-    """1 for each row of `x` along `axis` that has a weight other than 0, else 0; x's shape, but 1 along `axis`."""
+    """1 for each row of `x` along `axis` whose weight is not 0, else 0; x's shape with 1 along `axis`."""
     rows = F.ones_like(first_along(F, x, axis))
     return rows if weight is None else F.broadcast_like(F.max(weight != 0, axis=axis, keepdims=True), rows)
 
 
 def relative_entropy(F: Any, log_pred: Any, label: Any, epsilon: float, label_grad: bool = True) -> Any:
-    """``label * (log label - log_pred)``; 0 where label is 0, whatever `log_pred` is there.
+    """``label * (log label - log_pred)``; 0 where label is 0, even if `log_pred` is not finite there.
 
-    The gradient to a label of 0 is ``log(epsilon) - log_pred``, and 0 where that is not finite;
+    The gradient to a label of 0 is ``log(epsilon) - log_pred``, or 0 if that is not finite;
     `label_grad=False` leaves out the passes that only this gradient needs.
     """
     if not label_grad:
-        # The logarithm has no derivative here, and a difference passes on none that is not finite.
+        # Without a gradient to the label, every derivative here is finite.
         return label * F.where(label, F.log(label) - log_pred, label)
-    # The logarithm's own derivative, label * (1 / label), overflows at the smallest labels: it is taken out of the
-    # graph, and the 1 that it comes to is that of a difference which is 0.
+    # The derivative through the logarithm is label * (1 / label), which overflows for the smallest labels. So the
+    # logarithm has no gradient, and (label - fixed), which is 0, adds this derivative of 1.
     fixed = F.BlockGrad(label)
     log_label = F.where(fixed, F.log(fixed), is_finite(log_pred) * math.log(epsilon) - 1)
     return label * (F.BlockGrad(log_label) - _unless_absent(F, log_pred, label)) + (label - fixed)
 
 
 def _unless_absent(F: Any, log_pred: Any, label: Any) -> Any:
-    """`log_pred`, but the label where that is 0 and `log_pred` not finite. A label of -1 may be taken for 0."""
-    # A condition that rarely fails: `where` takes ten times as long where it can't be predicted.
+    """`log_pred`, but the label where that is 0 and `log_pred` is not finite. A label of -1 may count as 0."""
+    # This condition rarely fails: `where` takes ten times as long if its condition cannot be predicted.
     return F.where(label + is_finite(log_pred), log_pred, label)
 
 
 def relative_entropy_of_logs(F: Any, log_pred: Any, label: Any, log_label: Any, whole: bool) -> Any:
     """``label * (log_label - log_pred)``; 0 where `label` is 0. The logarithm of the label is a constant.
 
-    `whole` says that rows are summed whole, of a softmax: then the 1 in the derivative by the label,
-    ``log_label - log_pred + 1``, comes to nothing, and is left out.
+    The derivative by the label is ``log_label - log_pred + 1``. With `whole`, the label is a softmax and whole rows are
+    summed: then the 1 has no effect and is left out.
     """
     terms = label * F.where(label, log_label - log_pred, label)
     return terms if whole else terms + (label - F.BlockGrad(label))
 
 
 def log_ratio_of_logits(F: Any, pred: Any, label: Any, q: Any, p: Any, axis: int) -> Any:
-    """Log p - log q of q = softmax(pred) and p = softmax(label), right to the last digits of a small one.
+    """Log p - log q for q = softmax(pred) and p = softmax(label), right in its last digits even if it is small.
 
-    Their two logarithms hold the rounding of log-sums, which are alike; here it is that of the ratio of the largest
-    probabilities. Not for masks.
+    The difference of two log-softmaxes would contain the rounding of two log-sums. Here, only the ratio of the two
+    largest probabilities is rounded. Masks are not allowed.
     """
     tops = [F.max(x, axis=axis, keepdims=True) for x in (pred, label, q, p)]
     from_top = F.broadcast_sub(label, tops[1]) - F.broadcast_sub(pred, tops[0])
@@ -212,7 +212,7 @@ def relative_entropy_of_logits(
 
     With p, q the two softmaxes and u = log p - log q, a term is ``p*u + q - p``: the added
     ``q - p`` sums to 0, and every term is 0 at u = 0. For u > -1 it is ``p * (u + expm1(-u))``,
-    which keeps the leading digits of nearly equal rows. Gradients are their own closed forms: q - p to `pred`, and
+    which keeps the leading digits of nearly equal rows. The gradients are written as closed forms: q - p to `pred`, and
     p * (u - the sum of p * u) to `label`.
     """
     fixed_pred, fixed_label = F.BlockGrad(pred) if pred_grad else pred, F.BlockGrad(label) if label_grad else label
@@ -223,7 +223,7 @@ def relative_entropy_of_logits(
     excess = q - fixed_p
     near = F.maximum(u, -1)
     square = F.square(near)
-    # Below 3e-4, u + expm1(-u) has lost digits, and of its series two terms are enough.
+    # If u is below 3e-4, u + expm1(-u) loses digits, and two terms of its series are enough.
     value = fixed_p * F.where(square < 1e-7, square * (0.5 - near / 6), near + F.expm1(-near))
     value = F.where(u < -1, fixed_p * u + excess, value)
     carriers = [F.contrib.sign_ste(pred) * excess] if pred_grad else []
@@ -235,10 +235,10 @@ def kl_terms(
     F: Any, pred: Any, label: Any, *, pred_space: str, label_space: str, axis: int, epsilon: float = 1e-12,
     rows: Rows = UNKNOWN, mask: Optional[Mask] = None, pred_grad: bool = True, label_grad: bool = True,
 ) -> Any:
-    """Terms of KL(label || pred) in pred's shape, for the gradients that are asked for.
+    """Terms of KL(label || pred) in pred's shape, with the gradients that are needed.
 
-    Only where `rows` says that the terms will be summed over the whole of `axis` under one weight may rows of two
-    softmaxes take the form that keeps the digits of small divergences.
+    If both sides are logits and `rows` says that whole rows are summed under one weight, the terms have the form that
+    keeps the digits of small divergences.
     """
     both_logits = pred_space == label_space == "logits"
     if both_logits and rows.whole is not False:
@@ -260,7 +260,7 @@ def kl_terms(
 
 
 def to_probs(F: Any, x: Any, space: str, axis: int, mask: Optional[Mask] = None) -> Any:
-    """The probabilities that `x` stands for, 0 under a weight of 0."""
+    """The probabilities that `x` stands for, 0 with a weight of 0."""
     if space == "logits":
         x = F.softmax(open_rows(F, x, mask), axis=axis)
     return F.exp(silenced(F, x, mask, -_HUGE)) if space == "log_probs" else silenced(F, x, mask, 0)
@@ -271,8 +271,8 @@ def _two_sides(
 ) -> Tuple[Any, Any, Any, Any, bool]:
     """Probabilities p of label and q of pred; log p - log q without a gradient, 0 where both are 0; log q.
 
-    Last whether they are two softmaxes of which whole rows are summed, whose difference is right in all its digits;
-    then no log q is given.
+    The last value is whether both are softmaxes whose whole rows are summed. Then the difference is right in all its
+    digits, and log q is None.
     """
     both_logits = rows.whole is not False and pred_space == label_space == "logits"
     if both_logits:
@@ -291,9 +291,9 @@ def skew_terms(
 ) -> Any:
     """Terms ``p * log(p/m)`` of label p, pred q and m = s * p + r * q, with s the skew and r = 1 - s.
 
-    They are p and q times their derivatives ``log(p/m) + r * q/m`` and ``-r * p/m``, which are constants to autograd.
-    Rows of two softmaxes that are summed whole have the terms ``p * (y - log1p(y))``, y = m/p - 1: none is below 0, and
-    the added ``p * y = r * (q - p)`` sums to 0.
+    A term is p and q times their derivatives ``log(p/m) + r * q/m`` and ``-r * p/m``, which are constants to autograd.
+    If whole rows of two softmaxes are summed, the terms are ``p * (y - log1p(y))`` with y = m/p - 1: none is below 0,
+    and the added ``p * y = r * (q - p)`` sums to 0.
     """
     p, q, u, log_q, exact = _two_sides(F, pred, label, pred_space, label_space, axis, rows, mask)
     rest = 1 - skew
@@ -323,9 +323,9 @@ def js_terms(
 ) -> Any:
     """Terms ``beta * p * log(p/m) + (1-beta) * q * log(q/m)`` of label p, pred q and their mixture m.
 
-    The derivatives by p and by q are ``beta * log(p/m)`` and ``(1-beta) * log(q/m)``, what they are multiplied by: so
-    these two are constants to autograd, and no derivative of theirs can overflow. In exact arithmetic no term is
-    below 0, for any two positive numbers.
+    The derivatives by p and by q are ``beta * log(p/m)`` and ``(1-beta) * log(q/m)``, the same factors that multiply
+    p and q in a term. So these factors are constants to autograd, and no derivative of them can overflow. In exact
+    arithmetic no term is below 0, for any two positive numbers.
     """
     p, q, u, _, both_logits = _two_sides(F, pred, label, pred_space, label_space, axis, rows, mask)
     of_p, of_q = _log_mixture(F, u, beta)
@@ -334,7 +334,7 @@ def js_terms(
     if pred_space == "probs":
         of_q = _bounded(F, of_q, of_p)
     terms = p * (of_p * -beta) + q * (of_q * (beta - 1))
-    # What is added changes a value alone: where rounding left less than 0, and where digits are lost.
+    # The addition changes only values, not gradients: if rounding gave less than 0, or if digits were lost.
     fixed = F.BlockGrad(terms)
     missing = F.relu(-fixed)
     if both_logits:
@@ -345,15 +345,15 @@ def js_terms(
 
 
 def _bounded(F: Any, log_share: Any, other: Any) -> Any:
-    """The logarithm of m / p, but where p is 0 as if it were e^80 times smaller than the other side."""
+    """The logarithm of m / p; if p is 0, as if it were e^80 times smaller than the other side."""
     return F.where(log_share < _FLOOR / 2, log_share, other + 80)
 
 
 def _log_mixture(F: Any, u: Any, beta: float) -> Tuple[Any, Any]:
-    """The logarithms of m / p and of m / q with m = beta * p + (1-beta) * q, by u = log p - log q.
+    """The logarithms of m / p and of m / q with m = beta * p + (1-beta) * q, from u = log p - log q.
 
-    Of m divided by the larger side it is ``log1p(c * expm1(-|u|))``, c being the share of the smaller one: 0 at u = 0,
-    with its digits nearby. Of the other side it is |u| more.
+    For the larger side it is ``log1p(c * expm1(-|u|))``, with c the share of the smaller side: this is 0 at u = 0, and
+    keeps its digits nearby. For the smaller side it is larger by |u|.
     """
     size = -F.abs(u)
     odds = F.expm1(size)
@@ -365,19 +365,19 @@ def _log_mixture(F: Any, u: Any, beta: float) -> Tuple[Any, Any]:
     smaller, larger = ahead * (1 - beta) + behind * beta, ahead * beta + behind * (1 - beta)
     ratio = F.exp(size)
     own = smaller * odds
-    # log1p loses the digits of what is close to -1, and |u| + log_m those of a small sum.
+    # log1p loses digits close to -1, and |u| + log_m loses those of a small sum.
     log_m = F.where(own < -0.5, F.log(larger + smaller * ratio), F.log1p(own))
     other = F.where(size > -20, F.log1p(-larger * odds / ratio), log_m - size)
     return F.where(ahead, log_m, other), F.where(ahead, other, log_m)
 
 
 def js_form(beta: float) -> Dict[str, Any]:
-    """The Jensen-Shannon divergence as `pair_terms` takes it; at the ends of `beta`, where it vanishes, its limits."""
+    """The options of `pair_terms` for the Jensen-Shannon divergence; for `beta` 0 or 1, for the limit."""
     return {"form": "reverse_kl" if beta else "kl"} if beta in (0, 1) else {"form": "js", "beta": float(beta)}
 
 
 def skew_form(form: str, skew: float) -> Dict[str, Any]:
-    """The skewed divergence of a form as `pair_terms` takes it; without a skew, the form itself."""
+    """The options of `pair_terms` for the skewed divergence of a form; with a skew of 0, for the form itself."""
     return {"form": "skew_" + form, "skew": float(skew)} if skew else {"form": form}
 
 
@@ -388,7 +388,7 @@ def pair_terms(
 ) -> Any:
     """Terms of "kl", KL(label || pred), of "reverse_kl", KL(pred || label), of these two skewed, of "js" or of "tv".
 
-    What a `mask` leaves out is finite, with gradients of 0.
+    Terms that a `mask` leaves out are finite, and their gradients are 0.
     """
     own: Dict[str, Any] = {"pred_space": pred_space, "label_space": label_space}
     given: Dict[str, Any] = {"axis": axis, "rows": rows, "mask": mask}
@@ -407,13 +407,13 @@ def pair_terms(
 
 
 def unit(F: Any, x: Any) -> Any:
-    """A 1 of x's dtype, with as many axes as `x`."""
+    """A 1 in x's dtype, with as many axes as `x`."""
     first = F.zeros_like(F.slice(x, begin=(0,), end=(1,)))
     return (numpy_of(first).sum(first.as_np_ndarray(), keepdims=True) + 1).as_nd_ndarray()
 
 
 def more_than_one(F: Any, x: Any, axis: int, batch_axis: int) -> Any:
-    """1 where `axis` has several categories and is not the `batch_axis`, else 0; also where the rank is unknown."""
+    """1 if `axis` has several categories and is not the `batch_axis`, else 0; the rank may be unknown."""
     return F.sum(F.ones_like(first_along(F, x, batch_axis)), axis=axis, keepdims=True) > 1
 
 
@@ -427,23 +427,23 @@ def _dot(x: Any, y: Any) -> Any:
 
 
 def one_hot(F: Any, index: Any, pred: Any, axis: int, batch_axis: int, smoothing: float = 0) -> Any:
-    """Class indices, with 1 along `axis`, as rows of the shape of pred; NaN for what is no class of it.
+    """Class indices, with length 1 along `axis`, as one-hot rows in pred's shape; NaN for an index that is no class.
 
-    `smoothing` is the share that all categories get alike.
+    `smoothing` is the share that is spread evenly over all categories.
     """
     ones = F.ones_like(first_along(F, pred, batch_axis))
-    # cumsum counts axes from the front alone.
+    # cumsum takes no negative axis.
     first = F.swapaxes(ones, dim1=0, dim2=axis)
     numbers = F.swapaxes(numpy_of(first).cumsum(first.as_np_ndarray(), axis=0).as_nd_ndarray(), dim1=0, dim2=axis) - 1
     count = F.sum(ones, axis=axis, keepdims=True)
     known = (index >= 0) * (index == F.floor(index)) * F.broadcast_lesser(index, count)
-    # numbers first: print_summary takes the first variable of a graph for a layer with two axes
+    # `numbers` comes first, because print_summary treats the first variable of a graph as a layer with two axes.
     hot = F.broadcast_mul(F.broadcast_equal(numbers, index), known / known)
     return F.broadcast_add(hot * (1 - smoothing), smoothing / count) if smoothing else hot
 
 
 def cross_entropy(F: Any, log_pred: Any, label: Any) -> Any:
-    """``-label * log_pred``; 0 where label is 0, whatever `log_pred` is there."""
+    """``-label * log_pred``; 0 where label is 0, even if `log_pred` is not finite there."""
     return -label * _unless_absent(F, log_pred, F.abs(label))
 
 
@@ -451,9 +451,9 @@ def gaussian_differences(
     F: Any, mean: Any, width: Any, prior_mean: Optional[Any] = None, prior_width: Optional[Any] = None, *,
     std: bool = False,
 ) -> Tuple[Any, Any]:
-    """How far the mean and the log-variance are from the prior's; the mean in standard deviations of the prior.
+    """The differences of mean and log-variance from the prior's; that of the mean in the prior's standard deviations.
 
-    Widths are log-variances, or standard deviations if `std`; None stands for those of a standard prior.
+    Widths are log-variances, or standard deviations if `std`; None stands for the standard prior.
     """
     distance = mean if prior_mean is None else mean - prior_mean
     if std:
@@ -461,7 +461,7 @@ def gaussian_differences(
         return distance if prior_width is None else distance / prior_width, d
     if prior_width is None:
         return distance, width
-    # Scaled in two steps, since exp may overflow where the product fits; and 0 * inf at no distance is 0.
+    # Two steps, because exp may overflow although the product does not; and a distance of 0 must give 0, not 0 * inf.
     scale = F.exp(-0.25 * F.where(distance == 0, F.zeros_like(distance), prior_width))
     return distance * scale * scale, width - prior_width
 
@@ -469,11 +469,11 @@ def gaussian_differences(
 def gaussian_terms(F: Any, distance: Any, d: Any, doubled: bool = False) -> Any:
     """KL(N(m, v) || N(m', v')) of every dimension, with distance = (m - m') / sqrt(v') and d = log v - log v'.
 
-    ``(distance^2 + expm1(d) - d) / 2``: both summands are at least 0. `doubled` asks for twice that, of float64 that
-    stands for float32: exp(d) - 1 has digits enough then.
+    A term is ``(distance^2 + expm1(d) - d) / 2``; neither summand is below 0. With `doubled`, the result is twice that,
+    in float64 for a result in float32: exp(d) - 1 then has enough digits.
     """
     if doubled:
-        excess = F.exp(d) - 1 - F.minimum(d, _HUGE)  # at +inf, inf - inf is avoided
+        excess = F.exp(d) - 1 - F.minimum(d, _HUGE)  # avoids inf - inf
         return F.square(distance) + _not_negative(F, excess)
     return F.add_n(F.square(distance * math.sqrt(0.5)), *_half_expm1_excess(F, d))
 
@@ -481,10 +481,10 @@ def gaussian_terms(F: Any, distance: Any, d: Any, doubled: bool = False) -> Any:
 def gaussian_sums(
     F: Any, squares: Any, d: Any, batch_axis: Optional[int], mean: bool, long: bool, scale: float,
 ) -> Any:
-    """The terms of squared distances and of `d` in float64 reduced as by `sum_per_sample`, in fewer passes: a column.
+    """The terms of squared distances and of `d` in float64, reduced as by `sum_per_sample` in fewer passes: a column.
 
-    If `long`, squares and result are in float64, else in float32. A square may overflow before its half does. What
-    takes two arrays is NumPy's: before MXNet's own, AMP puts a cast that refuses float64 on CPUs.
+    With `long`, squares and result are in float64, else in float32. A square may overflow although its half does not.
+    Operators of two arrays are NumPy's, because AMP puts a cast before MXNet's own that refuses float64 on CPUs.
     """
     squares, d = (as_rows(F, x, batch_axis) for x in (squares, d))
     ones = _ones(F, d)
@@ -492,7 +492,7 @@ def gaussian_sums(
     if mean:
         shares = (shares.as_np_ndarray() / _dot(F.transpose(ones), ones).as_np_ndarray()).as_nd_ndarray()
     np, total = numpy_of(d), _dot(d, shares)
-    # Where it is infinite the growth is, and inf - inf is avoided; the derivative stays.
+    # If the total is infinite, so is the sum of exp(d): this avoids inf - inf, and keeps the derivative.
     total = np.where(*(x.as_np_ndarray() for x in (total < _HUGE, total, F.contrib.sign_ste(total))))
     excess = _dot(F.exp(d) - 1, shares).as_np_ndarray() - total
     excess = (excess - F.BlockGrad(np.minimum(excess, 0).as_nd_ndarray()).as_np_ndarray()).as_nd_ndarray()
@@ -502,13 +502,14 @@ def gaussian_sums(
 
 
 def _not_negative(F: Any, x: Any) -> Any:
-    """`x`, or 0 where it is less, as round-off may be; the gradient goes through."""
+    """`x`, or 0 where rounding made it negative; the gradient is that of `x`."""
     return x - F.BlockGrad(F.minimum(x, 0))
 
 
-# Where a polynomial stands for (expm1(s) - s) / 2. Its upper end leaves exp room where only expm1(d) / 2 fits.
+# Between these, a polynomial replaces (expm1(s) - s) / 2. With this upper end, exp does not overflow if expm1(d) / 2
+# does not.
 _LOW, _HIGH = -0.25, 0.75
-# Chebyshev's for (expm1(s) - s) / (2 s^2) between them, right to 1e-17, from the highest power down.
+# The Chebyshev polynomial of (expm1(s) - s) / (2 s^2) between them, right to 1e-17, from the highest power down.
 _EXCESS = (
     9.987345145599013e-11, 1.0208160714365642e-09, 1.2537035098988785e-08,
     1.3778624477451703e-07, 1.3778645005256313e-06, 1.2400793991581933e-05,
@@ -518,17 +519,17 @@ _EXCESS = (
 
 
 def _half_expm1_excess(F: Any, d: Any) -> Tuple[Any, Any, Any]:
-    """Summands of ``(expm1(d) - d) / 2``, right in its leading digits, infinite only where its value is.
+    """Summands of ``(expm1(d) - d) / 2``, right in its leading digits, and infinite only if its value is.
 
-    Nothing branches: with s the d nearest to 0 within the polynomial's ends, p = (expm1(s) - s) / 2,
-    h = expm1(s) / 2 and o = d - s, which is 0 between them, it is ``p + h o + (h + 1/2)(expm1(o) - o)``.
-    s is held constant: the derivative, ``h + (h + 1/2) expm1(o)``, is right wherever it is.
+    There is no branch. Let s be d clipped to the ends of the polynomial, p = (expm1(s) - s) / 2, h = expm1(s) / 2, and
+    o = d - s, which is 0 between the ends. Then the value is ``p + h o + (h + 1/2)(expm1(o) - o)``. s is a constant to
+    autograd: the derivative, ``h + (h + 1/2) expm1(o)``, is right for every s.
     """
     s = F.minimum(F.maximum(F.BlockGrad(d), _LOW), _HIGH)
     p = F.square(s) * _excess(s)
     minus_h = s * -0.5 - p
     o = d - s
-    # Not h * o: the gradients to one o would add up in an order that loses digits. At +inf, inf - inf is avoided.
+    # Not h * o: the gradients to one o would be added in an order that loses digits. The minimum avoids inf - inf.
     return (0.5 - minus_h) * (F.exp(o) - F.minimum(o, _HUGE) - 1), (s - d) * minus_h, p
 
 
@@ -545,8 +546,8 @@ def bernoulli_terms(
     """KL(Bernoulli(label) || Bernoulli(pred)) of every element; each side probabilities or logits.
 
     With p, q the probabilities, s, z their logits and u = s - z, a term is ``p u + log1p(p expm1(-u))``
-    where |u| < 1, and ``-H(p) - p log q - (1-p) log(1-q)`` elsewhere, both for the rarer outcome of the label:
-    so p is at most 1/2, and the logarithms lose nothing. Derivatives are their own closed forms.
+    where |u| < 1, and ``-H(p) - p log q - (1-p) log(1-q)`` elsewhere. Both are computed for the rarer outcome of the
+    label, so p is at most 1/2 and the logarithms lose no digits. The derivatives are written as closed forms.
     """
     own, other = F.BlockGrad(pred), F.BlockGrad(label)
     common = other > (0.5 if label_space == "probs" else 0)
@@ -563,7 +564,7 @@ def bernoulli_terms(
 
     if pred_space == "logits":
         to_pred = q - p
-    else:  # where a probability is 0, so is the derivative of its logarithm, as in `log_of_probs`
+    else:  # if a probability is 0, the derivative of its logarithm counts as 0, as in `log_of_probs`
         ratios = [F.minimum(x * (y != 0) / (y + (y == 0)), _HUGE) for x, y in ((not_p, not_q), (p, q))]
         to_pred = ratios[0] - ratios[1]
     log_ratio = F.where(absent, zero + math.log(epsilon), s) - z
@@ -574,7 +575,7 @@ def bernoulli_terms(
 
 
 def _outcome(F: Any, x: Any, space: str, common: Any, sign: Any) -> Tuple[Any, Any, Any]:
-    """Of the label's rarer outcome (0 where `common`, else 1) the probability, that of the other, and the score."""
+    """The probability of the label's rarer outcome (0 where `common`, else 1), that of the other, and the logit."""
     if space == "logits":
         score = sign * x
         return F.sigmoid(score), F.sigmoid(-score), score
@@ -583,8 +584,8 @@ def _outcome(F: Any, x: Any, space: str, common: Any, sign: Any) -> Tuple[Any, A
 
 
 def _with_gradients(F: Any, value: Any, *gradients: Any) -> Any:
-    """`value`, whose gradient to each x of the pairs (x, gradient) is what stands beside it."""
-    # The sign, since it is finite for every x; a gradient goes through this one unchanged.
+    """`value`, with the given gradient to x for each of the pairs (x, gradient)."""
+    # The sign is finite for every x, and the gradient passes through this operator unchanged.
     parts = [F.contrib.sign_ste(x) * gradient for x, gradient in gradients]
     return F.add_n(value, *[part - F.BlockGrad(part) for part in parts])
 
@@ -593,11 +594,11 @@ def weigh(
     F: Any, world: Any, terms: Callable[..., Any], inputs: Sequence[Any], weight: Any, axis: Optional[int],
     learned: bool = True,
 ) -> Any:
-    """``terms(*inputs, mask) * weight``, where weight 0 ignores even NaN: a whole row along `axis`, or a term.
+    """``terms(*inputs, mask) * weight``, where weight 0 ignores a whole row along `axis`, or a term, even if it is NaN.
 
-    What the mask of a weight leaves out is finite, with gradients of 0. `inputs` have one shape; `weight` None is 1,
-    without a mask; `axis` None says that every term is a row of its own. `learned` False says that nobody asks for the
-    weight's gradient.
+    Terms that the mask leaves out are finite, and their gradients are 0. `inputs` have one shape. `weight` None counts
+    as 1, without a mask. With `axis` None, every term is a row by itself. With `learned` False, nobody asks for the
+    gradient to the weight.
     """
     if weight is None:
         return terms(*inputs, None)
@@ -608,7 +609,7 @@ def weigh(
     heard = terms(*inputs, Mask(rows_off, off))
     if not (learned and world.gradients[-1]):
         return heard * weight
-    # The derivative with respect to a weight of 0 is the term itself, if its row is finite.
+    # The gradient to a weight of 0 is the term itself, if its row is finite.
     silent = F.BlockGrad(terms(*(F.BlockGrad(x) for x in inputs), None))
     finite = is_finite(silent if axis is None else F.sum(silent, axis=axis, keepdims=True))
     zero = F.zeros_like(weight)

@@ -21,7 +21,7 @@ from mxnet import gluon
 
 
 def pred_space_of(from_logits: bool, pred_space: Optional[str]) -> str:
-    """What `pred` holds, by the two arguments that say so."""
+    """The space of `pred`, from the two arguments that name it."""
     from_logits = check_flag("from_logits", from_logits)
     if pred_space is None:
         pred_space = "log_probs" if from_logits else "logits"
@@ -63,12 +63,12 @@ class PairLoss(CheckedLoss):
     def check_inputs(self, pred: Any, label: Any, sample_weight: Any = None) -> None:
         """Look at the values once, on a first batch or while debugging, and name a likely mistake.
 
-        Caught are probabilities or logits where log-probabilities belong, sigmoid outputs or
+        It finds probabilities or logits instead of log-probabilities, sigmoid outputs,
         logarithms to another base, probabilities that would go through softmax twice, class
-        indices and counts as label, rows that do not sum to 1, or do along another axis, negative
-        probabilities, padding without a weight, lengths as `sample_weight`, and swapped arguments.
-        Values of weight 0 are ignored. The method never runs by itself: it waits for the values,
-        and an error on one worker of a distributed job would hang the others.
+        indices or counts as label, rows that do not sum to 1, rows that sum to 1 along another
+        axis, negative probabilities, padding without a weight, lengths as `sample_weight`, and
+        swapped arguments. Values of weight 0 are ignored. The method never runs by itself: it
+        waits for the values, and an error on one worker of a distributed job would hang the others.
 
         Parameters
         ----------
@@ -80,7 +80,7 @@ class PairLoss(CheckedLoss):
         Raises
         ------
         ValueError
-            If the values speak for a mistake; the message names it and the remedy.
+            If the values suggest a mistake; the message names it and the remedy.
         TypeError
             If an input is not an MXNet array.
 
@@ -106,7 +106,7 @@ class PairLoss(CheckedLoss):
                                self._label_space)
 
     def _form(self) -> Dict[str, Any]:
-        """Which divergence it is, in the words of `operators.pair_terms` and of the fused operator."""
+        """The options that choose the divergence, for `operators.pair_terms` and the fused operator."""
         raise NotImplementedError
 
     def _description(self) -> Description:
@@ -122,11 +122,11 @@ class KLDivLoss(PairLoss, gluon.loss.KLDivLoss):
     .. math:: \mathrm{KL}(p \,\|\, q) = \sum_i p_i \, (\log p_i - \log q_i),
 
     also called the relative entropy of the label with respect to the prediction. It is
-    0 where both agree, grows without bound where the prediction misses mass that the
-    label has, and ignores what the prediction puts where the label has none.
+    0 if both agree. It grows without bound if the prediction of a category goes to 0 while its
+    label does not. A category whose label is 0 adds nothing.
 
-    Drop-in for :class:`mxnet.gluon.loss.KLDivLoss`, with the same positional arguments. For each
-    sample of shape (rows, categories)::
+    A drop-in replacement for :class:`mxnet.gluon.loss.KLDivLoss`, with the same positional
+    arguments. For each sample of shape (rows, categories)::
 
         terms = p * (log(p) - log(q))
         "mean":      loss = terms.mean()  # default
@@ -152,10 +152,11 @@ class KLDivLoss(PairLoss, gluon.loss.KLDivLoss):
         The axis of the samples; every other axis is reduced.
     reduction : {"mean", "sum", "none", "row", "row_mean"}
         "mean" divides the sum by the number of terms of a sample, as Gluon documents;
-        "sum" is the divergence itself; "none" returns the terms. "row" adds over `axis` alone:
-        a value for each position of a sequence. "row_mean" averages these over the rows of a
-        sample whose weight is not 0: for sequences with padding, the mean divergence per valid
-        position, the scale of Gluon's SoftmaxCELoss. A sample without such a row gives 0.
+        "sum" is the divergence itself; "none" returns the terms. "row" adds over `axis` alone
+        and returns one value for each position of a sequence. "row_mean" averages these values
+        over the rows of a sample whose weight is not 0. For sequences with padding this is the
+        mean divergence per valid position, on the scale of Gluon's SoftmaxCELoss. A sample
+        without such a row gives 0.
     label_space : {"probs", "log_probs", "logits"}
         What `label` holds: probabilities, their logarithms, or logits that go through
         softmax over `axis`.
@@ -163,12 +164,12 @@ class KLDivLoss(PairLoss, gluon.loss.KLDivLoss):
         What `pred` holds, instead of what `from_logits` says: "probs" for networks that end in
         a softmax. A probability of 0 under a label of 0 has the gradient 0.
     epsilon : float, default 1e-12
-        Stands in for a label of exactly 0 inside the logarithm. It changes no value: only
+        Replaces a label of exactly 0 inside the logarithm. It changes no value. It changes only
         the gradient to such a label, which is ``log(epsilon) - log_pred``.
     skew : float, default 0
-        From 0 to below 1, the share :math:`s` of the label in what it is compared with:
-        :math:`\mathrm{KL}(p \,\|\, s p + (1 - s) q)`, at most :math:`-\log s`, which it
-        reaches where the two share no category.
+        From 0 to below 1, the share :math:`s` of the label in the mixture that it is compared
+        with: :math:`\mathrm{KL}(p \,\|\, s p + (1 - s) q)`. This is at most :math:`-\log s`,
+        which it reaches if the two share no category.
     prefix, params
         As for every Gluon block.
 
@@ -178,18 +179,18 @@ class KLDivLoss(PairLoss, gluon.loss.KLDivLoss):
         Array or Symbol of any shape with at least one axis, any floating dtype. A value of
         -inf masks its category.
     label
-        The same shape; any floating, integer or boolean dtype. Need not sum to 1.
+        The same shape; any floating, integer or boolean dtype. Its rows need not sum to 1.
     sample_weight
-        Optional. Shape (batch,), a weight per sample; pred's shape without `axis`, one per row,
-        such as (batch, time); or as many axes as `pred`, each 1 or that of `pred`. Weight 0
-        ignores the row, even NaN.
+        Optional. Shape (batch,) for one weight per sample; pred's shape without `axis`, such as
+        (batch, time), for one per row; or as many axes as `pred`, each of length 1 or that of
+        `pred`. Weight 0 ignores the row, even NaN.
 
     Outputs
     -------
     loss
-        Shape (batch,); that of `pred` for ``reduction="none"``, and without `axis` for "row",
-        or (1,) of a `pred` with one axis. float64 if an input is, else float32. Of the array
-        kind of `pred`.
+        Shape (batch,); pred's shape for ``reduction="none"``, and pred's shape without `axis` for
+        "row", or (1,) if `pred` has one axis. float64 if an input is, else float32. The same kind
+        of array as `pred`.
 
     Raises
     ------
@@ -201,14 +202,16 @@ class KLDivLoss(PairLoss, gluon.loss.KLDivLoss):
 
     Notes
     -----
-    A term whose label is 0 is 0, also at a masked category or NaN. A label above 0 at a masked category
-    gives infinity, without a `skew`, and a negative label NaN. With one, the gradient to a label of
-    0 is ``log(epsilon) - log(1 - skew) - log_pred``.
+    If the label is 0, the term is 0, even if the prediction is masked or NaN. A label above 0 at
+    a masked category gives infinity without a `skew`, and a finite term with one. A negative
+    label gives NaN. With a `skew`, the gradient to a label of 0 is
+    ``log(epsilon) - log(1 - skew) - log_pred``.
 
-    Where both sides are logits and whole rows are reduced, the terms are summed in the
-    form :math:`p u + q - p` with :math:`u = \log p - \log q`: never negative, exactly 0 for
-    equal rows, and correct in its leading digits for nearly equal ones. With a `skew` these are
-    :math:`p \, (y - \log(1 + y))` with :math:`y = (1 - s) (q / p - 1)`, and as exact.
+    If both sides are logits and whole rows are reduced, the terms are summed in the
+    form :math:`p u + q - p` with :math:`u = \log p - \log q`. The result is never negative, is
+    exactly 0 for equal rows, and keeps its leading digits for nearly equal ones. With a `skew`,
+    the terms are :math:`p \, (y - \log(1 + y))` with :math:`y = (1 - s) (q / p - 1)`, which are
+    equally exact.
 
     References
     ----------
@@ -220,7 +223,8 @@ class KLDivLoss(PairLoss, gluon.loss.KLDivLoss):
 
     Examples
     --------
-    Log-probabilities against probabilities, in nats; then averaged over the categories:
+    `pred` holds log-probabilities and `label` probabilities. First the sum, then the mean over the
+    categories:
 
     >>> from gluon_kl import KLDivLoss
     >>> from mxnet import nd
@@ -234,7 +238,7 @@ class KLDivLoss(PairLoss, gluon.loss.KLDivLoss):
     >>> print(value.asnumpy().round(4))
     [0.0254]
 
-    Logits, as networks give them:
+    `pred` holds logits, as most networks return them:
 
     >>> logits = nd.array([[2, 0.5, -1, 0.1]])
     >>> loss = KLDivLoss(
@@ -243,7 +247,7 @@ class KLDivLoss(PairLoss, gluon.loss.KLDivLoss):
     >>> print(value.asnumpy().round(4))
     [0.3526]
 
-    Probabilities, as a network that ends in a softmax gives them:
+    `pred` holds probabilities, from a network that ends in a softmax:
 
     >>> loss = KLDivLoss(
     ...     pred_space="probs", reduction="sum")
@@ -251,7 +255,7 @@ class KLDivLoss(PairLoss, gluon.loss.KLDivLoss):
     >>> print(value.asnumpy().round(4))
     [0.1017]
 
-    A prediction that has no mass where the label has, finite with a skew:
+    The prediction excludes categories that the label has; with a skew the result is finite:
 
     >>> sure = nd.array([[1, 0, 0, 0]])
     >>> loss = KLDivLoss(
@@ -261,7 +265,7 @@ class KLDivLoss(PairLoss, gluon.loss.KLDivLoss):
     >>> print(value.asnumpy().round(4))
     [1.2724]
 
-    A sequence of two positions, of which the second is padding:
+    A sequence of two positions; the second is padding:
 
     >>> pair = nd.stack(pred, pred, axis=1)
     >>> padded = nd.stack(
@@ -275,7 +279,7 @@ class KLDivLoss(PairLoss, gluon.loss.KLDivLoss):
     """
 
     _direction = "KL(label ‖ pred) in nats"
-    _skew = 0  # of losses that were pickled before there was one
+    _skew = 0  # for losses that were pickled before this argument existed
 
     def __init__(
         self, from_logits: bool = True, axis: int = -1, weight: Optional[float] = None, batch_axis: int = 0, *,
@@ -306,9 +310,10 @@ class ReverseKLDivLoss(PairLoss):
 
     .. math:: \mathrm{KL}(q \,\|\, p) = \sum_i q_i \, (\log q_i - \log p_i).
 
-    It punishes a prediction for mass where the label has little, not for missing some of the
-    label's: a prediction too simple for its target settles on one of its peaks. For each sample of
-    shape (rows, categories)::
+    It is large if the prediction gives probability to categories where the label has little. It
+    stays small if the prediction leaves out some of the label's categories. So a prediction that
+    is too simple for its target settles on one peak of the target. For each sample of shape
+    (rows, categories)::
 
         terms = q * (log(q) - log(p))
         "mean":      loss = terms.mean()  # default
@@ -343,9 +348,9 @@ class ReverseKLDivLoss(PairLoss):
         What `pred` holds, instead of what `from_logits` says: "probs" for networks that end in
         a softmax.
     skew : float, default 0
-        From 0 to below 1, the share :math:`s` of the prediction in what it is compared with:
-        :math:`\mathrm{KL}(q \,\|\, s q + (1 - s) p)`, at most :math:`-\log s`, which it
-        reaches where the two share no category.
+        From 0 to below 1, the share :math:`s` of the prediction in the mixture that it is
+        compared with: :math:`\mathrm{KL}(q \,\|\, s q + (1 - s) p)`. This is at most
+        :math:`-\log s`, which it reaches if the two share no category.
     prefix, params
         As for every Gluon block.
 
@@ -356,16 +361,16 @@ class ReverseKLDivLoss(PairLoss):
     label
         The same shape; any floating, integer or boolean dtype.
     sample_weight
-        Optional. Shape (batch,), a weight per sample; pred's shape without `axis`, one per row,
-        such as (batch, time); or as many axes as `pred`, each 1 or that of `pred`. Weight 0
-        ignores the row, even NaN.
+        Optional. Shape (batch,) for one weight per sample; pred's shape without `axis`, such as
+        (batch, time), for one per row; or as many axes as `pred`, each of length 1 or that of
+        `pred`. Weight 0 ignores the row, even NaN.
 
     Outputs
     -------
     loss
-        Shape (batch,); that of `pred` for ``reduction="none"``, and without `axis` for "row",
-        or (1,) of a `pred` with one axis. float64 if an input is, else float32. Of the array
-        kind of `pred`.
+        Shape (batch,); pred's shape for ``reduction="none"``, and pred's shape without `axis` for
+        "row", or (1,) if `pred` has one axis. float64 if an input is, else float32. The same kind
+        of array as `pred`.
 
     Raises
     ------
@@ -377,13 +382,14 @@ class ReverseKLDivLoss(PairLoss):
 
     Notes
     -----
-    A term whose predicted probability is 0 is 0, also under a label of 0. Any predicted mass
-    under a label of 0 gives infinity, and no useful gradient: one-hot labels need a `skew`,
-    smoothing first, or :class:`JSDivLoss`. The gradient to a label of 0 is 0, and with a `skew`
-    :math:`-(1 - s) / s` under any predicted mass.
+    If the predicted probability is 0, the term is 0, even if the label is 0 too. If the predicted
+    probability is above 0 and the label is 0, the term is infinite and has no useful gradient:
+    for one-hot labels use a `skew`, smooth the labels, or use :class:`JSDivLoss`. The gradient to
+    a label of 0 is 0. With a `skew` it is :math:`-(1 - s) / s` if the predicted probability is
+    above 0.
 
-    Where both sides are logits and whole rows are reduced, the result is never negative,
-    exactly 0 for equal rows, and correct in its leading digits for nearly equal ones.
+    If both sides are logits and whole rows are reduced, the result is never negative, is
+    exactly 0 for equal rows, and keeps its leading digits for nearly equal ones.
 
     References
     ----------
@@ -404,7 +410,7 @@ class ReverseKLDivLoss(PairLoss):
     >>> print(value.asnumpy().round(4))
     [0.0998]
 
-    Against a one-hot label, which is finite with a skew:
+    The label is one-hot; with a skew the result is finite:
 
     >>> one_hot = nd.array([[0, 1, 0, 0]])
     >>> loss = ReverseKLDivLoss(
@@ -415,7 +421,7 @@ class ReverseKLDivLoss(PairLoss):
     """
 
     _direction = "KL(pred ‖ label) in nats"
-    _skew = 0  # of losses that were pickled before there was one
+    _skew = 0  # for losses that were pickled before this argument existed
 
     def __init__(
         self, from_logits: bool = True, axis: int = -1, weight: Optional[float] = None, batch_axis: int = 0, *,
@@ -446,10 +452,10 @@ class JSDivLoss(PairLoss):
     .. math:: \mathrm{JS}_\beta = \beta \, \mathrm{KL}(p \| m)
               + (1 - \beta) \, \mathrm{KL}(q \| m).
 
-    For :math:`0 < \beta < 1` it is bounded, by
-    :math:`-\beta \log \beta - (1 - \beta) \log(1 - \beta)`, which it reaches where
-    the two share no category: log 2 at :math:`\beta = 1/2`, where it is symmetric. For each sample
-    of shape (rows, categories)::
+    For :math:`0 < \beta < 1` it is at most
+    :math:`-\beta \log \beta - (1 - \beta) \log(1 - \beta)`, which it reaches if the two share no
+    category. At :math:`\beta = 1/2` this bound is log 2, and the divergence is symmetric. For each
+    sample of shape (rows, categories)::
 
         terms = (beta * p * (log(p) - log(m))
                  + (1 - beta) * q * (log(q) - log(m)))
@@ -475,8 +481,8 @@ class JSDivLoss(PairLoss):
     batch_axis : int, default 0
         The axis of the samples; every other axis is reduced.
     beta : float, default 0.5
-        Between 0 and 1, the share of the label in the mixture; 0 stands for
-        KL(label ‖ pred), and 1 for KL(pred ‖ label).
+        Between 0 and 1, the share of the label in the mixture. 0 gives
+        KL(label ‖ pred), and 1 gives KL(pred ‖ label).
     reduction : {"mean", "sum", "none", "row", "row_mean"}
         "mean" divides the sum by the number of terms of a sample; "sum" is the divergence
         itself; "none" returns the terms; "row" adds over `axis` alone; "row_mean" averages that
@@ -497,16 +503,16 @@ class JSDivLoss(PairLoss):
     label
         The same shape; any floating, integer or boolean dtype.
     sample_weight
-        Optional. Shape (batch,), a weight per sample; pred's shape without `axis`, one per row,
-        such as (batch, time); or as many axes as `pred`, each 1 or that of `pred`. Weight 0
-        ignores the row, even NaN.
+        Optional. Shape (batch,) for one weight per sample; pred's shape without `axis`, such as
+        (batch, time), for one per row; or as many axes as `pred`, each of length 1 or that of
+        `pred`. Weight 0 ignores the row, even NaN.
 
     Outputs
     -------
     loss
-        Shape (batch,); that of `pred` for ``reduction="none"``, and without `axis` for "row",
-        or (1,) of a `pred` with one axis. float64 if an input is, else float32. Of the array
-        kind of `pred`.
+        Shape (batch,); pred's shape for ``reduction="none"``, and pred's shape without `axis` for
+        "row", or (1,) if `pred` has one axis. float64 if an input is, else float32. The same kind
+        of array as `pred`.
 
     Raises
     ------
@@ -518,12 +524,12 @@ class JSDivLoss(PairLoss):
 
     Notes
     -----
-    With `beta` approaching 0 the formula approaches ``beta * KL(label ‖ pred)``, and with
-    `beta` approaching 1 ``(1 - beta) * KL(pred ‖ label)``. At the ends themselves it would be
-    0 throughout; ``beta=0`` and ``beta=1`` give these divergences without the factor.
+    As `beta` approaches 0, the formula approaches ``beta * KL(label ‖ pred)``, and as `beta`
+    approaches 1, ``(1 - beta) * KL(pred ‖ label)``. At 0 and 1 the formula itself would always
+    give 0; ``beta=0`` and ``beta=1`` give these divergences without the factor instead.
 
-    No term is ever negative, and equal rows in one space give exactly 0. A label of 0 has the
-    gradient of a label :math:`e^{80}` times smaller than the prediction: finite, as for a mask.
+    No term is ever negative, and equal rows in one space give exactly 0. A label of 0 gets the
+    gradient of a label that is :math:`e^{80}` times smaller than the prediction, which is finite.
 
     References
     ----------
@@ -535,7 +541,7 @@ class JSDivLoss(PairLoss):
 
     Examples
     --------
-    The second sample shares no category with its label, which costs log 2:
+    The second sample shares no category with its label, so its divergence is log 2:
 
     >>> from gluon_kl import JSDivLoss
     >>> from mxnet import nd

@@ -1,4 +1,4 @@
-"""Knowledge distillation from a teacher of which the best categories were kept."""
+"""Knowledge distillation from a teacher whose best categories were kept."""
 
 from typing import Any, Dict, Optional, Tuple
 
@@ -9,7 +9,7 @@ from gluon_kl.distillation import StudentLoss
 from gluon_kl.operators import js_form
 from gluon_kl.top_k_description import TopKDescription
 
-# What goes with each tail, and with which teacher: the others have no meaning, or one that nobody asks for.
+# The divergences and the teacher spaces of each tail. The other combinations have no meaning or no use.
 DIVERGENCES = {"bucket": ("kl", "reverse_kl", "js"), "renormalize": ("kl", "js"), "drop": ("kl",)}
 SPACES = {"bucket": ("log_probs", "probs"), "renormalize": ("log_probs", "probs", "logits"),
           "drop": ("log_probs", "probs")}
@@ -18,7 +18,7 @@ SPACES = {"bucket": ("log_probs", "probs"), "renormalize": ("log_probs", "probs"
 class TopKDistillationLoss(StudentLoss):
     r"""Loss of a student that learns from a teacher's best categories, and from labels.
 
-    A teacher is run once, and of its many categories the :math:`k` best are stored: their
+    A teacher is run once, and the best :math:`k` of its many categories are stored: their
     indices :math:`K` and their probabilities :math:`p`. With :math:`z` the logits of the student,
     :math:`q = \mathrm{softmax}(z / T)`, :math:`y` the label and hard weight :math:`\alpha`,
     the loss is
@@ -29,13 +29,13 @@ class TopKDistillationLoss(StudentLoss):
        & + (1 - \alpha) \, T^2 \, \Big( \sum_{i \in K} p_i \log \frac{p_i}{q_i} \\
        & \qquad + p_t \log \frac{p_t}{q_t} \Big)
 
-    in nats. What was not kept is one more category, the tail: :math:`p_t = 1 - \sum_{i \in K} p_i` of the teacher and
-    :math:`q_t = \sum_{j \notin K} q_j` of the student, summed over these alone, so that it is
-    right however small it is. The gradient to :math:`z / T` is, with
-    :math:`P = \sum_{i \in K} p_i + p_t`, :math:`q_i P - p_i` at a kept category and
-    :math:`q_j (P - p_t / q_t)` at each other. Where every category is kept this is
-    :class:`DistillationLoss`. No array of the teacher's in the student's shape is ever made.
-    For each sample, with `rows` the value above of each row::
+    in nats. All other categories become one, the tail. The teacher gives it
+    :math:`p_t = 1 - \sum_{i \in K} p_i` and the student :math:`q_t = \sum_{j \notin K} q_j`. This
+    sum runs over the other categories themselves, so it is right however small it is. With
+    :math:`P = \sum_{i \in K} p_i + p_t`, the gradient to :math:`z / T` is :math:`q_i P - p_i` at a
+    kept category and :math:`q_j (P - p_t / q_t)` at any other. If every category is kept, the loss
+    equals :class:`DistillationLoss`. The teacher's values are never expanded to the student's
+    shape. For each sample, if `rows` holds this value of each row::
 
         "row_mean":  loss = rows.mean()  # default
         "row":       loss = rows
@@ -46,10 +46,12 @@ class TopKDistillationLoss(StudentLoss):
     Parameters
     ----------
     temperature : float, default 1.0
-        Divides the student's logits, and kept logits. Between 1e-6 and 1e6.
+        Between 1e-6 and 1e6. It divides the student's logits, and also the teacher's values if
+        they are logits.
     hard_weight : float, default 0.5
         Between 0 and 1, the share of the cross-entropy with the label. At 0 the label is not
-        looked at, without `ignore_label`, and may be None; at 1 neither are `teacher_index` and `teacher_value`.
+        read and may be None, unless there is an `ignore_label`. At 1 `teacher_index` and
+        `teacher_value` are not read and may be None.
     sparse_label : bool, default True
         `True` if `label` holds class indices, `False` if it holds a probability for each
         category.
@@ -58,27 +60,29 @@ class TopKDistillationLoss(StudentLoss):
     batch_axis : int, default 0
         The axis of the samples.
     axis : int, default -1
-        The axis of the categories; not that of the samples.
+        The axis of the categories. It must differ from the axis of the samples.
     divergence : {"kl", "reverse_kl", "js"}
-        As of :class:`DistillationLoss`: of the teacher's kept categories and tail, and those of
-        the student.
+        As in :class:`DistillationLoss`, between the kept categories and the tail of the teacher
+        and those of the student.
     beta : float, default 0.5
         Between 0 and 1, the share of the teacher in the mixture of "js".
     tail : {"bucket", "renormalize", "drop"}
-        What becomes of what the teacher did not keep. "bucket": one more category, as above; the
-        teacher's tail is never below 0, and exactly 0 where every category is kept; "kl",
-        "reverse_kl" and "js". "renormalize": the kept probabilities are scaled to 1, and the rest
-        is taken for 0; "kl" and "js". "drop": the terms of the kept categories alone, as most
-        toolkits have it; "kl" alone, and the loss may be below 0.
+        How the categories that the teacher did not keep count. "bucket": as one more category, as
+        above; the teacher's tail is never below 0, and exactly 0 if every category is kept. It
+        works with "kl", "reverse_kl" and "js". "renormalize": the kept probabilities are scaled
+        so that they sum to 1, and the others count as 0. It works with "kl" and "js". "drop":
+        only the terms of the kept categories are added, as in most toolkits. It works with "kl",
+        and the loss may be below 0.
     teacher_space : {"log_probs", "probs", "logits"}
-        What `teacher_value` holds: of the softened distribution ``softmax(logits / temperature)``
-        over all categories the kept logarithms, or the kept probabilities themselves, used as
-        given; or kept logits, of which the softmax at `temperature` is taken, with
-        ``tail="renormalize"`` alone. Logarithms at temperature 1 are such logits.
+        What `teacher_value` holds. "log_probs" and "probs" are the kept values of the softened
+        distribution ``softmax(logits / temperature)`` over all categories, which are used as
+        given. "logits" are kept logits, to which the loss applies the softmax at `temperature`;
+        only with ``tail="renormalize"``. Logarithms of probabilities at temperature 1 are such
+        logits.
     reduction : {"row_mean", "row", "sum"}
-        As of :class:`DistillationLoss`, and so are the next two.
+        This and the next two are as in :class:`DistillationLoss`.
     ignore_label : float, optional
-        A whole number: a row with this class index counts as one of weight 0.
+        A whole number. A row with this class index has weight 0.
     label_smoothing : float, default 0
         From 0 to below 1, the share of each label that is spread evenly over all categories.
     prefix, params
@@ -89,41 +93,42 @@ class TopKDistillationLoss(StudentLoss):
     pred
         Array or Symbol, the logits of the student. A logit of -inf masks its category.
     label
-        Class indices of any dtype, of pred's shape without `axis` or with 1 there; or pred's
-        shape if not `sparse_label`.
+        Class indices of any dtype, in pred's shape without `axis`, or with length 1 there. If
+        not `sparse_label`, probabilities in pred's shape.
     teacher_index
-        The kept categories, in pred's shape but with k in the place of the categories, in any
-        order; -1 is an empty place, where `teacher_value` is not looked at. Integers, float32 or
-        float64.
+        The kept categories, in any order: integers, float32 or float64, in pred's shape with k
+        instead of the number of categories. -1 is an empty place, whose `teacher_value` is not
+        read.
     teacher_value
-        Of the shape of `teacher_index`. No gradient reaches it.
+        The teacher's values at these categories, in the shape of `teacher_index`. No gradient
+        reaches it.
     sample_weight
-        Optional, a weight for each row: shape (batch,); pred's shape without `axis`, such as
-        (batch, time); or as many axes as `pred`, 1 along `axis`. Weight 0 ignores the row,
-        even NaN.
+        Optional. Shape (batch,) for one weight per sample; pred's shape without `axis`, such as
+        (batch, time), for one per row; or as many axes as `pred`, with length 1 along `axis`.
+        Weight 0 ignores the row, even NaN.
 
     Outputs
     -------
     loss
         Shape (batch,); pred's shape without `axis` for ``reduction="row"``. float64 if an input
-        is, else float32. Of the array kind of `pred`.
+        is, else float32. The same kind of array as `pred`.
 
     Raises
     ------
     ValueError
         If shapes do not fit, k is 0, `teacher_index` is of float16 or bool, an axis is out of
-        range or both are the same, the arrays are on different devices, an argument is out of its
-        range or not among the allowed ones, or `tail` has no such `divergence` or
-        `teacher_space`.
+        range, both axes are the same, or the arrays are on different devices; if an argument is
+        out of its range or not among the allowed ones; or if `divergence` or `teacher_space` does
+        not work with this `tail`.
     TypeError
         If an input is not an MXNet array or Symbol, or an argument has the wrong type.
 
     Notes
     -----
-    A row whose `teacher_index` names a category twice, or one that `pred` has not, is NaN in loss
-    and gradient, and so is a row whose label is no class; :meth:`check_inputs` raises an error for
-    it. Of a row of empty places the divergence is 0. Where the teacher has a tail and the student
-    none, since all others are masked, the loss is +inf.
+    The loss and the gradient of a row are NaN if its `teacher_index` names a category twice or
+    one that `pred` does not have, or if its label is not a class; :meth:`check_inputs` raises an
+    error for these. If all places of a row are empty, its divergence is 0. If the teacher has a
+    tail but the student has none, because all other categories are masked, the loss is +inf.
 
     References
     ----------
@@ -172,7 +177,7 @@ class TopKDistillationLoss(StudentLoss):
         self._set_out()
 
     def _form(self) -> Dict[str, Any]:
-        """Which divergence it is, in the words of `operators.pair_terms`."""
+        """The options that choose the divergence, for `operators.pair_terms`."""
         return js_form(self._beta) if self._divergence == "js" else {"form": self._divergence}
 
     def _describe(self) -> str:
@@ -193,7 +198,7 @@ class TopKDistillationLoss(StudentLoss):
     def parts(
         self, pred: Any, label: Any, teacher_index: Any, teacher_value: Any, sample_weight: Any = None,
     ) -> Tuple[Optional[Any], Optional[Any]]:
-        """Give the two parts of the loss, as :meth:`DistillationLoss.parts` does.
+        """Compute the two parts of the loss, like :meth:`DistillationLoss.parts`.
 
         Parameters
         ----------
@@ -206,14 +211,14 @@ class TopKDistillationLoss(StudentLoss):
         -------
         hard, soft
             Arrays of the loss's shape: the cross-entropy with the label, and the divergence from
-            the teacher times T². None for a part that has no share.
+            the teacher times T². None for a part whose share is 0.
 
         Raises
         ------
         TypeError
             If an input is not an MXNet array.
         ValueError
-            As of the loss.
+            As for the loss.
 
         Examples
         --------
@@ -237,10 +242,10 @@ class TopKDistillationLoss(StudentLoss):
                      sample_weight: Any = None) -> None:
         """Look at the values once, on a first batch or while debugging, and name a likely mistake.
 
-        Caught are the mistakes that :meth:`DistillationLoss.check_inputs` names in `pred` and `label`, and
-        an index that is no category of `pred`, or stands twice in a row, index and value in each
-        other's place, and values in another space than `teacher_space` says. Values of weight 0
-        are ignored, and those at empty places. The method never runs by itself.
+        It finds the mistakes in `pred` and `label` that :meth:`DistillationLoss.check_inputs`
+        finds, an index that is not a category of `pred`, an index that occurs twice in a row,
+        swapped index and value, and values that are not in `teacher_space`. Values of weight 0
+        and values at empty places are ignored. The method never runs by itself.
 
         Parameters
         ----------
@@ -252,7 +257,7 @@ class TopKDistillationLoss(StudentLoss):
         Raises
         ------
         ValueError
-            If the values speak for a mistake; the message names it and the remedy.
+            If the values suggest a mistake; the message names it and the remedy.
         TypeError
             If an input is not an MXNet array.
 

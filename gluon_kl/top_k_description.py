@@ -1,4 +1,4 @@
-"""What TopKDistillationLoss computes: a divergence from a teacher that kept its best categories, and hard labels."""
+"""What TopKDistillationLoss computes: a divergence from a teacher's best categories, and hard labels."""
 
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
@@ -13,7 +13,7 @@ from gluon_kl.description import (
 
 
 class TopKDescription(StudentDescription):
-    """A student's cross-entropy with a label, and its divergence from what a teacher kept."""
+    """A student's cross-entropy with a label, and its divergence from a teacher's best categories."""
 
     names = ("pred", "label", "teacher_index", "teacher_value", "sample_weight")
     same_shape_inputs = ()
@@ -27,18 +27,18 @@ class TopKDescription(StudentDescription):
                          [*unused, *["teacher_index", "teacher_value"] * (hard.share == 1)])
         self._temperature, self._tail, self._teacher_space, self._form = temperature, tail, teacher_space, form
         self.no_grad_inputs = (*(("label",) if hard.sparse else ()), "teacher_index", "teacher_value")
-        # Of dense labels the hard part is a loss of its own; so is what stays where the teacher has no part.
+        # With dense labels, the hard part is a separate loss; with hard_weight=1 it is the whole loss.
         self._hard_loss: Optional[DistillationDescription] = None
         if hard.share == 1 or (hard.share and not hard.sparse):
             self._hard_loss = DistillationDescription(
                 hard.share if weight is None else weight * hard.share, batch_axis, reduction, axis,
                 hard._replace(share=1), 1.0, "logits", {"form": "kl"})
-        self._of_class = self._hard_loss is None and hard.share > 0  # what is read of pred serves the hard part too
+        self._of_class = self._hard_loss is None and hard.share > 0  # the hard part uses the same pass over pred
         self._options = {"pred": "logits", "target": teacher_space, "tail": tail, "temperature": float(temperature),
                          "hard_weight": float(hard.share), "label_smoothing": float(hard.smoothing), **form}
 
     def check(self, *arrays: Any) -> Tuple[Tuple[Any, ...], Frame]:
-        """Index and value have pred's shape, but k along the axis; class indices as of DistillationLoss."""
+        """Index and value have pred's shape with k along the axis; class indices are as in DistillationLoss."""
         pred, label, index, value, weight = self._used(arrays)
         frame = self.frame(pred)
         shape, batch_axis, _ = frame
@@ -57,15 +57,15 @@ class TopKDescription(StudentDescription):
         return (pred, label, index, value, weight), frame
 
     def over_fused(self, F: Any, world: Any, *inputs: Any) -> Any:
-        """By an operator that gives the loss of each row."""
+        """The loss, by an operator that gives the loss of each row."""
         return self._compute(F, world, inputs, "over_fused", self._rest_fused)
 
     def over_operators(self, F: Any, world: Any, *inputs: Any) -> Any:
-        """By MXNet's operators."""
+        """The loss, by MXNet's operators."""
         return self._compute(F, world, inputs, "over_operators", self._rest_over_operators)
 
     def _compute(self, F: Any, world: Any, inputs: Sequence[Any], way: str, rest: Callable[..., Any]) -> Any:
-        """The hard part that is a loss of its own, and the rest."""
+        """The hard part if it is a separate loss, plus the rest."""
         pred, label, index, value, weight = self._used(inputs)
         if self._hard_loss is None:
             return rest(F, world, pred, label, index, value, weight)
@@ -73,7 +73,7 @@ class TopKDescription(StudentDescription):
         if index is None:
             return hard
         soft = rest(F, world, pred, label if self.hard.ignore_label is not None else None, index, value, weight)
-        return (hard.as_np_ndarray() + soft.as_np_ndarray()).as_nd_ndarray()  # one may be in float64, the other not
+        return (hard.as_np_ndarray() + soft.as_np_ndarray()).as_nd_ndarray()  # only one of them may be in float64
 
     def _rest_fused(self, F: Any, world: Any, pred: Any, *others: Any) -> Any:
         """The loss of each row from the operator, weighted and reduced."""
@@ -93,7 +93,7 @@ class TopKDescription(StudentDescription):
         def terms(rows: Any, mask: Any) -> Any:
             return operators.silenced(F, rows, mask, 0)
 
-        # Where each row is a sample, its mean over the rows that count is itself, or 0 and without a gradient.
+        # If each row is a sample, its mean over the rows that count is the row itself, or 0 without a gradient.
         whole = world.two_axes and self.reduction == "row_mean"
         out = operators.weigh(F, world, terms, (rows,), weight, None, learned=own is not None and not whole)
         if world.two_axes:
@@ -105,10 +105,10 @@ class TopKDescription(StudentDescription):
         """The loss of each row, weighted and reduced."""
         label, index, value, weight = others
         like = operators.first_along(F, index, self._axis)
-        if label is not None:  # before it is lifted, while a graph knows its shape
+        if label is not None:  # here, because a graph no longer knows its shape after the lifting
             label = F.reshape_like(label, like)
         inputs = [pred, *(x if x is None else F.BlockGrad(x) for x in (label, index, value)), weight]
-        if self.weight == 0:  # even NaN; of a teacher that kept nothing, nothing
+        if self.weight == 0:  # hides even NaN; below, the index becomes -1: a teacher that kept nothing
             inputs = [x if x is None else F.zeros_like(x) for x in inputs]
         exact: List[Any] = [x if x is None else compact.as_rows(F, F.cast(x, dtype="float64"), self._axis)
                             for x in inputs[1:4]]
@@ -119,7 +119,7 @@ class TopKDescription(StudentDescription):
         return self.reduced(F, world, out, counted if self.reduction == "row_mean" else None)
 
     def _rows_over_operators(self, F: Any, world: Any, inputs: Sequence[Any], exact: Sequence[Any]) -> Any:
-        """The weighted loss of each row, a column, and 1 where it counts; `exact` is in float64."""
+        """The weighted loss of each row, as a column, and 1 for each row that counts; `exact` is in float64."""
         pred, _, like, value, weight = world.lifted(F, inputs, [False] * 5, [False] * 5)
         if weight is not None:
             like = operators.first_along(F, like, self._axis)
@@ -143,13 +143,13 @@ class TopKDescription(StudentDescription):
         return self._weighted(F, world, row, pred, weight, self._heard(F, world, label, value))
 
     def _heard(self, F: Any, world: Any, label: Any, like: Any) -> Any:
-        """1 for each row whose class is not ignored, else 0, in the dtype of `like`; None if none may be."""
+        """1 for each row whose class is not ignored, else 0, in the dtype of `like`; None without an ignore_label."""
         return None if self.hard.ignore_label is None else world.narrowed(F, label != self.hard.ignore_label, like)
 
     def _weighted(self, F: Any, world: Any, row: Any, source: Any, weight: Any, heard: Any) -> Tuple[Any, Any]:
-        """Rows times `weight` and `heard`, where 0 ignores even NaN, as `operators.weigh`; and 1 where a row counts.
+        """Rows times `weight` and `heard`, where 0 ignores even NaN as in `operators.weigh`; and 1 if a row counts.
 
-        ``row(source, silent)`` is the loss of each, finite and without a gradient where it is `silent`.
+        ``row(source, silent)`` is the loss of each row, which is finite and has no gradient where `silent` is 1.
         """
         learned = weight is not None and world.gradients[-1]
         if heard is not None:
@@ -167,7 +167,7 @@ class TopKDescription(StudentDescription):
         return (F.where(off, zero, out) + silent) * weight, counted
 
     def _teacher(self, F: Any, world: Any, value: Any, exact: Any, kept: compact.Kept) -> Any:
-        """The teacher's probabilities of the kept categories and of all others, (rows, k + 1)."""
+        """The teacher's probabilities of the kept categories and of all others together, (rows, k + 1)."""
         probs = compact.probabilities(F, value, kept, self._teacher_space, self._temperature, self._tail)
         if self._tail == "bucket":
             left = world.narrowed(F, compact.mass_left(F, exact, kept, self._teacher_space), value)
@@ -176,7 +176,7 @@ class TopKDescription(StudentDescription):
         return F.BlockGrad(F.concat(probs, left, dim=-1))
 
     def _soft(self, F: Any, scores: Any, teacher: Any, kept: compact.Kept, silent: Any) -> Any:
-        """The divergence from the teacher, weighted, of each row; 0 where it kept nothing."""
+        """The divergence of each row from the teacher, times its share; 0 for a row that kept nothing."""
         heard, sound = kept.some, kept.sound
         if silent is not None:
             heard, sound = heard * (silent == 0), sound + silent > 0
@@ -190,7 +190,7 @@ class TopKDescription(StudentDescription):
 
 
 def _check_teacher(index: Any, value: Any, shape: Tuple[int, ...], axis: int) -> None:
-    """Raise ValueError unless index and value have pred's shape but along the axis."""
+    """Raise ValueError unless index and value have pred's shape, except along the axis."""
     k = index.shape[axis] if index.ndim == len(shape) else 0
     if index.shape != (*shape[:axis], k, *shape[axis + 1:]):
         wanted = ", ".join("k" if i == axis else str(n) for i, n in enumerate(shape))

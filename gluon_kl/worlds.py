@@ -1,7 +1,7 @@
 """The two worlds in which a loss is computed, with one interface: what is known there, and what follows from it.
 
-Of real arrays, and in graphs of our own, everything is known but the values: `Known`. In a graph of a user's nothing
-is: `UsersGraph`. Descriptions ask a world, and never which one it is.
+For real arrays, and in our own graphs, everything but the values is known: `Known`. In a user's graph nothing is known:
+`UsersGraph`. Descriptions call a world without asking which one it is.
 """
 
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
@@ -13,25 +13,25 @@ from gluon_kl.native import fused, supports_device, top_k
 from gluon_kl.operators import Rows, more_than_one
 
 _STAND_INS = {"bool": "uint8", "bfloat16": "float32", "int16": "int32", "uint16": "int32", "uint32": "int64",
-              "uint64": "int64"}  # for what an operator of an extension cannot take
+              "uint64": "int64"}  # dtypes that an extension's operator cannot take, and their replacements
 
 
 class Known(NamedTuple):
-    """What real arrays tell; also the key of a graph, which serves all calls of which the same is known."""
+    """What is known of real arrays. It is also the key of a graph, which is used for all calls with the same key."""
 
     ndim: int
-    dtypes: Tuple[Optional[str], ...]  # of each input, "number" for a number, None for one that is left out
-    gradients: Tuple[bool, ...]  # whether autograd may ask for a gradient of each input, None included
-    row_weight: bool  # sample_weight, if any, is one number per row along the axis
+    dtypes: Tuple[Optional[str], ...]  # of each input; "number" for a number, None for an input that is left out
+    gradients: Tuple[bool, ...]  # whether autograd may ask for a gradient of each input, also of those left out
+    row_weight: bool  # sample_weight, if there is one, has one number per row along the axis
     device: Any
     fused: bool  # the fused operator computes the result
-    small: bool  # for the operator, and fewer elements than native.SMALL
-    long: bool  # more terms a sample than MXNet's fast sum in float32 adds up right
+    small: bool  # it does so, and there are fewer elements than native.SMALL
+    long: bool  # a sample has so many terms that MXNet's fast sum in float32 is wrong
     single_category: bool
 
     @property
     def in_float32(self) -> bool:
-        """Whether arithmetic in float64 would be right in all digits of the result."""
+        """Whether the result is in float32, so that arithmetic in float64 gives all its digits."""
         return "float64" not in self.dtypes
 
     @property
@@ -41,7 +41,7 @@ class Known(NamedTuple):
 
     @property
     def infers_shapes(self) -> bool:
-        """Whether only MXNet's inference will tell the shapes, all of them."""
+        """Whether the shapes are left to MXNet's inference, which will find all of them."""
         return False
 
     def lifted(self, F: Any, inputs: Sequence[Any], same_shape: Sequence[bool], wide: Sequence[bool]) -> List[Any]:
@@ -50,11 +50,11 @@ class Known(NamedTuple):
         return lifting.lift_known(F, inputs, self.dtypes, targets)
 
     def rows(self, F: Any, pred: Any, weight: Any, axis: int, batch_axis: int, exact: bool) -> Rows:
-        """What is known of the rows along `axis`, which are summed: whole, if under one weight, and not samples."""
+        """What is known of the rows along `axis`: whether they are summed whole, each under one weight."""
         return Rows(self.row_weight and (axis - batch_axis) % self.ndim != 0, self.single_category)
 
     def rows_of_samples(self, weight: Any) -> Rows:
-        """The same where no sum goes over more than a row, or `axis` is not that of the samples."""
+        """The same if no sum goes over more than a row, or if `axis` is known not to be that of the samples."""
         return Rows(self.row_weight, self.single_category)
 
     def batch_axis(self, batch_axis: int) -> Optional[int]:
@@ -63,11 +63,11 @@ class Known(NamedTuple):
         return None if axis == 0 and self.ndim == 2 else axis
 
     def in_result_dtype(self, F: Any, out: Any) -> Any:
-        """The sum of a sample in the dtype that is due."""
+        """The sum of a sample in the dtype of the result."""
         return F.cast(out, dtype="float32") if self.long and self.in_float32 else out
 
     def broadcast(self, F: Any, x: Any, like: Any) -> Any:
-        """`x`, which the checks have broadcast to `like` already."""
+        """`x`, which the checks have already broadcast to `like`."""
         return x
 
     def fill_fused(self, x: Any, like: Any) -> Any:
@@ -75,26 +75,26 @@ class Known(NamedTuple):
         return x
 
     def narrowed(self, F: Any, column: Any, like: Any) -> Any:
-        """A column in float64, without a gradient, in the dtype of `like`, which is what `lifted` gave."""
+        """A column in float64 without a gradient, cast to the dtype that `lifted` gave to `like`."""
         return F.cast(column, dtype="float32") if self.in_float32 else column
 
     def with_inputs(self, *positions: Optional[int]) -> "Known":
-        """The same of the inputs at these positions alone; None stands for one that is left out."""
+        """What is known of the inputs at these positions; None stands for an input that is left out."""
         return self._replace(dtypes=tuple([None if i is None else self.dtypes[i] for i in positions]),
                              gradients=tuple([i is not None and self.gradients[i] for i in positions]))
 
     def call_fused(self, F: Any, inputs: Dict[str, Any], no_grad: Sequence[str], options: Dict[str, Any]) -> Any:
-        """The fused operator on the inputs by its names, each in a dtype that it takes."""
+        """The fused operator of these inputs, by its own names for them, each in a dtype that it takes."""
         asked = [name for name, wanted in zip(inputs, self.gradients) if wanted]
         inputs = {name: F.cast(x, dtype=_STAND_INS[dtype]) if dtype in _STAND_INS else x
                   for (name, x), dtype in zip(inputs.items(), self.dtypes)}
         for name in no_grad:
-            if name in asked:  # a gradient that the operator leaves unwritten must not be asked of it
+            if name in asked:  # autograd must not ask for a gradient that the operator does not write
                 inputs[name] = F.BlockGrad(inputs[name])
         return fused(F, inputs, [name for name in asked if name not in no_grad], **options)
 
     def call_top_k(self, F: Any, inputs: Dict[str, Any], axis: int, **options: Any) -> Any:
-        """The operator for a stored teacher: a loss for each row, with 1 along the axis."""
+        """The operator for a stored teacher: a loss for each row, with length 1 along the axis."""
         last = axis if axis < 0 else axis - self.ndim
         given = {name: axis_last(F, F.cast(x, dtype=_STAND_INS[dtype]) if dtype in _STAND_INS else x, last)
                  for (name, x), dtype in zip(inputs.items(), self.dtypes)}
@@ -104,18 +104,18 @@ class Known(NamedTuple):
 
 
 class UsersGraph:
-    """A graph that a user's program puts together: Symbols, or the arrays of a trace, which stand for all others."""
+    """A graph that a user's program makes, of Symbols, or of traced arrays, which stand for arrays of any shape."""
 
     in_float32 = small = long = row_weight = two_axes = False
     gradients: Sequence[bool] = (True,) * 9
 
     def __init__(self, traced: bool, device: Any = None) -> None:
         self._device = device
-        self.infers_shapes = traced  # Gluon's traces know all shapes; Symbols put together by hand may leave some open
+        self.infers_shapes = traced  # MXNet finds all shapes of Gluon's traces; graphs made by hand may lack some
 
     @property
     def fused(self) -> bool:
-        """Whether the operator may take the place of MXNet's: of Symbols, the device is not known."""
+        """Whether the fused operator may be used; the device of Symbols is not known."""
         return supports_device(self._device)
 
     def lifted(self, F: Any, inputs: Sequence[Any], same_shape: Sequence[bool], wide: Sequence[bool]) -> List[Any]:
@@ -123,16 +123,16 @@ class UsersGraph:
         return lifting.lift_unknown(F, inputs, same_shape)
 
     def rows(self, F: Any, pred: Any, weight: Any, axis: int, batch_axis: int, exact: bool) -> Rows:
-        """What is known of the rows; where a weight's shape or a rank would tell, the graph if it must be `exact`."""
+        """What is known of the rows; if it depends on the rank and must be `exact`, the graph finds out."""
         if weight is not None:
             return Rows()
         if (axis < 0) == (batch_axis < 0):
             return Rows(axis != batch_axis)
-        # One counts from the back: they meet at one rank. (One category has nothing to lose.)
+        # One of the two counts from the back: at one rank they are the same axis. (One category has nothing to lose.)
         return Rows(more_than_one(F, pred, axis, batch_axis)) if exact else Rows()
 
     def rows_of_samples(self, weight: Any) -> Rows:
-        """The same where no sum goes over more than a row, or `axis` is not that of the samples."""
+        """The same if no sum goes over more than a row, or if `axis` is known not to be that of the samples."""
         return Rows(weight is None)
 
     def batch_axis(self, batch_axis: int) -> Optional[int]:
@@ -140,15 +140,15 @@ class UsersGraph:
         return batch_axis
 
     def in_result_dtype(self, F: Any, out: Any) -> Any:
-        """The sum of a sample, whose dtype is that of the terms."""
+        """The sum of a sample, which has the dtype of the terms."""
         return out
 
     def broadcast(self, F: Any, x: Any, like: Any) -> Any:
-        """`x` in the shape of `like`; None stays."""
+        """`x` in the shape of `like`; None stays None."""
         return x if x is None else F.broadcast_like(x, like)
 
     def fill_fused(self, x: Any, like: Any) -> Any:
-        """The same for the fused operator, with dtypes as they are."""
+        """The same for the fused operator; dtypes stay as they are."""
         return x if x is None else lifting.fill_like(x, like)
 
     def narrowed(self, F: Any, column: Any, like: Any) -> Any:
@@ -157,15 +157,15 @@ class UsersGraph:
         return F.reshape_like(lifting.narrowed(F, column, zero), column)
 
     def with_inputs(self, *positions: Optional[int]) -> "UsersGraph":
-        """Of some of the inputs as little is known."""
+        """The same world: as little is known of some inputs as of all."""
         return self
 
     def call_fused(self, F: Any, inputs: Dict[str, Any], no_grad: Sequence[str], options: Dict[str, Any]) -> Any:
-        """The fused operator on the inputs by its names."""
+        """The fused operator of these inputs, by its own names for them."""
         return fused_in_users_graph(F, inputs, no_grad, **options)
 
     def call_top_k(self, F: Any, inputs: Dict[str, Any], axis: int, **options: Any) -> Any:
-        """The operator for a stored teacher: a loss for each row, with 1 along the axis."""
+        """The operator for a stored teacher: a loss for each row, with length 1 along the axis."""
         given = {name: axis_last(F, x, axis) for name, x in inputs.items()}
         return axis_last(F, top_k_in_users_graph(F, given, options), axis)
 

@@ -976,5 +976,5 @@ def test_library_of_another_release(in_child):
             if not registered:
                 native._handle = lambda name=None: None
             print(native.why_not())
-    """).splitlines() == [f"it is that of gluon_kl {gluon_kl.__version__}, and this is 0.0: {remedy}"
+    """).splitlines() == [f"it was built for gluon_kl {gluon_kl.__version__}, and this is 0.0: {remedy}"
                           for remedy in ("start Python anew", "install gluon_kl again")]

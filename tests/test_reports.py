@@ -1311,7 +1311,7 @@ def test_an_upgrade_in_a_running_process(in_subprocess):
         gluon_kl.__version__ = "99.0"
         print(importlib.reload(gluon_kl.native).why_not())
         """)
-    assert f"it is that of gluon_kl {gluon_kl.__version__}, and this is 99.0: start Python anew" in said
+    assert f"it was built for gluon_kl {gluon_kl.__version__}, and this is 99.0: start Python anew" in said
 
 
 @pytest.mark.skipif(not _mxnet.NEEDED, reason="MXNet runs here by itself")
