@@ -1,4 +1,4 @@
-"""The rules for arguments, shapes, dtypes and weights: functions that check a value, and return it or raise an error."""
+"""The rules for arguments, shapes, dtypes and weights: functions that return the checked value, or raise an error."""
 
 import math
 import numbers

@@ -150,7 +150,7 @@ MUTATIONS = [  # what breaks, file, the source, what it becomes
     ("skew: the sides of the reverse", "operators.py",
      "skew_terms(F, label, pred, skew=skew, pred_space=label_space, label_space=pred_space, **given)",
      "skew_terms(F, pred, label, skew=skew, pred_space=pred_space, label_space=label_space, **given)"),
-    ("pickles of 0.2 have no skew", "distillation.py", "_skew = 0.1  # of", "# of", "test_distillation.py"),
+    ("pickles of 0.2 have no skew", "distillation.py", "_skew = 0.1  # for", "# of", "test_distillation.py"),
     ("agreement in float16", "metric.py", '(x if x.dtype == np.float64 else x.astype("float32"))', "x",
      "test_metric.py"),
     ("rows without a weight agree too", "metric.py", "found = found[np", "found[np", "test_metric.py"),

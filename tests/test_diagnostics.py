@@ -435,7 +435,7 @@ def test_silenced_elements_are_left_out(views):
     (lambda x: np.floor(10 * sigmoid(x)), ["divide label by its largest possible value"]),
     (np.sign, ["from -1 to 1", "(label + 1) / 2"]),
     (np.round, ["label_space='logits'", "scale"]),
-    (lambda x: np.clip(np.round(x), -1, 1), ["-1 marks what is not known", "sample_weight=(label >= 0)"]),
+    (lambda x: np.clip(np.round(x), -1, 1), ["-1 marks an unknown label", "sample_weight=(label >= 0)"]),
     (lambda x: sigmoid(x) / sigmoid(x).max() * 1.001, ["label.clip(0, 1)"]),
     (lambda x: sigmoid(x) - sigmoid(x).min() - 1e-6, ["label.clip(0, 1)"]),
     (lambda x: x, ["from -2.", "label_space='logits'", "scale"]),
