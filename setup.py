@@ -3,7 +3,7 @@
 import sys
 
 if not (3, 8) <= sys.version_info[:2] <= (3, 13):
-    # No f-string: whoever gets here may have a Python that cannot even read one.
+    # No f-string: this line must also run on a Python that cannot read one.
     sys.exit(
         "gluon_kl needs Python 3.8 to 3.13, where Apache MXNet has been tried, and this is Python {}.{}: "
         "make a virtual environment with one of those and install again.".format(*sys.version_info[:2])
@@ -29,14 +29,14 @@ try:
 except ImportError:  # before setuptools 70
     try:
         from wheel.bdist_wheel import bdist_wheel
-    except ImportError:  # nor can a wheel be asked for
+    except ImportError:  # without this package no wheel can be built
         bdist_wheel = object
 
 NATIVE = "gluon_kl/native/"
 # Read as a file: importing the package would import MXNet.
 BUILD = runpy.run_path(os.path.join(os.path.dirname(os.path.abspath(__file__)), NATIVE, "build_flags.py"))
 FLAGS, ISA_FLAGS = BUILD["FLAGS"], BUILD["ISA_FLAGS"]
-# A wheel for others (`python3 tasks.py wheel`): no operator, or one that wants a newer glibc, is an error.
+# For a wheel to publish (`python3 tasks.py wheel`): a missing operator, or one that needs a newer glibc, is an error.
 RELEASE = os.environ.get("GLUON_KL_RELEASE") == "1"
 GLIBC = (2, 17)
 
@@ -50,10 +50,10 @@ def sources():
 
 
 def mxnet_headers(scratch):
-    """Folders to include from, of this process's MXNet, of the one where the package goes, or of one fetched."""
-    spec = importlib.util.find_spec("mxnet")  # found, not imported: that takes seconds
+    """The include folders of this process's MXNet, of the environment's MXNet, or of one that is downloaded."""
+    spec = importlib.util.find_spec("mxnet")  # an import would take seconds
     homes = [Path(spec.origin).parent] if spec is not None and spec.origin else []
-    homes.append(Path(sysconfig.get_path("purelib"), "mxnet"))  # which a build in isolation does not see as its own
+    homes.append(Path(sysconfig.get_path("purelib"), "mxnet"))  # an isolated build cannot import this one
     for home in homes:
         if (home / "include" / "mxnet" / "lib_api.h").exists() and (home / "src" / "lib_api.cc").exists():
             break
@@ -63,14 +63,14 @@ def mxnet_headers(scratch):
 
 
 def fetch_mxnet(scratch):
-    # Not as a build requirement: with what that requires in turn, no Python from 3.13 on can install MXNet's wheel.
+    # Not as a build requirement: because of MXNet's own requirements, Python 3.13 and newer cannot install it.
     print("fetching MXNet's wheel for the headers of its operator interface", flush=True)
     done = subprocess.run(
         [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--platform=manylinux2014_x86_64",
          "--dest", str(scratch), "mxnet==1.9.1"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:
-        raise NoHeaders("MXNet, whose headers the operator needs, is neither here nor to be had (`pip install "
-                        "--no-deps mxnet==1.9.1`): " + done.stdout.strip().split("\n")[-1])
+        raise NoHeaders("the operator needs MXNet's headers, but MXNet is not installed and could not be downloaded "
+                        "(`pip install --no-deps mxnet==1.9.1`): " + done.stdout.strip().split("\n")[-1])
     with zipfile.ZipFile(next(scratch.glob("mxnet-*.whl"))) as wheel:
         wanted = [name for name in wheel.namelist() if name.startswith(("mxnet/include", "mxnet/src"))]
         wheel.extractall(scratch, wanted)
@@ -78,7 +78,7 @@ def fetch_mxnet(scratch):
 
 
 class BuildOperator(build_ext):
-    """Compiles each source with its own flags, side by side. A failure is noted for `native.why_not`, not raised."""
+    """Compiles all sources at once, each with its own flags. A failure is written down for `native.why_not`."""
 
     def run(self):
         self.in_tree = self.inplace or getattr(self, "editable_mode", False)
@@ -87,10 +87,10 @@ class BuildOperator(build_ext):
         super().run()
 
     def get_ext_filename(self, name):
-        return os.path.join(*name.split(".")) + ".so"  # there is no Python in it: it fits every version
+        return os.path.join(*name.split(".")) + ".so"  # it does not depend on Python, so it fits every version
 
     def fresh(self):
-        """Tell whether another environment of this checkout has made it."""
+        """Tell whether another environment of this checkout has already compiled it."""
         made_from = [file for pattern in ("*.h", "*.cc", "build_flags.py") for file in Path(NATIVE).glob(pattern)]
         newest = max(file.stat().st_mtime for file in [Path("setup.py"), *made_from])
         target = self.home / "_kernels.so"
@@ -116,7 +116,7 @@ class BuildOperator(build_ext):
             remedy = "" if isinstance(error, NoHeaders) else (
                 " (a compiler for C++17: `apt-get install g++` on Debian and Ubuntu, then install gluon_kl again)")
             self.note.write_text(f"{type(error).__name__}: {error}{remedy}\n", encoding="utf-8")
-            raise CompileError(str(error)) from error  # what `optional` forgives
+            raise CompileError(str(error)) from error  # the error that `optional` ignores
 
     def compile_one(self, source):
         return self.compiler.compile(
@@ -131,11 +131,12 @@ class BuildOperator(build_ext):
 def check_glibc(library):
     wanted = {tuple(map(int, found)) for found in re.findall(rb"GLIBC_(\d+)\.(\d+)", library.read_bytes())}
     if not wanted or max(wanted) > GLIBC:
-        raise RuntimeError(f"a release wants glibc {GLIBC} at most, and this library {max(wanted, default='none')}")
+        raise RuntimeError(f"a release may need glibc {GLIBC} at most, and this library needs "
+                           f"{max(wanted, default='none')}")
 
 
 class Wheel(bdist_wheel):
-    """One for every Python: the library has none in it."""
+    """One wheel for every Python, because the library does not depend on Python."""
 
     def finalize_options(self):
         super().finalize_options()

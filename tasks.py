@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Set the project up and run it: ``python3 tasks.py COMMAND``.
 
-Each command makes a virtual environment beside this file if need be, installs what it uses, and runs. Only the
+Each command makes a virtual environment beside this file if necessary, installs what it uses, and runs. Only the
 standard library is needed.
 """
 
@@ -26,12 +26,12 @@ SITE = ROOT / "docs" / "_build" / "html"
 LIBRARY = "gluon_kl/native/_kernels.so"
 OLDEST, NEWEST = "3.8", "3.13"
 MXNET = "1.9.1"
-LIBRARIES = {"libgomp.so.1": "libgomp1", "libquadmath.so.0": "libquadmath0"}  # what MXNet links to: Debian's package
+LIBRARIES = {"libgomp.so.1": "libgomp1", "libquadmath.so.0": "libquadmath0"}  # that MXNet needs, and Debian's packages
 QUICK_NOTICE = ("Only the walkthrough was run. <code>python3 tasks.py docs</code> runs every page."
-                # The others drew nothing, and the gallery would show a placeholder for each.
+                # The other tutorials have no figures, and the gallery would show a placeholder for each.
                 "<style>.sphx-glr-thumbcontainer img:not([src*=kl_divergence]) { display: none; }</style>")
 
-# Run by each interpreter that might do: the only honest way to know one (a pyenv shim exists and may still fail).
+# Each interpreter that may be suitable runs this: a pyenv shim, for example, exists but may still fail.
 PROBE = f"""
 import ctypes, json, os, sys
 try:
@@ -55,11 +55,11 @@ print(json.dumps({{
 
 
 class CannotRun(Exception):
-    """What stands in the way, in a sentence for the user."""
+    """The reason why the command cannot run, as a sentence for the user."""
 
 
 def probe(executable):
-    """Ask an interpreter about itself; None if it does not run."""
+    """Return what an interpreter says about itself; None if it does not run."""
     try:
         answer = subprocess.run([str(executable), "-c", PROBE], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
                                 timeout=60, check=True)
@@ -74,7 +74,7 @@ def fits(python):
 
 
 def interpreters():
-    """All fitting interpreters of this machine, oldest first: on PATH, or installed by pyenv or uv."""
+    """Return all suitable interpreters on PATH, or installed by pyenv or uv, the oldest first."""
     folders = [Path(folder) for folder in os.environ.get("PATH", "").split(os.pathsep) if folder]
     pyenvs = {folder.parent for folder in folders if folder.name == "shims"}
     pyenvs |= {Path(os.environ.get("PYENV_ROOT", "~/.pyenv")).expanduser()}
@@ -86,7 +86,7 @@ def interpreters():
 
 
 def choose_python(wanted=None):
-    """Find the interpreter to work with: the one asked for, or the running one, or else the newest that fits."""
+    """Find the interpreter to use: the one asked for, or the running one, or else the newest suitable one."""
     running = probe(sys.executable)
     if wanted is None and fits(running):
         return running
@@ -130,7 +130,7 @@ def check_machine(python):
 
 
 def digest(*paths):
-    """Condense the contents of files, and of all files in folders, into one line; what was generated does not count."""
+    """Return a hash of files, and of all files in folders, without generated files."""
     total = hashlib.sha256()
     for path in paths:
         files = sorted(path.rglob("*")) if path.is_dir() else [path]
@@ -142,13 +142,13 @@ def digest(*paths):
 
 
 def operator_sources():
-    """All files that the operator is compiled from, or as."""
+    """All files on which the compiled operator depends."""
     native = (ROOT / LIBRARY).parent
     return sorted(file for pattern in ("*.h", "*.cc", "build_flags.py") for file in native.rglob(pattern))
 
 
 def requirements(command):
-    """What pip shall install for a command, from the extras of setup.cfg; and the package, where it takes part."""
+    """What pip must install for a command, from the extras of setup.cfg; and the package, if the command uses it."""
     setup = configparser.ConfigParser()
     setup.read(str(ROOT / "setup.cfg"), encoding="utf-8")
     extra = {"tutorial": "docs", "bench": "tutorial"}.get(command, command)
@@ -157,7 +157,7 @@ def requirements(command):
 
 
 def exactly(package, version):
-    """Spell a version for pip: "1.8.0" is served by 1.8.0.post0 too. The path of a wheel stands for itself."""
+    """Write a requirement for pip: "1.8.0" also accepts 1.8.0.post0, and the path of a wheel stays a path."""
     if version and version.endswith(".whl"):
         return str(Path(version).resolve())
     pinned = f"{version}.*" if version and re.fullmatch(r"[\d.]+", version) else version
@@ -165,7 +165,7 @@ def exactly(package, version):
 
 
 def ready_made():
-    """Tell whether setup.py finds a compiled operator of these sources; one in a wheel in dist is put in its place."""
+    """Tell whether there is a compiled operator of these sources; one from a wheel in dist is copied."""
     library, sources = ROOT / LIBRARY, operator_sources()
     newest = max(file.stat().st_mtime for file in [ROOT / "setup.py", *sources])
     if library.exists() and library.stat().st_mtime > newest:
@@ -183,10 +183,10 @@ def ready_made():
 
 
 def set_up(python, folder, command, mxnet=MXNET, numpy=None):
-    """Return the interpreter of the virtual environment in `folder`, made or brought up to date if need be.
+    """Return the interpreter of the virtual environment in `folder`, which is made or updated if necessary.
 
-    One stamp says that the environment was made, and by which Python for which MXNet and NumPy; one for each command
-    says what was last installed for it. Each is written when that is done, so that what was interrupted is repeated.
+    One stamp names the Python, MXNet and NumPy for which the environment was made. One stamp for each command says
+    what was last installed for it. Each is written at the end, so that an interrupted step is repeated.
     """
     inside, made = folder / "bin" / "python", folder / "stamp"
     installed = folder / f"stamp-{command}"
@@ -205,10 +205,10 @@ def set_up(python, folder, command, mxnet=MXNET, numpy=None):
         step(f"Making {folder.name} with Python {python['version']}",
              [python["executable"], "-m", "venv", "--clear", folder])
         made.write_text(identity)
-    # Python compiles what it imports; to compile all that is installed would take a third of the time.
+    # Python compiles the modules that it imports; compiling all installed ones would take a third of the time.
     pip = [inside, "-m", "pip", "install", "--disable-pip-version-check", "--no-compile", "--progress-bar", "off"]
     if "-e" in wanted:
-        # Alone, and first: its metadata forbid the NumPy of newer Pythons, and the operator wants its headers.
+        # MXNet comes first, without its requirements: these exclude newer NumPys, and the operator needs its headers.
         step(f"Installing MXNet {mxnet}", [*pip, "--no-deps", exactly("mxnet", mxnet)])
     step(f"Installing {'gluon_kl and ' if '-e' in wanted else ''}what `{command}` uses",
          [*pip, exactly("numpy", numpy), *wanted])
@@ -217,7 +217,7 @@ def set_up(python, folder, command, mxnet=MXNET, numpy=None):
 
 
 def step(title, command, environ=None):
-    """Run a long command, which says itself how far it is."""
+    """Run a long command, which reports its own progress."""
     print(f"{title} ...", flush=True)
     code = subprocess.call([str(part) for part in command], cwd=str(ROOT), env=environ)
     if code:
@@ -225,16 +225,16 @@ def step(title, command, environ=None):
 
 
 def site_digest(python):
-    """Condense all that the rendered site is made of."""
+    """Return a hash of everything that the rendered site is made from."""
     parts = [ROOT / name for name in ("gluon_kl", "tutorials", "docs", "figures", "CHANGELOG.md", "setup.cfg")]
     return f"{Path(python).parent} {digest(*parts)}"
 
 
 def build_site(python, only=""):
-    """Render the site, running the tutorials whose file name holds `only`; skipped while nothing has changed.
+    """Render the site and run the tutorials whose file name contains `only`; do nothing if nothing has changed.
 
-    Every build starts from nothing: a figure or a page that no source makes any more would otherwise live on. Of
-    several processes that want the site one builds it, and the others wait.
+    Every build starts from an empty folder, so that no figure or page without a source stays. If several processes
+    need the site, one builds it and the others wait.
     """
     SITE.parent.mkdir(parents=True, exist_ok=True)
     with open(str(SITE.parent / "lock"), "w") as lock:
@@ -243,13 +243,13 @@ def build_site(python, only=""):
         known = stamp.read_text().split("\n") if stamp.exists() else []
         if known[:1] == [site_digest(python)] and known[1] in ("", only):
             return
-        # Beside the finished site, which stays while this one may yet fail.
+        # A new folder, because the old site must stay if this build fails.
         fresh = SITE.with_name("unfinished")
         for generated in (fresh, ROOT / "docs" / "gallery", ROOT / "docs" / "generated"):
             shutil.rmtree(str(generated), ignore_errors=True)
         options = ["-D", f"sphinx_gallery_conf.filename_pattern={only}",
                    "-D", f"html_theme_options.announcement={QUICK_NOTICE}"] if only else []
-        if " " in str(ROOT):  # the gallery warns of it, and no link breaks
+        if " " in str(ROOT):  # the gallery warns of a space, but no link breaks
             options += ["-D", "suppress_warnings=sphinx_gallery.space_in_filename"]
         step("Running the walkthrough and rendering it" if only else "Running every tutorial and rendering the site",
              [python, "-m", "sphinx", "-W", "--keep-going", "-n", "--no-color", *options, "docs", fresh])
@@ -259,7 +259,7 @@ def build_site(python, only=""):
 
 
 def tutorial(python, arguments):
-    """Train and render the walkthrough alone."""
+    """Train and render the walkthrough only."""
     build_site(python, "kl_divergence")
     print(f"Open {(SITE / 'gallery' / 'kl_divergence.html').as_uri()}")
 
@@ -272,7 +272,7 @@ def docs(python, arguments):
 
 def test(python, arguments):
     """Run every test, those of the rendered site included, on all cores. Arguments are pytest's."""
-    # A file is one process's, which makes what its tests share once; MXNet's threads would take the other's core.
+    # One process runs all tests of a file, which share fixtures. MXNet's threads would take another process's core.
     code = subprocess.call([str(python), "-m", "pytest", "-n", "auto", "--dist", "loadfile", *arguments],
                            cwd=str(ROOT), env={"OMP_NUM_THREADS": "1", **os.environ})
     why = native_missing(python)
@@ -282,9 +282,9 @@ def test(python, arguments):
 
 
 def native_missing(python):
-    """Why the fused operator did not take part, or an empty string; MXNet before 1.9 cannot load it."""
+    """Why the fused operator was not used, or an empty string; MXNet before 1.9 cannot load it."""
     if os.environ.get("GLUON_KL_NATIVE") == "0":
-        return ""  # asked for, so nothing is missing
+        return ""  # the user turned it off
     ask = ("from gluon_kl import native; import mxnet; "
            "print('' if native.is_available() or mxnet.__version__ < '1.9' else native.why_not())")
     answer = subprocess.run([str(python), "-c", ask], cwd=str(ROOT), capture_output=True, text=True)
@@ -292,7 +292,7 @@ def native_missing(python):
 
 
 def bench(python, arguments):
-    """Measure gluon_kl beside MXNet, torch and JAX; of these, what is not installed is left out."""
+    """Measure gluon_kl beside MXNet, torch and JAX; those that are not installed are left out."""
     return subprocess.call([str(python), "benchmarks/run.py", *arguments], cwd=str(ROOT))
 
 
@@ -306,7 +306,7 @@ def lint(python, arguments):
 def wheel(python, arguments):
     """Write an sdist and one wheel for every Python to dist, and check them."""
     shutil.rmtree(str(ROOT / "dist"), ignore_errors=True)
-    # A compiler that links for an old glibc, and needs no library of C++ at run time.
+    # This compiler links for an old glibc, and the result needs no C++ library at run time.
     zig = f"{shlex.quote(str(python))} -m ziglang c++ -target x86_64-linux-gnu.2.17"
     tools = {"CC": zig, "CXX": zig, "LDSHARED": f"{zig} -shared", "LDCXXSHARED": f"{zig} -shared"}
     step("Building gluon_kl", [python, "-m", "build", "--no-isolation"],
@@ -322,7 +322,7 @@ TAKE_ARGUMENTS = ("test", "lint", "bench")
 
 
 def environment(asked, python):
-    """Name the virtual environment of what was asked for: .venv, or .venv-3.9-mxnet1.8.0, say."""
+    """Return the name of the virtual environment for these options, such as .venv or .venv-3.9-mxnet1.8.0."""
     parts = [minor(python)] if asked.python else []
     parts += [name + (Path(version).name.split("-")[1] if version.endswith(".whl") else version)
               for name, version in (("mxnet", asked.mxnet), ("numpy", asked.numpy)) if version]
@@ -330,7 +330,7 @@ def environment(asked, python):
 
 
 def read_command_line(argv):
-    """Read it; what a command would refuse after minutes of set-up is refused here, where that can be known."""
+    """Read the command line; refuse wrong arguments here, not after minutes of set-up."""
     parser = argparse.ArgumentParser(
         usage="%(prog)s [options] COMMAND ...", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -339,7 +339,7 @@ def read_command_line(argv):
                         "(default: this Python if it fits, or else the newest)")
     parser.add_argument("--mxnet", metavar="Y", help=f"a version of MXNet, or the path of its wheel (default: {MXNET})")
     parser.add_argument("--numpy", metavar="Z", help="a version of NumPy, such as 1.26 (default: the newest that "
-                        "fits); each set of these has an environment of its own, such as .venv-3.9-mxnet1.8.0")
+                        "fits); each combination has its own environment, such as .venv-3.9-mxnet1.8.0")
     parser.add_argument("command", nargs="?", choices=COMMANDS, help=argparse.SUPPRESS)
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     asked = parser.parse_args(argv)
@@ -353,7 +353,7 @@ def read_command_line(argv):
         asked.command = None
     elif asked.arguments and asked.command not in TAKE_ARGUMENTS:
         parser.error(f"{asked.command} takes no arguments, and was given {' '.join(asked.arguments)}; options of "
-                     f"{parser.prog} stand before the command")
+                     f"{parser.prog} come before the command")
     return asked
 
 

@@ -21,7 +21,7 @@ add the parts, take the optimizer's step and send the new parameters back. MXNet
 # The labels are soft. For each of scikit-learn's digits, they are the votes of the fifteen most similar training
 # images. Most votes are unanimous, so most probabilities are exactly 0, which the loss takes as they are. Every worker
 # makes these labels for itself, so they must come out the same everywhere: pixels are integers up to 16, so that their
-# squared distances are exact, and equally near neighbours are taken in a fixed order.
+# squared distances are exact, and equally near neighbours have a fixed order.
 
 import os
 import sys
@@ -170,8 +170,8 @@ def train(kvstore, epochs, batch, seed, report):
 # %%
 # Two workers against one process
 # -------------------------------
-# The workers run this same file. MXNet tells a process by ``DMLC_ROLE`` that it is one, and it goes no further than
-# here.
+# The workers run this same file. The environment variable ``DMLC_ROLE`` says that a process is a worker, and a worker
+# stops here.
 
 sizes = plots.options(
     "Train on the digits in several processes.",
@@ -242,9 +242,9 @@ for name, curve in {
           f"{curve[-1]:9.6f}")
 
 # %%
-# The results agree to six decimals. In more digits they need not, because a sum of floating-point numbers depends on
+# The results agree to six decimals. The later digits may differ, because a sum of floating-point numbers depends on
 # the order of its terms, and every batch is added up in as many parts as there are workers. (This page computes in
-# float64, so that its figures are the same on any machine. Your own training can use float32. There, two runs differ
+# float64, so that its figures are the same on any machine. Your own training can use float32, where two runs differ
 # from the seventh digit on.)
 
 import matplotlib.pyplot as plt
@@ -271,8 +271,8 @@ fig.savefig(
 #
 # * ``KLDivLoss`` raises errors for shapes, dtypes and devices, which all workers share. It never raises one for a
 #   value. A NaN reaches all workers with the next parameters, and all of them see it.
-# * ``loss.check_inputs`` looks at values and raises. Call it on a first batch before the key-value store is made, or in
-#   one process, and not in the loop.
+# * ``loss.check_inputs`` looks at values and raises errors. Call it on a first batch before the key-value store is
+#   made, or in one process, but not in the loop.
 # * ``launch.py`` ends all processes as soon as one of them fails, and says which one and what it printed last.
 #
 # On several machines
@@ -292,12 +292,13 @@ fig.savefig(
 #        --root 192.168.0.10:9091 \
 #        distributed_training.py
 #
-# The machines find one another by ports that the system picks, so a firewall between them must let those pass.
+# The system chooses the ports by which the machines find one another, so a firewall between them must let all ports
+# pass.
 #
 # .. warning::
 #
 #    The parameter server has neither passwords nor encryption, and it unpickles the optimizer that a worker sends.
-#    Whoever reaches its ports can run code on it. Use it on a network where you trust every machine.
+#    Anybody who reaches its ports can run code on it. Use it on a network where you trust every machine.
 #
 # Exercises
 # ---------
@@ -309,8 +310,8 @@ fig.savefig(
 #
 #    <details class="fold"><summary>Answer</summary>
 #
-# The servers add four means, so the step is four times as large as in one process, or as with a learning rate four
-# times as high. Replace ``.mean()`` by nothing, and give ``trainer.step`` the size of the whole batch.
+# The servers add four means, so the step is four times as large as in one process. Remove ``.mean()``, and give
+# ``trainer.step`` the size of the whole batch.
 #
 # .. raw:: html
 #
@@ -322,8 +323,8 @@ fig.savefig(
 #
 #    <details class="fold"><summary>Answer</summary>
 #
-# They must take part all the same, or the five wait for them. Leave the last batch out on all workers, as this page
-# does, or pad it and give the padding a ``sample_weight`` of 0: its gradient is 0 then, even if it holds NaN.
+# They must take part too, or the five wait for them. Leave out the last batch on all workers, as this page does. Or pad
+# it and give the padding a ``sample_weight`` of 0: then its gradient is 0, even if it holds NaN.
 #
 # .. raw:: html
 #
@@ -332,8 +333,8 @@ fig.savefig(
 # What to take away
 # -----------------
 #
-# * ``Trainer(..., kvstore="dist_sync")`` is all that the training loop needs. Give ``step`` the size of the whole
-#   batch, and each worker its share of every batch.
+# * The training loop needs only ``Trainer(..., kvstore="dist_sync")``. Give ``step`` the size of the whole batch, and
+#   give each worker its share of every batch.
 # * Take no mean over the batch on a worker.
 # * Equal seeds and equal batches give equal results: compare a run with a single process before you trust it.
 # * Keep errors that depend on values out of the loop.

@@ -12,7 +12,7 @@ best categories were stored, with :class:`~gluon_kl.TopKDistillationLoss`, and h
 
 A language model chooses among tens of thousands of tokens. When a small one learns from a large one, each position of
 each text has a whole distribution as its label: 320 positions are ten million numbers for the student, and as many for
-the teacher. Then the loss takes memory and time worth measuring, and nobody stores the whole teacher.
+the teacher. Then the loss takes much memory and time, and the distributions of the teacher are too large to store.
 
 There is no language model on this page. The logits are **synthetic**: random numbers with the two properties that
 matter here. A few tokens are likely, and there is a long tail.
@@ -90,8 +90,8 @@ def take_step(loss, logits, label):
 
 
 # %%
-# The memory of a step is the most that the process holds meanwhile, less what it held before, and less ``pred`` and its
-# gradient, which every loss needs. Linux counts it, and starts to count anew when told so. The unit is the size of
+# The memory of a step is the peak memory of the process during the step, minus its memory before, and minus ``pred``
+# and its gradient, which every loss needs. Linux counts it, and can reset its counter. The unit is the size of
 # ``pred``. Time is processor time, so that other programs do not matter. The losses take turns, and the median counts.
 
 
@@ -163,14 +163,14 @@ fig.savefig(
 #
 # MXNet's own loss is a chain of operators. Each leaves an array behind for the next one, or for the gradient. The fused
 # operator of gluon_kl reads a row while it is in the processor's cache, and keeps two numbers of it for the gradient.
-# (Without a compiler gluon_kl is a chain of operators as well, and needs as much memory as MXNet's own:
-# ``gluon_kl.native.why_not()`` says why.)
+# (Without its fused operator, gluon_kl is a chain of operators too, and needs as much memory as MXNet's own loss.
+# ``gluon_kl.native.why_not()`` says why the operator is missing.)
 #
 # A stored teacher
 # ----------------
-# A large teacher is slow, so it is run once. To store its whole distributions, 32,000 numbers for each position, takes
-# more room than the texts. What is stored are the *k* most likely tokens of each position and their probabilities.
-# :class:`~gluon_kl.TopKDistillationLoss` takes these two arrays in the place of the teacher's logits:
+# A large teacher is slow, so it is run once. Its whole distributions, 32,000 numbers for each position, take more room
+# than the texts. So only the *k* most likely tokens of each position and their probabilities are stored.
+# :class:`~gluon_kl.TopKDistillationLoss` takes these two arrays instead of the teacher's logits:
 # ``loss(pred, label, teacher_index, teacher_value)``.
 #
 # Here the teacher is a matrix. It turns 32 numbers, the state of a language model at some position, into the logits of
@@ -330,8 +330,8 @@ fig.savefig(
 #
 # What was not stored
 # -------------------
-# The probabilities of the stored tokens do not add up to 1. What is missing belongs to all other tokens together, and
-# ``tail`` says what becomes of it:
+# The probabilities of the stored tokens do not add up to 1. The rest belongs to all other tokens together, and ``tail``
+# says what the loss does with it:
 #
 # * ``"bucket"``, the default, compares it with what the student gives to all other tokens together.
 # * ``"renormalize"`` scales the stored probabilities to 1, as if the others had none.
@@ -384,8 +384,8 @@ print(f"accuracy: {accuracy:.1%}")
 #
 #    <details class="fold"><summary>Answer</summary>
 #
-# Of a softmax at temperature 2 the stored part is known only up to a factor, so scale it to 1. The stored logarithms
-# serve as logits:
+# At temperature 2 the stored part of the softmax is known only up to a factor, so scale it to 1. Use the stored
+# logarithms as logits:
 
 index, value = store(teacher(unseen), middle)
 loss = TopKDistillationLoss(
@@ -407,7 +407,7 @@ print(f"loss of the teacher: {out:.2f}")
 # What to take away
 # -----------------
 #
-# * At this size memory decides. What a loss does not write, it need not read again.
-# * A stored teacher needs k best tokens, not all: ``TopKDistillationLoss()(pred, label, index, log_probs)``.
+# * At this size memory decides: the fused operator is fast because it writes no arrays in between.
+# * Store the k best tokens of a teacher, not all: ``TopKDistillationLoss()(pred, label, index, log_probs)``.
 # * The tail counts. ``tail="bucket"`` keeps it with one number.
 # * ``reduction="sum"`` keeps the gradient independent of the size of the vocabulary. The mean divides it by 32,000.

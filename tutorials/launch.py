@@ -7,11 +7,11 @@ On several machines, start the same command on each; only the number after --hos
     python launch.py --hosts 2 --host 0 --root 192.168.0.10:9091 distributed_training.py
     python launch.py --hosts 2 --host 1 --root 192.168.0.10:9091 distributed_training.py
 
-MXNet reads from environment variables what a process is. A scheduler introduces the others to one another. A server
+Environment variables tell MXNet the role of a process. A scheduler introduces the others to one another. A server
 holds parameters. Both do their work inside `import mxnet`, which never returns in them. A worker runs the script.
 
 Warning: the parameter server has neither passwords nor encryption, and it unpickles the optimizer that a worker sends.
-Whoever reaches its ports can run code on it. Use it on a network where you trust every machine.
+Anybody who reaches its ports can run code on it. Use it on a network where you trust every machine.
 """
 
 import argparse
@@ -23,7 +23,7 @@ import subprocess
 import sys
 import threading
 
-# If the parent is killed, the kernel ends this process too: it asks for that before it becomes what it is to be.
+# Asks the kernel to end this process if its parent is killed, and then replaces itself by the command.
 TIED = """
 import ctypes, os, signal, sys
 PR_SET_PDEATHSIG = 1
@@ -34,7 +34,7 @@ if os.getppid() == int(sys.argv[1]):
 
 
 def free_port():
-    """Return a port of this machine that nobody listens on."""
+    """Return a free port of this machine."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
@@ -74,7 +74,7 @@ def plan(script, workers=2, hosts=1, host=0, root="127.0.0.1:0"):
 
 
 def start(command, environment):
-    """Start a process that does not outlive this one. Its output, errors included, is to be read."""
+    """Start a process that ends with this one. Its output and its errors go to one pipe."""
     # No preexec_fn: an interrupt that comes while Python runs its fork hooks would be lost.
     tied = [sys.executable, "-c", TIED, str(os.getpid()), *command]
     return subprocess.Popen(tied, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
