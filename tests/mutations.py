@@ -263,6 +263,8 @@ MUTATIONS = [  # what breaks, file, the source, what it becomes
      "test_native.py::test_errors"),
     ("a dtype that nobody says", "native/op.cc", "if (type < 0 && is_float(first)) type = first;", "",
      "test_native.py::test_types_that_nobody_says"),
+    ("errors add up", "native/op.cc", 'last_message = std::string("gluon_kl: ") + error.what();',
+     'last_message += std::string("gluon_kl: ") + error.what();', "test_native.py::test_an_error_is_forgotten"),
     # Faults that users reported.
     # 1: a float16 array gets the gradient of a tiny negative double
     ("a tiny negative double as a half", "native/convert.h", "__builtin_fabs(f) > __builtin_fabs(x)",

@@ -5,7 +5,13 @@
 //
 // The interface hides grad_req from the operator: an "add" is lost, and a gradient nobody asked for looks like any
 // other. autograd.py stands guard in front of it.
-#include <lib_api.cc>  // MXNet wants its half of the interface compiled into the library
+// MXNet quotes all messages that a library holds, and its half of the interface, which is compiled into the library,
+// holds every one for ever. `_msgSize` and `_msgGet` below take the place of these two: they hold the last message.
+#define _msgSize every_msgSize
+#define _msgGet every_msgGet
+#include <lib_api.cc>
+#undef _msgSize
+#undef _msgGet
 
 #include "plan.h"
 
@@ -18,6 +24,8 @@ using gluon_kl::Call;
 using gluon_kl::Plan;
 using gluon_kl::Shape;
 
+thread_local std::string last_message;  // MXNet asks for it at once, in the thread that it was said in
+
 std::shared_ptr<const Call> call_of(const Attributes& attributes) {
   const auto found = attributes.find("call");
   return gluon_kl::call_of(found == attributes.end() ? "" : found->second);
@@ -28,7 +36,7 @@ template <class F> ext::MXReturnValue guarded(F f) {
     f();
     return ext::MX_SUCCESS;
   } catch (const std::exception& error) {
-    MX_ERROR_MSG << "gluon_kl: " << error.what();
+    last_message = std::string("gluon_kl: ") + error.what();
     return ext::MX_FAIL;
   }
 }
@@ -226,9 +234,12 @@ REGISTER_OP(_gluon_kl_divergence)
 
 ext::MXReturnValue initialize(int version) {
   if (version >= 10700) return ext::MX_SUCCESS;
-  MX_ERROR_MSG << "gluon_kl: MXNet " << version << " is older than 1.7";
+  last_message = "gluon_kl: MXNet " + std::to_string(version) + " is older than 1.7";
   return ext::MX_FAIL;
 }
+
+extern "C" int _msgSize() { return last_message.empty() ? 0 : 1; }
+extern "C" void _msgGet(int, const char** message) { *message = last_message.c_str(); }
 
 // For native/__init__.py: of which release the library is, and what `info` tells.
 extern "C" const char* gluon_kl_version() { return GLUON_KL_VERSION; }
