@@ -79,14 +79,17 @@ def _import_mxnet():
         raise ImportError(
             f"gluon_kl works on MXNet {_spelled(oldest)} to {_spelled(newest)} and 2.0, and this is "
             f"{mxnet.__version__}: `pip install 'mxnet>={_spelled(oldest)},<2'`, or the same for your build of it.")
-    return Version(mxnet.__version__)
+    return mxnet
 
 
 _refuse_versions()
 _refuse_absence()
 _lend()
-MXNET = _import_mxnet()
+mxnet = _import_mxnet()
+MXNET = Version(mxnet.__version__)
 
 # Differences between MXNet's versions
 GLUON_2 = MXNET >= (2,)  # a block has only `forward`, which is traced with real arrays
+FAST_SUMS = GLUON_2 and any(  # oneDNN sums rows of float32
+    feature.enabled for name, feature in mxnet.runtime.Features().items() if name in ("MKLDNN", "ONEDNN"))
 LIKE_WANTS_EQUAL_DTYPES = MXNET < (1, 8)  # `broadcast_like` requires equal dtypes on both sides

@@ -9,7 +9,7 @@ from gluon_kl.autograd import NoRows, prepare_for_autograd
 from gluon_kl.checks import DTYPE_NAMES, FLOATS, Frame, as_float, check_kinds, is_number
 from gluon_kl.description import Description
 from gluon_kl.native import SMALL, supports_device
-from gluon_kl.worlds import BY_HAND, TRACED, Known, UsersGraph
+from gluon_kl.worlds import BY_HAND, TRACED, Known, Trace
 
 import mxnet as mx
 import numpy as np
@@ -109,7 +109,8 @@ class Road:
         checked, frame = self.description.check(*inputs)
         self._check_categories(frame)
         _, device = in_one_place(self.description.names, checked)
-        out = self.compute(mx.nd, UsersGraph(True, device), self.description.with_all_axes(inputs, checked))
+        world = Trace(device, frame.shape, self.description.scores_axis, self.description.batch_axis)
+        out = self.compute(mx.nd, world, self.description.with_all_axes(inputs, checked))
         return out.as_np_ndarray() if isinstance(given[0], mx.np.ndarray) else out
 
     def real(self, *inputs: Any) -> List[Any]:

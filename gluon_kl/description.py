@@ -19,9 +19,10 @@ class Description:
     numeric: Tuple[str, ...] = ()  # the inputs that may be numbers
     no_grad_inputs: Tuple[str, ...] = ()
     needs_two_axes = False  # whether categories and samples must have different axes
+    scores_axis: Optional[int] = None  # the axis of a softmax
 
     def __init__(self, weight: Optional[float], batch_axis: int, reduction: str, axis: Optional[int] = None) -> None:
-        self.weight, self._batch_axis, self.reduction, self._axis = weight, batch_axis, reduction, axis
+        self.weight, self.batch_axis, self.reduction, self._axis = weight, batch_axis, reduction, axis
 
     def check(self, *arrays: Any) -> Tuple[Tuple[Any, ...], Frame]:
         """The checked inputs and the frame of the first, or an error."""
@@ -47,13 +48,13 @@ class Description:
 
     def options(self, scale: float = 1.0, **others: Any) -> Dict[str, Any]:
         """The options of the fused operator that every loss has, and `others`."""
-        return {**others, "batch_axis": self._batch_axis, "reduction": self.reduction,
+        return {**others, "batch_axis": self.batch_axis, "reduction": self.reduction,
                 "scale": scale if self.weight is None else scale * self.weight}
 
     def frame(self, first: Any) -> Frame:
         """How the first input is laid out."""
         shape = first.shape
-        ndim, axis, batch_axis = len(shape), self._axis, self._batch_axis
+        ndim, axis, batch_axis = len(shape), self._axis, self.batch_axis
         for name, value in (("axis", axis), ("batch_axis", batch_axis)):
             if value is not None and not -ndim <= value < ndim:
                 raise ValueError(f"{name} = {value} is out of range for {self.names[0]} of shape {shape}")
@@ -86,7 +87,7 @@ class Description:
         if self.reduction == "row" and self._axis is not None:
             return operators.sum_per_row(F, terms, self._axis, scale)
         out = operators.sum_per_sample(
-            F, terms, world.batch_axis(self._batch_axis), self.reduction == "mean", world.long, scale, rows)
+            F, terms, world.batch_axis(self.batch_axis), self.reduction == "mean", world.long, scale, rows)
         return world.in_result_dtype(F, out)
 
     def rows_that_count(self, F: Any, pred: Any, weight: Any) -> Any:
@@ -106,6 +107,7 @@ class PairDescription(Description):
         super().__init__(weight, batch_axis, reduction, axis)
         self._axis: int = axis
         self._pred_space, self._label_space, self._form = pred_space, label_space, form
+        self.scores_axis = axis if "logits" in (pred_space, label_space) else None
         self._options = self.options(axis=axis, pred=pred_space, target=label_space, **form)
 
     def check(self, *arrays: Any) -> Tuple[Tuple[Any, ...], Frame]:
@@ -127,7 +129,7 @@ class PairDescription(Description):
         """The terms, weighted and reduced."""
         pred, label, weight = self.lifted(F, world, inputs)
         exact = self._pred_space == self._label_space == "logits"
-        rows = world.rows(F, pred, weight, self._axis, self._batch_axis, exact and self.reduction != "none")
+        rows = world.rows(F, pred, weight, self._axis, self.batch_axis, exact and self.reduction != "none")
         if self.reduction == "none":
             rows = rows._replace(whole=False)
         if self.reduction == "row":
@@ -202,7 +204,7 @@ class StudentDescription(Description):
             weight = heard if weight is None else F.broadcast_mul(weight, heard)
         if self.hard.share == 0:
             return None, weight
-        return operators.one_hot(F, label, pred, self._axis, self._batch_axis, self.hard.smoothing), weight
+        return operators.one_hot(F, label, pred, self._axis, self.batch_axis, self.hard.smoothing), weight
 
     def hard_terms(self, F: Any, pred: Any, label: Any, rows: operators.Rows, mask: Any) -> Any:
         """The terms of the cross-entropy with the label, times its share."""
@@ -223,6 +225,7 @@ class DistillationDescription(StudentDescription):
         unused = ["label"] if hard.share == 0 and hard.ignore_label is None else []
         super().__init__(weight, batch_axis, reduction, axis, hard, [*unused, *["teacher_pred"] * (hard.share == 1)])
         self._temperature, self._teacher_space, self._form = temperature, teacher_space, form
+        self.scores_axis = axis
         # This undoes what the temperature does to the gradient: T² for smooth divergences, T for total variation.
         self._restored = temperature if form.get("form") == "tv" else temperature**2
         soft = {} if hard.share == 1 else {"target": teacher_space, "temperature": float(temperature), **form}
@@ -400,13 +403,13 @@ class GaussianDescription(Description):
         mean_distance, d = operators.gaussian_differences(F, mean, log_variance, *prior, std=self._std)
         squares = F.square(mean_distance)
         squares = F.cast(squares, dtype="float64") if world.long else squares
-        out = operators.gaussian_sums(F, squares, d, world.batch_axis(self._batch_axis), self.reduction == "mean",
+        out = operators.gaussian_sums(F, squares, d, world.batch_axis(self.batch_axis), self.reduction == "mean",
                                       world.long, self.weight or 1.0)
         return F.reshape(world.in_result_dtype(F, out), shape=(-1,))
 
     def _sums_in_a_graph(self, F: Any, mean: Any, log_variance: Any) -> Any:
         """The sums with the standard prior if dtypes are unknown: in float64, then cast to the result's dtype."""
-        rows, zero = lifting.widened(F, (mean, log_variance), self._batch_axis)
+        rows, zero = lifting.widened(F, (mean, log_variance), self.batch_axis)
         mean_distance, d = operators.gaussian_differences(F, *rows, std=self._std)
         sums = operators.gaussian_sums(
             F, F.square(mean_distance), d, None, self.reduction == "mean", True, self.weight or 1.0)

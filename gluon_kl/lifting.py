@@ -2,9 +2,10 @@
 
 import functools
 import operator
-from typing import Any, List, Optional, Sequence, Tuple
+from typing import Any, Callable, List, Optional, Sequence, Tuple
 
 from gluon_kl import _mxnet, mxnet_private
+from gluon_kl.checks import DTYPE_NAMES
 from gluon_kl.native import operator_dtype
 from gluon_kl.operators import as_rows, numpy_of, unit
 
@@ -30,14 +31,17 @@ def fill_numbers(F: Any, lifted: Sequence[Any]) -> List[Any]:
     return [F.ones_like(lifted[0]) * x if type(x) is float else x for x in lifted]
 
 
-def lift_unknown(F: Any, inputs: Sequence[Any], same_shape: Sequence[bool]) -> List[Any]:
+def lift_unknown(
+    F: Any, inputs: Sequence[Any], same_shape: Sequence[bool], part: Callable[..., Any] = lambda F, x: x,
+) -> List[Any]:
     """The inputs in one floating dtype, float64 if an input is, else float32, by NumPy's promotion with ones.
 
     `same_shape` says which inputs have the shape of the first, which the graph may not know yet. None stays None, and a
-    number becomes an array of the shape of the first input.
+    number becomes an array of the shape of the first input. ``part(F, x)`` is a part of the first input `x`, and an
+    error where the graph must not be run.
     """
-    carried: List[Any] = [operator_dtype(x) if isinstance(x, (NDArray, Symbol)) else x for x in inputs]
-    own = unit(F, carried[0])
+    carried: List[Any] = [_carried(x) if isinstance(x, (NDArray, Symbol)) else x for x in inputs]
+    own = unit(F, part(F, carried[0]))
     # `broadcast_like` raises an error for different numbers of axes; NumPy's multiplication would add leading axes.
     units = [own]
     for own_of_x in [unit(F, x) for x in carried[1:] if isinstance(x, (NDArray, Symbol))]:
@@ -55,15 +59,31 @@ def lift_unknown(F: Any, inputs: Sequence[Any], same_shape: Sequence[bool]) -> L
     if not any(same_shape):  # so that float16 alone is lifted too
         units.append(unit(F, F.cast(F.slice(carried[0], begin=(0,), end=(1,)), dtype="float32")))
     one = functools.reduce(operator.mul, [x.as_np_ndarray() for x in units])
-    return fill_numbers(F, [_promoted(F, x, one) if isinstance(x, (NDArray, Symbol)) else x for x in carried])
+    zeros = _zeros(F, carried[0], one)
+    return fill_numbers(F, [
+        _promoted(x, zeros if same or x is carried[0] else _zeros(F, x, one)) if isinstance(x, (NDArray, Symbol)) else x
+        for x, same in zip(carried, same_shape)])
 
 
-def _promoted(F: Any, x: Any, one: Any) -> Any:
-    """`x` in the dtype that NumPy gives to its product with `one`.
+def _carried(x: Any) -> Any:
+    """`x` in a dtype that can be added to others, which most are. Of Symbols the dtype is not known."""
+    return x if isinstance(x, NDArray) and DTYPE_NAMES[x.dtype] not in ("bool", "bfloat16") else operator_dtype(x)
 
-    It adds zeros of that dtype, because the gradient of a broadcast product takes MXNet seven times as long.
+
+def _zeros(F: Any, x: Any, one: Any) -> Any:
+    """Zeros of the shape of `x` and the dtype of `one`, which has as many axes as `x`."""
+    if _mxnet.LIKE_WANTS_EQUAL_DTYPES:
+        zeros = (F.zeros_like(x).as_np_ndarray() * one).as_nd_ndarray()
+    else:
+        zeros = F.broadcast_like(F.zeros_like(one.as_nd_ndarray()), x)
+    return F.BlockGrad(zeros)
+
+
+def _promoted(x: Any, zeros: Any) -> Any:
+    """`x` in the dtype that NumPy gives to its sum with `zeros`.
+
+    They have the shape of `x`, because a broadcast sum takes MXNet twenty times as long and its gradient seven times.
     """
-    zeros = F.BlockGrad((F.zeros_like(x).as_np_ndarray() * one).as_nd_ndarray())
     return (x.as_np_ndarray() + zeros.as_np_ndarray()).as_nd_ndarray()
 
 

@@ -170,4 +170,39 @@ class UsersGraph:
         return axis_last(F, top_k_in_users_graph(F, given, options), axis)
 
 
+class Trace(UsersGraph):
+    """A trace of arrays, some of them logits along `axis` unless that is None. The graph also runs with other shapes.
+
+    The graph is shorter if the first call has several categories and several axes. MXNet then raises an error in a
+    later call that has one.
+    """
+
+    def __init__(self, device: Any, shape: Sequence[int], axis: Optional[int], batch_axis: int) -> None:
+        super().__init__(True, device)
+        self._axis = axis
+        self._single = False if axis is not None and shape[axis] > 1 else None
+        # One counts from the front, the other from the back: they are the same if there is one axis.
+        self._apart = len(shape) > 1 and {axis, batch_axis} == {0, -1}
+
+    def lifted(self, F: Any, inputs: Sequence[Any], same_shape: Sequence[bool], wide: Sequence[bool]) -> List[Any]:
+        """The inputs in one floating dtype, and numbers as arrays."""
+        return lifting.lift_unknown(F, inputs, same_shape, self._part)
+
+    def _part(self, F: Any, x: Any) -> Any:
+        """A part of `x`, which must have several categories and axes where the first call had them."""
+        if self._single is False:
+            x = F.slice_axis(x, axis=self._axis, begin=1, end=2)
+        return F.slice(x, begin=(0, 0), end=(1, 1)) if self._apart else x
+
+    def rows(self, F: Any, pred: Any, weight: Any, axis: int, batch_axis: int, exact: bool) -> Rows:
+        """What is known of the rows."""
+        if self._apart and weight is None:
+            return Rows(True, self._single)
+        return super().rows(F, pred, weight, axis, batch_axis, exact)._replace(single=self._single)
+
+    def rows_of_samples(self, weight: Any) -> Rows:
+        """The same where no sum goes over more than a row, or `axis` is not that of the samples."""
+        return Rows(weight is None, self._single)
+
+
 TRACED, BY_HAND = UsersGraph(True), UsersGraph(False)
