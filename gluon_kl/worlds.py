@@ -201,7 +201,7 @@ class Trace(UsersGraph):
         return super().rows(F, pred, weight, axis, batch_axis, exact)._replace(single=self._single)
 
     def rows_of_samples(self, weight: Any) -> Rows:
-        """The same where no sum goes over more than a row, or `axis` is not that of the samples."""
+        """The same if no sum goes over more than a row, or if `axis` is known not to be that of the samples."""
         return Rows(weight is None, self._single)
 
 
