@@ -116,7 +116,7 @@ def test_the_search_finds(site, word):
 def test_landing_page_leads_on(soups):
     landing = soups["index.html"].article
     assert landing.select_one("pre").get_text().startswith("$ pip install")
-    assert [link["href"] for link in landing.select("p.action a")] == ["gallery/kl_divergence.html"]
+    assert [link["href"] for link in landing.select("p.action a")] == ["gallery/kl_divergence.html", "quickstart.html"]
     ways = [link["href"] for link in landing.select("ul.ways a")]
     assert ways == ["gallery/index.html", "moving.html", "troubleshooting.html"]
 
