@@ -52,7 +52,7 @@ def _lend():
         if "mxnet" in sys.modules:
             raise ImportError(
                 f"With Python {platform.python_version()} and NumPy {np.__version__}, `import gluon_kl` must come "
-                "before `import mxnet`, which was imported first: change the order and start Python anew.")
+                "before `import mxnet`, which was imported first: change the order and start Python again.")
         # An import of MXNet that failed leaves incomplete modules behind, without their package.
         for name in [name for name in sys.modules if name.partition(".")[0] == "mxnet"]:
             del sys.modules[name]

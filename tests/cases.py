@@ -1,4 +1,4 @@
-"""The table that the tests walk: every member of the family, in every space, layout, reduction and kind of weight.
+"""The table of cases: every member of the family, in every space, layout, reduction and kind of weight.
 
 A row of MEMBERS is a loss with the spaces of its inputs; a divergence between two distributions is a row of PAIRS, from
 which its rows of MEMBERS follow. `cases_of(name)` gives the calls of a member that are compared with the oracle. Tests
@@ -26,7 +26,7 @@ import oracle
 ADDS_WRONG = ("MXNet 1.7 adds 6 or 7 gradients of one array wrong, those of its own losses too"
               if mx.__version__.startswith("1.7.") else "")
 
-KIND = mx.np.array if _mxnet.GLUON_2 else mx.nd.array  # of the arrays that a user's hybridized block takes
+KIND = mx.np.array if _mxnet.GLUON_2 else mx.nd.array  # the arrays that a user's hybridized block takes
 SPACES = ("probs", "log_probs", "logits")
 TOLERANCE = {"float16": 2e-3, "float32": 2e-5, "float64": 1e-11}
 
@@ -36,7 +36,7 @@ def close(actual, expected, dtype="float64"):
 
 
 def every(cases, check):
-    """check(case) for each, or check(*case) of a tuple; those that fail are named together."""
+    """Call check(case) for each case, or check(*case) for a tuple, and report all failures together."""
     failed, first = [], None
     for case in cases:
         try:
@@ -49,9 +49,9 @@ def every(cases, check):
 
 
 class Member:
-    """A loss with its arguments: how it is made, inputs for it, and what the oracle says of them."""
+    """A loss with its arguments: how it is made, inputs for it, and the oracle's results for them."""
 
-    weights = "elements"  # or one for each row at most
+    weights = "elements"  # or at most one for each row
     has_axis, reductions, reduction = True, ("sum", "mean", "row_mean", "none", "row"), "sum"
 
     def __init__(self, loss, **options):
@@ -61,16 +61,16 @@ class Member:
         return self.loss(**{**self.options, **options})
 
     def learns(self, inputs):
-        """Which inputs have a gradient."""
+        """The inputs that have a gradient."""
         return [np.ndim(x) > 0 for x in inputs]
 
     def heard(self, inputs, axis):
-        """0 for rows that are ignored, as by a weight of 0, and 1 for the others."""
+        """0 for rows that are ignored, like a weight of 0, and 1 for the others."""
         return 1
 
     @property
     def elementwise(self):
-        """Whether a term depends on its own elements alone."""
+        """Whether a term depends only on its own elements."""
         return not self.has_axis
 
     def expect(self, inputs, sample_weight=None, *, axis=-1, reduction=None, **options):
@@ -80,7 +80,7 @@ class Member:
                                heard=self.heard(inputs, axis), **options)
 
     def gradients(self, inputs, sample_weight=None, head=1.0, *, axis=-1, reduction=None, batch_axis=0, weight=None):
-        """Of sum(head * value) to each input, the weight last; None to those that are None or numbers."""
+        """The gradients of sum(head * value) to each input, the weight last; None for inputs without a gradient."""
         terms, categories = self.terms(inputs, axis), axis if self.has_axis else None
         heard = self.heard(inputs, axis)
         weights = oracle.row_weights(sample_weight, terms.shape, batch_axis, categories)[0] * heard
@@ -157,16 +157,16 @@ class Distillation(Member):
 
 
 class Whole(np.ndarray):
-    """Class indices that no loss takes in float16."""
+    """Class indices; no loss takes them in float16."""
 
 
 def dtype_of(x, dtype):
-    """In which dtype a test passes `x` that passes all in this one."""
+    """The dtype in which a test passes `x` if it passes the other inputs in this dtype."""
     return "float32" if dtype == "float16" and isinstance(x, Whole) else dtype
 
 
 class TopK(Distillation):
-    """The loss of a student and a teacher that kept its k best categories, or all where there are fewer."""
+    """The loss of a student and a teacher that kept its k best categories, or all if there are fewer."""
 
     weights = "rows"
 
@@ -315,7 +315,7 @@ MEMBERS = {
        Bernoulli(from_sigmoid=from_sigmoid, label_space=space)
        for from_sigmoid in (True, False) for space in ("probs", "logits")},
 }
-# One of each kind, for what does not depend on the spaces; all of their inputs are arrays.
+# One member of each kind, for tests that do not depend on the spaces; all their inputs are arrays.
 FEW = ["kl log_probs probs", "kl logits probs", "kl logits logits", "kl log_probs log_probs",
        "reverse logits probs", "reverse log_probs logits", "js logits probs", "js log_probs logits", "both",
        "both, dense", "gaussian, prior", "reverse probs log_probs", "js probs probs", "both, js",
@@ -324,7 +324,7 @@ FEW = ["kl log_probs probs", "kl logits probs", "kl logits logits", "kl log_prob
 
 
 def on_both(block):
-    """A user's block with a `hybrid_forward`, which Gluon 2 refuses, as the Gluon that is here takes it."""
+    """A user's block with a `hybrid_forward`; on Gluon 2, which refuses that, with a `forward`."""
     if _mxnet.GLUON_2:
         written = block.hybrid_forward
         del block.hybrid_forward
@@ -345,7 +345,7 @@ class Model(mx.gluon.HybridBlock):
 
 
 def fits_a_nested_call(member):
-    """Gluon hands no None to a nested block, but what comes last may be left out."""
+    """The inputs for a nested block: Gluon passes no None to it, but trailing inputs may be left out."""
     given = [x is not None for x in member.inputs(np.random.RandomState(0), (2, 2))]
     return all(given) if isinstance(member, Distillation) else given == sorted(given, reverse=True)
 
@@ -363,7 +363,7 @@ LAYOUTS = [
 
 
 class Case:
-    """One call of a member, with its inputs, weights and head gradient, and what the oracle says of it.
+    """One call of a member, with its inputs, weights and head gradient, and the oracle's results for it.
 
     float16 holds every input exactly, so that one answer serves for each dtype.
     """
@@ -404,7 +404,7 @@ def held_by_float16(x):
 
 
 def fits(member, layout):
-    """Whether a member can be called so: categories and samples need an axis each, but between pred and label."""
+    """Whether a member can be called so: except between pred and label, categories and samples need different axes."""
     shape, axis, batch_axis = layout
     return not isinstance(member, Distillation) or (axis - batch_axis) % len(shape) != 0
 
@@ -444,7 +444,7 @@ def cases_of(name):
 # Calling a case
 
 def all_inputs(case):
-    """Every input of its loss, the sample weight last; None for those that are left out."""
+    """Every input of the loss, the sample weight last; None for inputs that are left out."""
     missing = [None] * (len(case.make()._names) - 1 - len(case.inputs))
     return [*case.inputs, *missing, case.sample_weight]
 
@@ -474,7 +474,7 @@ def array(x, dtype, kind=KIND):
 
 
 def agrees(got, want, dtype, what):
-    """Shape and values, as near as the dtype allows."""
+    """Compare shape and values, to the precision of the dtype."""
     assert got.shape == np.shape(want), f"{what} has shape {got.shape}, not {np.shape(want)}"
     tolerance = TOLERANCE[dtype]
     np.testing.assert_allclose(got, want, rtol=tolerance, atol=tolerance * max(1, abs(want).max(initial=0)),

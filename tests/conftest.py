@@ -1,4 +1,4 @@
-"""What tests share: every way of running a loss, processes of their own, and the tutorials."""
+"""What tests share: every way of running a loss, separate processes, and the tutorials."""
 
 import inspect
 import os
@@ -22,8 +22,8 @@ LEAN = TESTS / "lean"
 MODES = {"eager": None, "hybrid": {}, "static": {"static_alloc": True, "static_shape": True}}
 
 
-# The longest files first, so that no process works alone in the end; the browser's is the one that has the site built,
-# and what only reads the site comes last, when it is there.
+# The longest files come first, so that no process works alone at the end. The browser's file builds the site, and the
+# files that only read the site come last.
 FIRST = ["test_browser", "test_reports", "test_programs", "test_native", "test_cases", "test_modes", "test_distributed",
          "test_benchmark"]
 LAST = ["test_page", "test_prose", "test_which_divergence"]
@@ -39,7 +39,7 @@ def pytest_collection_modifyitems(items):
 
 
 class Run:
-    """Calls a loss in one way: ``run(loss, ...)`` gives its value, ``run.gradients(loss, ...)`` its gradients."""
+    """Calls a loss in one way: ``run(loss, ...)`` returns its value, ``run.gradients(loss, ...)`` its gradients."""
 
     def __init__(self, mode):
         self.mode = mode
@@ -53,7 +53,7 @@ class Run:
         return self.prepare(loss)(*[self.array(x, kind) for x in inputs]).asnumpy()
 
     def gradients(self, loss, *inputs, head=None, grad_req="write", kind=mx.nd.array):
-        """Gradients to every input that is given, of the sum of the outputs or under `head`."""
+        """The gradients of the sum of the outputs, or with `head`, to every input that is given."""
         arrays = [self.array(x, kind) for x in inputs]
         for x in arrays:
             if isinstance(x, mx.nd.NDArray):
@@ -65,7 +65,7 @@ class Run:
 
     @staticmethod
     def array(x, kind):
-        if x is None or isinstance(x, (float, int, mx.nd.NDArray)):  # of numbers, those that a loss takes as such
+        if x is None or isinstance(x, (float, int, mx.nd.NDArray)):  # numbers that a loss takes as numbers
             return x
         x = np.asarray(x)
         return kind(x, dtype=x.dtype)
@@ -73,7 +73,7 @@ class Run:
 
 @pytest.fixture(scope="session")
 def bfloat16_layers():
-    """MXNet's own layers compute in bfloat16 on processors with AVX-512 alone."""
+    """MXNet's own layers compute in bfloat16 only on processors with AVX-512."""
     layer = ("import gluon_kl, mxnet as mx\nfrom mxnet.contrib import amp\namp.init(target_dtype='bfloat16')\n"
              "x = mx.nd.ones((2, 2))\nmx.nd.FullyConnected(x, x, no_bias=True, num_hidden=2).wait_to_read()")
     if subprocess.run([sys.executable, "-W", "ignore", "-c", layer], stderr=subprocess.DEVNULL).returncode:
@@ -97,7 +97,7 @@ def run(request, path):
 
 @pytest.fixture
 def eager(path):
-    """What `run` is, eager alone: for what the other ways, which test_modes.py compares, share with it."""
+    """`run`, but only eager: test_modes.py compares the other ways with it."""
     return Run("eager")
 
 
@@ -108,7 +108,7 @@ def rng():
 
 @pytest.fixture(scope="session")
 def site():
-    """The folder of the rendered site, built if it is stale: by the first process that asks."""
+    """The folder of the rendered site; the first process that needs it builds it if it is stale."""
     import tasks
 
     tasks.build_site(sys.executable)
@@ -127,9 +127,9 @@ def plots():
 
 
 def environment_of(request):
-    """For processes of a test: where modules are, and the path that the test is on."""
+    """The environment of a test's processes: where modules are, and the path of the test."""
     chosen = getattr(request.node, "callspec", None)
-    lean = [] if hasattr(request.module, "PRELOADED") else [LEAN]  # who preloads may want SciPy
+    lean = [] if hasattr(request.module, "PRELOADED") else [LEAN]  # a module that preloads may need SciPy
     base = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [*lean, TESTS, TESTS.parent]))}
     if chosen is not None and chosen.params.get("path") == "operators":
         base["GLUON_KL_NATIVE"] = "0"
@@ -138,7 +138,7 @@ def environment_of(request):
 
 @pytest.fixture
 def in_subprocess(request):
-    """Run Python source in a process that starts anew, on the path of the test: for what an import or a start decides.
+    """Run Python source in a new Python process, on the path of the test: for tests that depend on an import.
 
     What only ends a process or stays in it has `in_child`, which does not import everything again.
     """
@@ -158,7 +158,7 @@ def in_subprocess(request):
 
 @pytest.fixture(scope="session")
 def forks():
-    """A process that forks, for each set of modules and path; made when it is first needed."""
+    """One forking process for each set of modules and path, started when it is first needed."""
     made = {}
 
     def get(modules, environment):
@@ -191,7 +191,7 @@ def in_child(request, forks):
 
 
 def program(function):
-    """A test whose body runs in a process of its own; its arguments cross as text."""
+    """A test whose body runs in a separate process; its arguments are passed as text."""
     names = list(inspect.signature(function).parameters)
 
     def test(in_child, **arguments):
@@ -206,7 +206,7 @@ def program(function):
 
 @pytest.fixture
 def script(tmp_path):
-    """Run Python source as a script of its own, as a process that is spawned wants it; its output."""
+    """Run Python source as a script, because a spawned process imports it again; return its output."""
 
     def call(source, *arguments, timeout=120):
         file = tmp_path / "script.py"

@@ -1,4 +1,4 @@
-"""Programs in processes of their own, without a start and an import each: children of one that has imported it all."""
+"""Runs programs in separate processes without starting Python each time: in children of one that has imported all."""
 
 import importlib
 import io
@@ -11,14 +11,14 @@ import tempfile
 
 
 class Forks:
-    """A process that imports `modules` under `environment` and runs what it is handed in a child each."""
+    """A process that imports `modules` with `environment`, and runs each program that it receives in a child."""
 
     def __init__(self, modules, environment):
         self.process = subprocess.Popen([sys.executable, "-W", "ignore", __file__, *modules], env=environment,
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def run(self, source, timeout, environment):
-        """The exit code of a child that runs `source`, negative for a signal, and what it printed."""
+        """The exit code of a child that runs `source`, negative for a signal, and its output."""
         with tempfile.NamedTemporaryFile("r", encoding="utf-8", errors="replace") as printed:
             print(json.dumps([source, timeout, environment, printed.name]), file=self.process.stdin, flush=True)
             answer = self.process.stdout.readline()
@@ -32,12 +32,12 @@ class Forks:
 
 
 def serve(requests, answers):
-    """Fork for every request and answer with its exit code; a child returns what it has to run."""
+    """Fork for every request and answer with the exit code; in the child, return the program to run."""
     for request in iter(requests.readline, b""):
         source, timeout, environment, printed = json.loads(request)
         child = os.fork()
         if not child:
-            signal.alarm(timeout)  # which ends it whatever it is in
+            signal.alarm(timeout)  # ends the child wherever it hangs
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
             for stream in (1, 2):
                 os.dup2(os.open(printed, os.O_WRONLY | os.O_APPEND), stream)
@@ -53,6 +53,6 @@ if __name__ == "__main__":
     os.dup2(2, 1)
     for name in sys.argv[1:]:
         importlib.import_module(name)
-    # Unbuffered: what a buffer held would be every child's too.
+    # Unbuffered, because every child would inherit what is in a buffer.
     program = serve(io.FileIO(0, closefd=False), answers)
-    exec(compile(program, "<program>", "exec"), {"__name__": "__main__"})  # and ends as any Python does
+    exec(compile(program, "<program>", "exec"), {"__name__": "__main__"})  # and ends like any Python

@@ -1,7 +1,7 @@
-"""Break the source on purpose, one line at a time, and name the test that notices.
+"""Break the source on purpose, one line at a time, and name the test that fails.
 
     python tests/mutations.py            # every mutation, two at a time; exit code 1 if one survives
-    python tests/mutations.py epsilon    # those whose description holds the word
+    python tests/mutations.py epsilon    # those whose description contains the word
 
 Each mutation is applied to a copy of the package, on which tests run on both paths until the first failure: first
 those that probably notice, then the rest. Where it is in C++, what includes the file is compiled anew and linked with
@@ -23,7 +23,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 NATIVE = Path("gluon_kl", "native")
-# Who notices most of what is broken in a file; what users reported has its tests in test_reports.py.
+# The tests that catch most mutations of a file; faults that users reported have their tests in test_reports.py.
 NOTICES = {"gaussian.py": ["test_gaussian.py"], "bernoulli.py": ["test_bernoulli.py"],
            "distillation.py": ["test_distillation.py"], "diagnostics.py": ["test_diagnostics.py"],
            "metric.py": ["test_metric.py"], "_mxnet.py": ["test_mxnet.py"], "_lend.py": ["test_mxnet.py"],
@@ -300,7 +300,7 @@ MUTATIONS = [  # what breaks, file, the source, what it becomes
     # 6: a subclass overrides forward
     ("inputs by name in the order of the call", "gluon1.py", "return bound.args[extra:]",
      "return (*inputs[extra:], *named.values())"),
-    # 7: memory stays flat whatever number changes
+    # 7: memory does not grow if a number changes
     ("a graph for each number", "base.py", 'number = key.fused and "number" in key.dtypes',
      "number, key = False, key._replace(dtypes=tuple(inputs))"),
     ("graphs without an end", "graphs.py", "self._graphs.pop(other, None)", "pass"),
@@ -334,13 +334,13 @@ MUTATIONS = [  # what breaks, file, the source, what it becomes
     ("tiny divergences: the series", "operators.py", "F.where(square < 1e-7, square", "F.where(square < 0, square"),
     ("tiny divergences: the series of js", "operators.py", "F.where(square < 1e-6, F", "F.where(square < 0, F"),
     ("temperatures beyond", "distillation.py", "temperature, 1e-6, 1e6)", "temperature, 1e-150, 1e150)"),
-    # 11: numbers that no loss can use are refused where it is made
+    # 11: numbers that no loss can use are refused when it is created
     ("infinite arguments", "checks.py", "if not math.isfinite(number):", "if False:"),
     ("an epsilon above 1", "checks.py", "if not 0 < number <= maximum:", "if not 0 < number:"),
     ("numbers of other types stay as they are", "checks.py", "return value if type(value) is int else number",
      "return value"),
     ("an axis without bounds", "checks.py", "if not -MAX_AXES <= axis < MAX_AXES:", "if False:"),
-    # 12: shapes left open
+    # 12: unknown shapes
     ("a label that nothing ties to pred", "native/__init__.py", "    for name in tied:  #", "    for name in []:  #",
      "test_reports.py::test_open_shapes"),
     ("class indices that nothing ties to pred", "native/__init__.py", "    for name in indices:  #",
@@ -401,9 +401,9 @@ MUTATIONS = [  # what breaks, file, the source, what it becomes
 
 
 class Compiled:
-    """The operator, hardly optimised: a wrong result needs no speed. Its baseline kernels are what runs.
+    """The operator with its baseline kernels, hardly optimised, because a wrong result needs no speed.
 
-    The objects of the sources as they stand are made once, in a folder of their own.
+    The unchanged sources are compiled once, in a separate folder.
     """
 
     def __init__(self, folder):
@@ -425,7 +425,7 @@ class Compiled:
              Path(root) / NATIVE / source, "-o", objects / f"{source}.o"])
 
     def includes(self, root, source):
-        """The files of ours that a source is compiled from."""
+        """Our own files from which a source is compiled."""
         said = run([*self.command, *self.flags.get(source, []), "-MM", Path(root) / NATIVE / source])
         return {Path(word).name for word in said.split() if f"{NATIVE}{os.sep}" in word}
 
@@ -461,7 +461,7 @@ def copy(compiled=False):
 
 
 def failures(folder, environment, tests, *options):
-    """The nodes of `tests` (names below tests/) that fail; how it ended, where none is named."""
+    """The nodes of `tests` (names below tests/) that fail, or how pytest ended if it names none."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-m",
          "not site", *options, "--rootdir", folder, *[os.path.join(folder, "tests", name) for name in tests]],
@@ -473,7 +473,7 @@ def failures(folder, environment, tests, *options):
 
 
 def probable(name, named=None):
-    """The tests that probably notice, in the order to try them."""
+    """The tests that probably fail, in the order to try them."""
     return [named] if named else [*NOTICES.get(name, ["test_cases.py"]), "test_reports.py"]
 
 
@@ -498,7 +498,7 @@ def try_mutation(mutation, compiled):
 
 
 def fails_of_itself(catchers):
-    """Those of the tests that fail without any mutation, on this machine say, and so catch nothing."""
+    """The tests that fail without any mutation, for example on this machine, and so catch nothing."""
     with copy() as (folder, environment):
         return failures(folder, environment, catchers) if catchers else []
 

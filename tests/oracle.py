@@ -55,7 +55,7 @@ def full_weights(weight, shape, batch_axis, axis):
 
 
 def row_weights(weight, shape, batch_axis, axis):
-    """sample_weight in pred's shape, and where it silences: whole rows along axis, and single elements.
+    """sample_weight in pred's shape, and where it is 0: for whole rows along axis, and for single elements.
 
     axis None: every element is a row.
     """
@@ -65,7 +65,7 @@ def row_weights(weight, shape, batch_axis, axis):
 
 
 def count(shape, batch_axis, reduction, axis=-1, weights=None):
-    """What a result is divided by; for "row_mean" per sample, the rows that any weight counts, or inf for none."""
+    """The divisor of a result; for "row_mean" the number of each sample's rows that count, or inf if there is none."""
     if reduction in ("none", "sum", "row"):
         return 1
     if reduction == "mean":
@@ -98,14 +98,14 @@ def space_of(from_logits, pred_space):
 
 def kl_divergence(pred, label, *, from_logits=True, label_space="probs", pred_space=None, axis=-1, batch_axis=0,
                   weight=None, reduction="mean", sample_weight=None):
-    """What KLDivLoss returns."""
+    """The result of KLDivLoss."""
     terms = kl_terms(pred, label, space_of(from_logits, pred_space), label_space, axis)
     return weighted(terms, batch_axis=batch_axis, axis=axis, weight=weight, reduction=reduction,
                     sample_weight=sample_weight)
 
 
 def through_softmax(gradient, x, axis):
-    """Gradient to logits from the gradient to their log softmax."""
+    """The gradient to logits, from the gradient to their log softmax."""
     return gradient - np.exp(log_softmax(x, axis)) * gradient.sum(axis=axis, keepdims=True)
 
 
@@ -158,13 +158,13 @@ def head_of_terms(head, shape, batch_axis, reduction, axis, weights):
 
 
 def to_given_weight(gradient, sample_weight, batch_axis, axis):
-    """The gradient to sample_weight from that to its broadcast copy."""
+    """The gradient to sample_weight, from that to its broadcast copy."""
     return sum_to(gradient, full_weights(sample_weight, gradient.shape, batch_axis, axis).shape).reshape(
         np.shape(sample_weight))
 
 
 def sum_to(x, shape):
-    """x summed over what NumPy broadcasts from shape."""
+    """x summed over the axes that NumPy would broadcast from shape."""
     x = x.sum(axis=tuple(range(x.ndim - len(shape))))
     return x.sum(axis=tuple(i for i, n in enumerate(shape) if n == 1), keepdims=True)
 
@@ -240,7 +240,7 @@ def total_variation_terms(pred, label, pred_space="log_probs", label_space="prob
 
 
 def divergence_terms(pred, label, pred_space, label_space, axis, divergence, beta=0.5, skew=0.1):
-    """Of a divergence by its name."""
+    """The terms of a divergence, by its name."""
     sides = pred, label, pred_space, label_space, axis
     if divergence == "tv":
         return total_variation_terms(*sides)
@@ -279,7 +279,7 @@ def reverse_kl_gradients(pred, label, pred_space="log_probs", label_space="probs
 
 
 def weighted(terms, *, batch_axis=0, axis=-1, weight=None, reduction="mean", sample_weight=None, heard=1):
-    """Terms under their weights, reduced; where `heard` is 0 so is the weight."""
+    """Terms times their weights, reduced; where `heard` is 0, the weight is 0 too."""
     weights = row_weights(sample_weight, terms.shape, batch_axis, axis)[0] * heard
     with np.errstate(invalid="ignore"):
         terms = np.where(weights == 0, 0.0, terms * weights)
@@ -293,7 +293,7 @@ def distillation_terms(pred, label, teacher_pred, axis=-1, *, temperature=1.0, h
     if hard_weight > 0:
         if sparse_label:
             label = np.asarray(label)
-            if label.ndim < pred.ndim:  # else with 1 along axis
+            if label.ndim < pred.ndim:  # else it has 1 along axis
                 label = np.expand_dims(label, axis)
             classes = np.moveaxis(np.arange(float(pred.shape[axis])).reshape([1] * (pred.ndim - 1) + [-1]), -1, axis)
             known = (label == classes).any(axis=axis, keepdims=True)
@@ -311,21 +311,21 @@ def distillation_terms(pred, label, teacher_pred, axis=-1, *, temperature=1.0, h
 
 
 def heard(label, shape, axis, ignore_label):
-    """1 for each row, of pred's shape but 1 along axis, whose class is not ignored, else 0."""
+    """1 for each row whose class is not ignored, else 0, in pred's shape with 1 along axis."""
     column = [1 if i == axis % len(shape) else n for i, n in enumerate(shape)]
     return (np.reshape(label, column) != ignore_label).astype(float)
 
 
 def distillation(pred, label, teacher_pred, *, weight=None, batch_axis=0, axis=-1, sample_weight=None,
                  reduction="row_mean", **options):
-    """What DistillationLoss returns."""
+    """The result of DistillationLoss."""
     return weighted(distillation_terms(pred, label, teacher_pred, axis, **options), batch_axis=batch_axis, axis=axis,
                     weight=weight, reduction=reduction, sample_weight=sample_weight)
 
 
 def top_k_terms(pred, label, index, value, axis=-1, *, temperature=1.0, hard_weight=0.5, sparse_label=True,
                 divergence="kl", beta=0.5, tail="bucket", teacher_space="log_probs", label_smoothing=0):
-    """As distillation_terms, of a teacher that kept some categories; the soft part of a row stands at its first one."""
+    """distillation_terms for a teacher that kept some categories; the soft part of a row is its first element."""
     pred = wide(pred)
     terms = np.zeros(pred.shape, pred.dtype)
     if hard_weight > 0:
@@ -342,7 +342,7 @@ def top_k_terms(pred, label, index, value, axis=-1, *, temperature=1.0, hard_wei
 
 
 def top_k_row(x, index, value, divergence, beta, tail, teacher_space):
-    """The divergence of one row: of the kept categories, and of all others together."""
+    """The divergence of one row: the kept categories, and all others as one."""
     value, index = value[index != -1], index[index != -1]
     if np.isnan(index).any() or not set(index) <= set(range(len(x))) or len(set(index)) < len(index):
         return np.nan
@@ -367,14 +367,14 @@ def top_k_row(x, index, value, divergence, beta, tail, teacher_space):
 
 def top_k(pred, label, index, value, *, weight=None, batch_axis=0, axis=-1, sample_weight=None,
           reduction="row_mean", **options):
-    """What TopKDistillationLoss returns."""
+    """The result of TopKDistillationLoss."""
     return weighted(top_k_terms(pred, label, index, value, axis, **options), batch_axis=batch_axis, axis=axis,
                     weight=weight, reduction=reduction, sample_weight=sample_weight)
 
 
 def bernoulli_terms(pred, label, from_sigmoid=False, label_space="probs"):
     """p log(p / q) + (1 - p) log((1 - p) / (1 - q)) for every element, in long double; 0 log 0 = 0."""
-    def logs(x, logits):  # of the probability, and of its complement
+    def logs(x, logits):  # the logarithms of the probability and of its complement
         x = wide(x, np.longdouble)
         if not logits:
             return np.log(x), np.log1p(-x)

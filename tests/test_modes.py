@@ -1,4 +1,4 @@
-"""Ways of running a loss, each compared with the eager one of its path; dtypes; and which gradients are asked for."""
+"""Ways of running a loss, each compared with the eager one of its path; dtypes; and which gradients are needed."""
 
 import copy
 import itertools
@@ -40,7 +40,7 @@ def hybridized(block, **options):
 
 
 def nestable(name, inputs):
-    """The inputs for a nested block, or None: Gluon hands it no None, but what comes last may be left out."""
+    """The inputs for a nested block, or None: Gluon passes no None to it, but trailing inputs may be left out."""
     given = [x for x in inputs if x is not None]
     return given if name in NESTED and all(x is y for x, y in zip(inputs, given)) else None
 
@@ -54,14 +54,14 @@ def example(rng, shape=(4, 6), dtype="float32"):
 # Every way of running
 
 def exported(block, inputs, dtype, folder):
-    """Called once, written and read again."""
+    """A loss that was called once, exported and imported."""
     hybridized(block)(*[array(x, dtype) for x in inputs])
     block.export(str(folder / "loss"))
     return mx.gluon.SymbolBlock.imports(str(folder / "loss-symbol.json"), [f"data{i}" for i in range(len(inputs))])
 
 
 def compare_ways(case, dtype, folder):
-    """Every way against the eager one: to the last bit, but in a user's graph, in which dtypes are unknown."""
+    """Every way equals the eager one: to the last bit, except in a user's graph, in which dtypes are unknown."""
     make, inputs = case.make, all_inputs(case)
     given, eager = nestable(case.name, inputs), called(make(), inputs, dtype, case.head)
 
@@ -86,7 +86,7 @@ def compare_ways(case, dtype, folder):
 
 
 def ways_cases(name):
-    """Each reduction of KLDivLoss and two of any other's, bare and weighted by turns.
+    """Each reduction of KLDivLoss and two of every other loss, in turns without and with a weight.
 
     And where axis and batch_axis are one, which only a graph that runs knows: there each term is its own sample.
     """
@@ -108,7 +108,7 @@ def test_every_way(tmp_path, name):
 
 @pytest.mark.parametrize("name", FEW)
 def test_every_way_at_the_ends(tmp_path, name):
-    """What is absent on one side or on both, as the oracle has it; NaN and infinity in rows of weight 0."""
+    """Zeros on one side or on both are as in the oracle; NaN and infinity have no effect in rows of weight 0."""
     def check(what, changed, row, value):
         case = Case(name, ((3, 4), -1, 0))
         for x in case.inputs[changed]:
@@ -134,7 +134,7 @@ ONE_HOT = ("int8", "uint8", "int32", "int64", "bool")
 
 
 def compare_dtypes(case, first, other):
-    """Result and gradients, of their own dtypes, eager, as a graph and in a user's; where gradients add up, too."""
+    """Result and gradients have the right dtypes, eager, in our own graph and in a user's, also with grad_req="add"."""
     value, gradients = case.value, case.gradients
     inputs = [x if other in FLOATS or i == 0 or x is None else x.astype(other) for i, x in enumerate(case.inputs)]
     dtypes = [first, *[other] * (len(inputs) - 1)]
@@ -183,7 +183,7 @@ def test_class_indices_of_every_dtype(name):
 
 @pytest.mark.parametrize("name", MEMBERS)
 def test_gradients_to_each_input_alone(name):
-    """Nobody asks for another, and the same comes as where all are asked for, also where two steps add up."""
+    """A gradient that is needed alone equals the one that is computed with all others, also over two added steps."""
     def check(what, block, size):
         case = Case(name, ((3, 4), -1, 0), size=size)
         inputs, nested = all_inputs(case), "nested" in what
@@ -212,7 +212,7 @@ def test_gradients_to_each_input_alone(name):
 
 @pytest.mark.parametrize("name", ["both", "both, js", "both, dense", "soft", "both, column"])
 def test_an_input_that_cannot_learn(name):
-    """Class indices and teachers may be attached: they get 0, and what can learn gets the same, to the last bit."""
+    """Class indices and teachers may be attached: their gradient is 0, and the others do not change by a bit."""
     for block in (lambda loss: loss, hybridized):
         case = Case(name, ((3, 4), -1, 0))
         together = called(block(case.make()), case.inputs)
@@ -247,7 +247,7 @@ def test_one_array_in_many_losses(name, mode):
 
 
 def test_one_array_in_many_losses_of_every_number(path, rng):
-    """Eight are as many as MXNet adds up by itself; up to them and beyond, of an input and of a hidden result."""
+    """MXNet adds up to eight gradients by itself: tests fewer and more, of an input and of an intermediate result."""
     @on_both
     class Many(mx.gluon.HybridBlock):
         def __init__(self, uses, leaf):
@@ -278,7 +278,7 @@ def test_one_array_in_many_losses_of_every_number(path, rng):
 
 @pytest.mark.parametrize("uses", [2, 8, 9, 20])
 def test_one_array_in_many_calls(run, rng, uses):
-    """One block called again and again on one array, under one record."""
+    """One block is called several times on one array, in one recording."""
     loss = run.prepare(KLDivLoss(False, reduction="sum"))
     pred, label = example(rng)
     array = mx.nd.array(pred)
@@ -292,7 +292,7 @@ def test_one_array_in_many_calls(run, rng, uses):
 
 
 def test_label_gradient_through_a_recorded_label(run, rng):
-    """A label that autograd computed, with no gradient attached to it, passes its gradient on."""
+    """A label that was computed under autograd, without an attached gradient, passes its gradient on."""
     loss = run.prepare(KLDivLoss(False, reduction="sum"))
     pred, label = example(rng)
     source = mx.nd.array(np.log(label))
@@ -308,7 +308,7 @@ def test_label_gradient_through_a_recorded_label(run, rng):
 
 @pytest.mark.parametrize("categories", [6, 10000], ids=["small", "large"])
 def test_recording_marks_nothing(run, rng, categories):
-    """What autograd does not follow can be written to between a recorded call and its backward, as a loader does."""
+    """An input without a gradient may be overwritten between a recorded call and its backward, as a loader does."""
     loss = run.prepare(KLDivLoss(False, reduction="sum"))
     pred, label = example(rng, (4, categories))
     for learned in (0, 1):
@@ -370,7 +370,7 @@ def test_one_hybridized_block_many_calls(rng, name):
 
 
 def test_optional_inputs_take_turns(run, rng):
-    """One block, called with each choice of priors, and of a label that it does not need."""
+    """One block is called with each combination of priors, and with and without a label that it does not need."""
     loss = run.prepare(GaussianKLLoss())
     mean, log_variance, *prior = rng.normal(size=(4, 3, 2))
     for _ in range(2):
@@ -387,7 +387,7 @@ def test_optional_inputs_take_turns(run, rng):
 
 
 def test_kinds_of_call(run, rng, monkeypatch):
-    """A call like one before skips the checks; any other is checked, however many there were."""
+    """A call like an earlier one skips the checks; any other call is checked, however many there were before."""
     monkeypatch.setattr("gluon_kl.base.MAX_KEYS", 5)
     loss = run.prepare(KLDivLoss(False, reduction="sum"))
     for samples in (*range(1, 15), *range(1, 15)):
@@ -404,7 +404,7 @@ def test_kinds_of_call(run, rng, monkeypatch):
 
 @pytest.mark.parametrize("other", [mx.nd.array, mx.np.array])
 def test_kinds_of_call_with_numpy_arrays(run, rng, monkeypatch, other):
-    """They skip the checks like those of mx.nd, and share what was learnt of them; the result is of pred's kind."""
+    """Calls with mx.np arrays skip the checks like those with mx.nd, and share their keys; results have pred's kind."""
     loss = run.prepare(KLDivLoss(False, reduction="sum"))
     pred, label = example(rng, (3, 6))
     loss(mx.nd.array(pred), mx.nd.array(label))
@@ -425,7 +425,7 @@ def test_kinds_of_call_with_numpy_arrays(run, rng, monkeypatch, other):
 @pytest.mark.parametrize("name", FEW)
 @pytest.mark.parametrize("options", [None, STATIC], ids=["eager", "static"])
 def test_copies(rng, name, options):
-    """Of a block before and after its first call, which leaves a graph behind."""
+    """A block can be copied before and after its first call, which leaves a graph behind."""
     def check(clone):
         inputs = [mx.nd.array(x) for x in MEMBERS[name].inputs(rng, (3, 4))]
         loss = MEMBERS[name].make()
@@ -443,7 +443,7 @@ def test_copies(rng, name, options):
 
 @pytest.mark.parametrize("options", [{}, dict(static_alloc=True, static_shape=True)])
 def test_a_child_called_by_itself(rng, path, options):
-    """Gluon hands a child every option of its parent, those that were left out as None."""
+    """Gluon passes every option of a block to its children, also None for those that were left out."""
     pred, label = example(rng)
     loss = KLDivLoss(False)
     model = Model(loss)

@@ -105,7 +105,7 @@ def test_an_mxnet_that_was_never_tried(imported, version):
 def test_mxnet_first(imported):
     said = imported("", "import types; sys.modules['mxnet'] = types.ModuleType('mxnet'); sys.version_info = (3, 12, 1)")
     assert f"and NumPy {np.__version__}, `import gluon_kl` must come before `import mxnet`, which was imported" in said
-    assert said.endswith("change the order and start Python anew.")
+    assert said.endswith("change the order and start Python again.")
 
 
 def test_what_a_failed_import_of_mxnet_leaves_is_thrown_away(imported):

@@ -33,7 +33,7 @@ EPSILON = 1e-12
 
 def pair_terms(inputs, axis, *, form="kl", pred="log_probs", target="probs", temperature=1.0, beta=0.5, skew=0.5,
                hard="index", hard_weight=0.0, label_smoothing=0, **_):
-    """Terms of a divergence between two distributions, and of hard labels."""
+    """The terms of a divergence between two distributions, and those of hard labels."""
     soft, hard_terms = 0.0, 0.0
     if "target" in inputs:
         sides = [x / temperature if space == "logits" else x
@@ -67,7 +67,7 @@ def terms_of(inputs, axis=-1, form="kl", **options):
 
 
 def reference(inputs, *, axis=-1, batch_axis=0, reduction="sum", scale=1.0, counted=None, ignore_label=None, **options):
-    """The operator's result in float64; `inputs` by name. `counted` replaces the weight where rows are counted."""
+    """The expected result in float64; `inputs` by name. `counted` replaces the weight for counting rows."""
     inputs = {name: np.asarray(x, "float64") for name, x in inputs.items()}
     terms = np.asarray(terms_of(inputs, axis, **options), "float64") * scale
     weight, counted = inputs.get("weight"), inputs.get("weight") if counted is None else counted
@@ -94,7 +94,7 @@ def sample(rng, shape, space, axis):
 
 
 def operate(inputs, head=None, grad=None, **options):
-    """Result and gradients, by name, of the operator on NumPy arrays."""
+    """The operator's result and its gradients, by name, for NumPy arrays."""
     arrays = {name: mx.nd.array(x, dtype=x.dtype) for name, x in inputs.items()}
     grad = [name for name in inputs if name != "hard"] if grad is None else grad
     for name in grad:
@@ -107,7 +107,7 @@ def operate(inputs, head=None, grad=None, **options):
 
 
 def run(pred, label, weight=None, head=None, /, **options):
-    """Value and gradients (pred, target, weight) of the operator as NumPy arrays."""
+    """The operator's value and its gradients (pred, target, weight) as NumPy arrays."""
     inputs = {"pred": pred, "target": label}
     if weight is not None:
         inputs["weight"] = weight
@@ -124,7 +124,7 @@ def divergence(F, pred, label, weight=None, /, grad=("pred",), **options):
 
 
 def check(inputs, rng, grad=None, rtol=1e-11, **options):
-    """The result and every gradient, in float64, against the reference and its differences."""
+    """Compare the result and every gradient, in float64, with the reference and its finite differences."""
     expected = reference(inputs, **options)
     head = rng.randn(*expected.shape)
     value, gradients = operate(inputs, head, grad, **options)
@@ -171,7 +171,7 @@ def seeded(*what):
 
 
 def weights(rng, shape, kind, axis):
-    """None; one weight a row; or of any shape that broadcasts. Some are 0, as is a whole row."""
+    """No weight, one weight per row, or weights of any shape that broadcasts. Some are 0, and so is a whole row."""
     if kind == "none":
         return {}
     fixed = [d == axis % len(shape) for d in range(len(shape))] if kind == "rows" else [rng.rand() < 0.3 for _ in shape]
@@ -201,7 +201,7 @@ def test_pairs(form, shape, axis, batch_axis, pred, target):
 @pytest.mark.parametrize("target", [None, *SPACES])
 @forms
 def test_hard_labels(form, target, shape, axis, batch_axis):
-    """Beside a teacher, and alone."""
+    """Hard labels with a teacher, and alone."""
     if target is None and form != "kl":
         return  # there is no divergence, and so no other call
     rng = seeded(form, target, shape, axis, batch_axis)
@@ -326,7 +326,7 @@ def test_edges_on_lesser_processors(in_child, isa):
 
 
 def check_edges(dtype, layout):
-    """In every code path: tiles of short rows, long rows (padded with categories that count for nothing), strided."""
+    """Every code path: tiles of short rows, long rows (padded with categories without effect), strided rows."""
     for case in EDGES:
         pred_space, label_space, b, a, value, for_pred, for_label = case
         n = len(b)
@@ -363,7 +363,7 @@ def check_edges(dtype, layout):
 
 
 class Many(mx.gluon.HybridBlock):
-    """The sum of n divergences of one pred and one label, both as they come or as results of an operator."""
+    """The sum of n divergences of one pred and one label, as inputs of the graph or as results of an operator."""
 
     def __init__(self, n, intermediate, spaces):
         super().__init__()
@@ -411,7 +411,7 @@ def test_gradients_add_up(in_child, static):
 
 
 def test_two_live_losses_share_a_label():
-    """Backward of one leaves the other's graph whole (MXNet's own operators fail here)."""
+    """Backward of one does not damage the other's graph (MXNet's own operators fail here)."""
     for shape in ((4, 5), (400, 100)):
         pred, label = mx.nd.random.normal(shape=shape), mx.nd.ones(shape) / shape[1]
         pred.attach_grad()
@@ -427,7 +427,7 @@ def test_two_live_losses_share_a_label():
 
 @pytest.mark.parametrize("shape", [(4, 5), (400, 100)], ids=["small", "large"])
 def test_label_in_the_graph(shape):
-    """A label that is a result of recorded operators gets its gradient; an unfollowed pred costs nothing."""
+    """A label that recorded operators computed gets its gradient, also if autograd does not follow pred."""
     teacher = mx.nd.random.normal(shape=shape)
     student = mx.nd.random.normal(shape=shape)
     gradients = {}
@@ -480,7 +480,7 @@ def test_neighbouring_rows_whose_gradients_go_past_the_cache(inner):
 
 
 def check_neighbouring_rows(shape, label_type):
-    """Rows that are read where they lie, or are not, and what of them fills no vector."""
+    """Rows that are read in place, rows that are not, and the remainders that fill no vector."""
     rng = np.random.RandomState(shape[1])
     pred = rng.randn(*shape).astype("float32")
     label = np.exp(oracle.log_softmax(rng.randn(*shape), 1)).astype(label_type)
@@ -494,7 +494,7 @@ def check_neighbouring_rows(shape, label_type):
 
 
 def test_empty(in_child):
-    """In a process of its own: MXNet's arrays of size 0 want its NumPy shape semantics, which are global."""
+    """In a separate process, because arrays of size 0 need MXNet's NumPy shape semantics, which are global."""
     in_child("""
         import mxnet as mx
         from gluon_kl import native
@@ -539,7 +539,7 @@ def test_dtypes(pred_dtype, label_dtype, shape, axis):
 
 
 def test_dtypes_in_a_graph():
-    """dtypes are unknown while a Symbol is made."""
+    """The operator works although dtypes are unknown while a Symbol is made."""
     pred, label = mx.sym.var("pred"), mx.sym.var("label")
     graph = divergence(mx.sym, pred, label, pred="logits")
     block = mx.gluon.SymbolBlock(graph, [pred, label])
@@ -559,7 +559,7 @@ def test_dtypes_in_a_graph():
     [(b, a) for b in ("logits", "log_probs") for a in SPACES if (b, a) != ("log_probs", "logits")],
 )
 def test_accuracy(n, pred_space, label_space):
-    """At most 2e-6 of the sum of |term|."""
+    """The error is at most 2e-6 of the sum of |term|."""
     rng = np.random.RandomState(n)
     rows = 20 if n < 10**4 else 3
     pred, label = [np.array(sample(rng, (rows, n), space, 1), "float32") for space in (pred_space, label_space)]
@@ -628,7 +628,7 @@ def test_near_equal_logits_keep_their_digits_in_the_mixed_divergence(n, beta):
 @forms
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_probabilities_of_zero(form, dtype):
-    """No NaN, no infinite slope where a probability is 0 on both sides; none to a target of 0 of the reverse form."""
+    """A probability of 0 on both sides gives no NaN and no infinite gradient; in the reverse form a target of 0 has 0."""
     pred, target = np.array([[0.0, 0.5, 0.5]], dtype), np.array([[0.0, 0.25, 0.75]], dtype)
     value, to_pred, to_target = run(pred, target, form=form, pred="probs", epsilon=1e-12)
     assert np.isfinite(value).all() and np.isfinite(to_pred).all() and np.isfinite(to_target).all()
@@ -642,7 +642,7 @@ def test_probabilities_of_zero(form, dtype):
 @pytest.mark.parametrize("index", [-1, 3, 1.5, 1e30, np.nan])
 @pytest.mark.parametrize("n", [3, 1000])
 def test_no_such_class(index, n):
-    """NaN in the row's loss and gradient, unless its weight is 0."""
+    """The row's loss and gradient are NaN, unless its weight is 0."""
     rng = np.random.RandomState(0)
     pred, index = rng.randn(3, n).astype("float32"), np.array([1, n if index == 3 else index, 2], "float32")
     for teacher in ({}, {"target": rng.randn(3, n).astype("float32")}):
@@ -658,7 +658,7 @@ def test_no_such_class(index, n):
 @pytest.mark.parametrize("n", [3, 1100])
 @pytest.mark.parametrize("target", [False, True])
 def test_gradient_to_dense_labels(n, target):
-    """The share times -log q, finite at a label of 0; under a masked score 0 where the label is, else infinite."""
+    """The share times -log q, finite at a label of 0; at a masked logit it is 0 if the label is 0, else infinite."""
     pred, y = np.zeros((4, n)), np.zeros((4, n))
     pred[0, 0] = pred[1, 1] = pred[2, 0] = -np.inf
     y[0, 1] = y[1, 1] = y[3, 2] = 1
@@ -681,7 +681,7 @@ def test_masked_class(n):
 
 
 def test_no_weight_whatever_is_there():
-    """A row of weight 0 is silent; a single element of weight 0 adds no term."""
+    """A row of weight 0 has no effect; a single element of weight 0 adds no term."""
     for n in (4, 300):
         pred, target = np.zeros((3, n)), np.full((3, n), 1 / n)
         pred[1, 2] = np.nan
@@ -713,7 +713,7 @@ def test_gaussian_of_extremes():
 
 
 def test_gaussians_of_nearly_the_same_spread():
-    """Standard deviations that differ by a thousandth and less: the leading digits of the value and its slope."""
+    """If standard deviations differ by a thousandth or less, the value and its gradient keep their leading digits."""
     rng = np.random.RandomState(0)
     for off in (1e-1, 1e-2, 1e-3, 1e-4, 1e-5):
         prior = np.exp(rng.randn(4, 100)).astype("float32")
@@ -731,7 +731,7 @@ def test_gaussians_of_nearly_the_same_spread():
 @pytest.mark.parametrize("shape", [(6, 10), (6, 300)])
 @pytest.mark.parametrize("form", ["kl", "reverse_kl", "js"])
 def test_scores_far_from_zero(form, shape):
-    """A common shift of one side's scores costs no digits, though the difference of the maxima is no float."""
+    """A common shift of one side's logits costs no digits, although the difference of the maxima is no float."""
     rng = np.random.RandomState(0)
     pred = rng.randn(*shape).astype("float32")
     for shift in (1000.1, -12345.6, 1e5):
@@ -766,7 +766,7 @@ def test_bernoulli_of_extremes():
 
 @pytest.mark.parametrize("name", ["epsilon", "scale", "beta"])
 def test_numbers_are_read_alike_everywhere(in_child, name):
-    """The smallest numbers too; under a locale with a decimal comma where the system has one."""
+    """Also the smallest numbers, and also in a locale with a decimal comma if the system has one."""
     in_child(f"""
         import locale, mxnet as mx, numpy as np
         from gluon_kl import native
@@ -787,7 +787,7 @@ def test_numbers_are_read_alike_everywhere(in_child, name):
 
 
 def test_shapes_are_inferred_both_ways():
-    """One at a time: two unknown inputs overrun a buffer of MXNet 1.9's before the operator is asked."""
+    """One at a time: with two unknown inputs, MXNet 1.9 writes beyond a buffer before it asks the operator."""
     pred, target, hard = mx.sym.var("pred"), mx.sym.var("target"), mx.sym.var("hard")
     graph = native.fused(mx.sym, {"pred": pred, "target": target}, ["pred"], pred="logits")
     for known in ({"pred": (4, 5)}, {"target": (4, 5)}, {"pred": (4, 0), "target": (0, 5)}):
@@ -801,7 +801,7 @@ def test_shapes_are_inferred_both_ways():
 
 
 def test_types_that_nobody_says():
-    """As that of pred where it is a float; the result in float64 if any is."""
+    """An unknown dtype is that of pred if pred is a float; the result is in float64 if an input is."""
     graph = native.fused(mx.sym, {"pred": mx.sym.var("pred"), "target": mx.sym.var("target")}, ["pred"])
     for dtype, result in (("float16", "float32"), ("float32", "float32"), ("float64", "float64")):
         types, results, _ = graph.infer_type(pred=dtype)
@@ -810,7 +810,7 @@ def test_types_that_nobody_says():
 
 
 def test_no_further_thread(in_child):
-    """Where the system allows none, the calls go on with the threads that there are."""
+    """If the system allows no new threads, calls go on with the existing ones."""
     in_child("""
         import resource, mxnet as mx
         from gluon_kl import native
@@ -848,7 +848,7 @@ def test_threads_change_nothing(in_child):
 
 
 def test_after_fork(in_child):
-    """A child gets threads of its own; the parent keeps its."""
+    """A child gets its own threads; the parent keeps its threads."""
     in_child("""
         import os, mxnet as mx, numpy as np
         from gluon_kl import native
@@ -872,7 +872,7 @@ def test_after_fork(in_child):
 
 @pytest.mark.parametrize("shape, axis", [((2000, 10000), 1), ((4, 21, 512, 512), 1)])
 def test_no_temporary_of_the_size_of_pred(in_child, shape, axis):
-    """Resident memory grows by the gradient alone, here that of an intermediate result."""
+    """Resident memory grows only by the gradient, here that of an intermediate result."""
     output = in_child(f"""
         import resource, mxnet as mx
         from gluon_kl import native
@@ -961,7 +961,7 @@ def test_turned_off(in_subprocess):
 
 
 def test_without_a_compiler(tmp_path):
-    """Building goes on without the operator, and `why_not` knows why."""
+    """The build continues without the operator, and `why_not` says why."""
     pytest.importorskip("setuptools", minversion="64")  # what pyproject.toml asks for; pip brings it along
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     for name in ("setup.py", "setup.cfg", "README.md", "LICENSE"):
@@ -978,7 +978,7 @@ def test_without_a_compiler(tmp_path):
 
 @needs_native
 def test_library_of_another_release(in_child):
-    """What an older build left behind would compute other things, without a word."""
+    """An operator of an older build is refused, because it would compute other things without a warning."""
     assert in_child("""
         import gluon_kl.native as native
         native.__version__ = "0.0"
@@ -988,4 +988,4 @@ def test_library_of_another_release(in_child):
                 native._handle = lambda name=None: None
             print(native.why_not())
     """).splitlines() == [f"it was built for gluon_kl {gluon_kl.__version__}, and this is 0.0: {remedy}"
-                          for remedy in ("start Python anew", "install gluon_kl again")]
+                          for remedy in ("start Python again", "install gluon_kl again")]

@@ -85,7 +85,7 @@ def test_a_program_that_fails_fails_its_test(in_child, source, said):
 
 @pytest.mark.parametrize("first", ["import gluon_kl", "amp.init(target_dtype='bfloat16')"])
 def test_mixed_precision_stays_on(in_subprocess, first):
-    """Nothing of MXNet's is bound anew, neither by the import nor by a call."""
+    """Neither the import nor a call replaces a function of MXNet."""
     in_subprocess(f"""
         import sys, mxnet as mx
         from mxnet import nd
@@ -118,7 +118,7 @@ def test_mixed_precision_stays_on(in_subprocess, first):
 
 @program
 def test_bfloat16():
-    """What AMP hands over is computed in float32, and its gradient is bfloat16.
+    """Inputs from AMP are computed in float32, and their gradients are bfloat16.
 
     Over MXNet's operators not beside hard labels of a stored teacher: oneDNN is then asked for float64, and has none.
     """
@@ -147,7 +147,7 @@ def test_bfloat16():
 
 @program
 def test_amp_beside_float64():
-    """Where float64 is asked for, or long sums are taken in it, AMP's casts have no part in it."""
+    """In float64, which the user asks for or long sums need, AMP's casts have no effect."""
     amp.init(target_dtype=BFLOAT16)
     for name, shape, dtype, options in itertools.product(
             ("kl logits probs", "js logits probs", "both", "gaussian", "bernoulli logits probs"),
@@ -173,7 +173,7 @@ def test_amp_beside_float64():
 
 @program
 def test_a_converted_net():
-    """AMP puts its casts into a graph that is there already."""
+    """AMP puts its casts into an existing graph."""
     names = [x for x in MEMBERS if native.is_available() or x not in KEPT_AND_HARD]  # of whose class MXNet has no dtype
     for what, _, block, inputs in every_way(names, ways=("nested",)):
         given = arrays_of(inputs, True)
@@ -266,7 +266,7 @@ def test_data_loaders():
 # Errors of arithmetic that went before
 
 def overflow():
-    """What a program may have done before it calls a loss: errno says ERANGE from then on."""
+    """An earlier overflow in the program, after which errno says ERANGE."""
     float("1e400")
     math.exp(-800)
     np.logaddexp(1e308, 1e308)
@@ -305,14 +305,14 @@ NO_NUMBER = re.compile(r"(?<![a-z_])[-+]?(inf|infinity|nan)(?![a-z_])", re.IGNOR
 
 
 def scalars(graph):
-    """What the attributes of all nodes hold, as text."""
+    """The attributes of all nodes, as text."""
     for node in mx.sym.load_json(graph.tojson()).attr_dict().values():
         yield from node.values()
 
 
 @pytest.mark.parametrize("name", MEMBERS)
 def test_no_infinite_scalar(name):
-    """MXNet reads scalars as text and cannot read "inf" where errno says ERANGE."""
+    """MXNet reads scalars as text, and cannot read "inf" if errno says ERANGE."""
     member, rng = MEMBERS[name], np.random.RandomState(0)
     reductions, seen = member.reductions or (None,), []
     calls = ((None, None, True), (None, None, False), (None, (3, 1), True), (None, (3, 4), True), (0, None, True),
@@ -350,7 +350,7 @@ def test_no_infinite_scalar(name):
 # Exports
 
 def test_import_registers_the_operator(in_subprocess, tmp_path):
-    """A graph is read in a process that has done no more than to import the package."""
+    """A process that has only imported the package can read a graph."""
     in_subprocess(f"""
         from test_programs import *
         for name in {FEW!r}:
@@ -377,7 +377,7 @@ def test_import_registers_the_operator(in_subprocess, tmp_path):
 
 
 class Several(gluon.HybridBlock):
-    """A net whose output goes into its losses several times."""
+    """A net whose output is several times an input of its losses."""
 
     def __init__(self):
         super().__init__(prefix="net_")
@@ -457,7 +457,7 @@ def test_no_rows():
 
 @program
 def test_no_rows_in_a_users_graph():
-    """Forward and backward where the operator is one node; over MXNet's operators the shape is all there is.
+    """Forward and backward with the fused operator; with MXNet's operators only the shape.
 
     In a hybridized graph, Flatten, reshape and sums of MXNet's fail without rows, whoever calls them; the failure
     shows when somebody waits for the values. Of a stored teacher, sums of MXNet's stand beside the operator.
@@ -486,7 +486,7 @@ def test_no_rows_in_a_users_graph():
 
 @program
 def test_no_rows_in_a_legacy_array():
-    """Refused before MXNet takes the 0 for unknown and allocates for four thousand million elements."""
+    """They are refused, because MXNet would read the 0 as unknown and allocate four thousand million elements."""
     with mx.util.np_shape(True):
         nothing = nd.zeros((0, 4))
     for _, _, block, inputs in every_way(ways=("eager", "static")):
@@ -517,7 +517,7 @@ def test_one_category(run, name):
 # Sums of gradients in one graph
 
 class Uses(gluon.HybridBlock):
-    """The sum of `uses` losses of the same inputs, as they come or as results of an operator."""
+    """The sum of `uses` losses of the same inputs, as inputs of the graph or as results of an operator."""
 
     def __init__(self, member, uses, leaf):
         super().__init__()
@@ -556,7 +556,7 @@ def check_uses(name, uses, leaf, grad_req, options=STATIC):
 
 @program
 def test_gradients_add_up_at_every_limit():
-    """MXNet adds gradients in place from a number of uses on, which MXNET_EXEC_INPLACE_GRAD_SUM_CAP sets: 1 to 16.
+    """MXNet adds gradients in place from a number of uses on that MXNET_EXEC_INPLACE_GRAD_SUM_CAP sets: tests 1 to 16.
 
     It reads that once, so that each value has a process of its own; the cases change from one to the next.
     """
@@ -593,7 +593,7 @@ def test_one_pred_in_two_to_twenty_losses(uses, grad_req):
 # Module, shapes, summaries
 
 def graph_of(name):
-    """A graph of one loss, as a user puts it together; its inputs by name."""
+    """A graph of one loss, as a user makes it by hand; its inputs by name."""
     loss = MEMBERS[name].make()
     inputs = MEMBERS[name].inputs(np.random.RandomState(0), (4, 5))
     present = {key: x for key, x in zip(loss._names, inputs) if x is not None}
@@ -638,7 +638,7 @@ def test_an_exported_graph_infers_its_label():
 
 @program
 def test_labels_left_open_at_every_rank():
-    """Where an extension's operator is asked, MXNet overruns a buffer, and the process ends at some ranks."""
+    """When MXNet asks an extension's operator, it writes beyond a buffer, and at some ranks the process ends."""
     for name, member in MEMBERS.items():
         loss = member.make()
         unused = getattr(loss, "_unused", "")
@@ -684,7 +684,7 @@ def test_summaries(capsys, path, name):
 
 @pytest.mark.parametrize("name", MEMBERS)
 def test_what_gluon_asks_a_block(name):
-    """infer_shape, infer_type and optimize_for, which look at the graph without a call."""
+    """infer_shape, infer_type and optimize_for, which read the graph without a call, work."""
     if name not in NESTED:
         pytest.skip("Gluon hands no None to these")
     member, rng = MEMBERS[name], np.random.RandomState(0)
@@ -697,10 +697,10 @@ def test_what_gluon_asks_a_block(name):
     close(loss(*arrays).asnumpy(), member.expect(inputs))
 
 
-# In the place of MXNet's own
+# Instead of MXNet's own loss
 
 def test_in_the_place_of_mxnets_own():
-    """SDMLLoss, which asks its inputs for their shapes and so runs eager alone, takes a divergence of the same kind."""
+    """SDMLLoss, which reads the shapes of its inputs and so runs only eagerly, accepts our loss instead of MXNet's."""
     run = Run("eager")
     x, y = np.random.RandomState(0).uniform(size=(2, 4, 5)).astype("float32")
     own, ours = gluon.loss.SDMLLoss(), gluon.loss.SDMLLoss()
@@ -726,7 +726,7 @@ def test_an_axis_is_no_bool(make, argument):
 
 @pytest.fixture
 def comma_locale(tmp_path):
-    """Environment with a locale of its own making, which writes decimals with a comma."""
+    """An environment with a locale that is made here and writes decimals with a comma."""
     made = shutil.which("localedef") and subprocess.run(
         ["localedef", "-i", "de_DE", "-f", "UTF-8", str(tmp_path / "de_DE.UTF-8")], stderr=subprocess.PIPE, text=True)
     if not made or not (tmp_path / "de_DE.UTF-8").exists():
@@ -790,7 +790,7 @@ def test_numbers_at_the_ends_of_their_range(run, make, value, factor):
 
 @program
 def test_no_further_thread_may_start():
-    """A large loss goes on with the threads that it has."""
+    """A large loss continues with the threads that it has."""
     os.environ["GLUON_KL_NUM_THREADS"] = "4"  # read when the operator first runs
     nd.ones((10,)).wait_to_read()  # MXNet's engine has its threads by now
     if os.getuid() == 0:  # whom no limit holds
@@ -844,7 +844,7 @@ def test_first_calls_from_several_threads():
                                         (GaussianKLLoss(), 1e-6), (BernoulliKLLoss(reduction="sum"), 1e-6)],
                          ids=lambda value: getattr(value, "name", None))
 def test_sums_over_long_samples(loss, rtol, path):
-    """2^23 terms of one size, whose sum in float32 is 5e-4 off."""
+    """The sum of 2^23 equal terms, which is off by 5e-4 in float32, is right."""
     n = 1 << 23
     one = {KLDivLoss: (-1.5, 0.3), ReverseKLDivLoss: (-1.5, 0.3), JSDivLoss: (-1.5, 0.3), GaussianKLLoss: (0.4, -0.7),
            BernoulliKLLoss: (0.4, 0.3)}[type(loss)]

@@ -38,10 +38,29 @@ WORDS = {
     r"many times faster": "a number, and for what",
     r"(goes|go|run|runs) over MXNet's operators": "uses MXNet's operators",
     r"the say of": "the weight of",
+    r"speaks? for a mistake": "suggests a mistake",
+    r"caught are": "it finds",
+    r"graphs? of (a user's|ours|our own)": "a user's graph, our own graph",
+    r"put together by hand": "made by hand",
+    r"in (the|each other's) place( of)?": "instead of; swapped",
+    r"that there is not": "that does not exist",
+    r"(is|are|not) looked at": "is (not) read",
+    r"as of :class": "as in",
+    r"ready made": "compiled",
+    r"all the same": "nevertheless; too",
+    r"anew": "again",
+    r"front doors?": "base class",
+    r"roads? of a call": "path of a call",
+    r"if need be": "if necessary",
+    r"whoever": "anybody who",
+    r"aloud": "with a message",
+    r"stands? in for": "replaces",
+    r"hands? (out|over)": "returns, passes",
 }
 # Rows of the benchmark's tables are named so.
 ALLOWED = {"docs/benchmarks.rst": ("in a parent",)}
-SOURCES = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/tutorials.txt",
+SOURCES = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/tutorials.txt", "gluon_kl/native/__init__.py",
+           "tasks.py", "setup.py",
            *(str(path.relative_to(gallery.ROOT)) for pattern in ("docs/*.rst", "gluon_kl/*.py", "tutorials/*.py")
              for path in sorted(gallery.ROOT.glob(pattern)))]
 

@@ -1,4 +1,4 @@
-"""Faults that users' programs met, a section each, on both paths; these tests always run whole."""
+"""Faults that users reported, one section each, on both paths; these tests always run whole."""
 
 import configparser
 import copy
@@ -75,7 +75,7 @@ def gradients_of(inputs, options):
 
 
 def narrowed(x, dtype):
-    """As NumPy rounds it; to a whole number towards 0, kept in range."""
+    """A gradient as NumPy rounds it; for integers towards 0, and kept in range."""
     if dtype.startswith("float"):
         with np.errstate(over="ignore"):
             return x.astype(dtype)
@@ -85,7 +85,7 @@ def narrowed(x, dtype):
 
 
 def check_narrow_gradients():
-    """A gradient in any dtype is the one in float64, rounded once, to the sign of a zero; in whole and part vectors."""
+    """A gradient in any dtype is that in float64, rounded once, also the sign of a zero; in whole and part vectors."""
     for length in (1, 3, 8, 20, 5 * len(MAGNITUDES)):
         for shift in range(0, 2 * len(MAGNITUDES), max(1, length)):
             signed = np.array([sign * x for x in MAGNITUDES for sign in (1, -1)])
@@ -114,7 +114,7 @@ def test_narrow_gradients(in_child, isa):
 
 
 def test_tiny_negative_gradients(run):
-    """To a float16 array beside float64 ones: -0, not NaN."""
+    """The gradient to a float16 array beside float64 ones is -0, not NaN."""
     pred, label = np.array([[-1, -2]], "float16"), np.array([[1, 1e-46]])
     got, _ = run.gradients(gluon_kl.KLDivLoss(reduction="sum"), pred, label)
     np.testing.assert_array_equal(got, [[-1, 0]])
@@ -138,7 +138,7 @@ LOSSES = {"kl": KLDivLoss, "reverse": ReverseKLDivLoss, "js": JSDivLoss}
 
 
 def gap_rows(dtype):
-    """Two lots of log-probabilities: in each row the two are one of the gaps apart in some category."""
+    """Two arrays of log-probabilities: in each row they differ by one of the gaps in some category."""
     with np.errstate(divide="ignore"):
         apart = np.array([[0, -gap, -1] for gap in GAPS])
         fixed = np.log([[1, 0, 0], [0, 1, 0], [1 / 3] * 3, [0.5, 0.4, 0.1]])
@@ -154,7 +154,7 @@ def in_space(log_probs, space, dtype):
 
 
 def held(x, space, dtype):
-    """What weighs the terms, with the digits that its probability has in the dtype: few, or none."""
+    """The weights of the terms, with the digits that their probability has in the dtype: few, or none."""
     if space == "probs":
         return x
     log = oracle.log_of(x, space, -1)
@@ -163,7 +163,7 @@ def held(x, space, dtype):
 
 
 def near(got, want, dtype, case):
-    """Right to 1e-5, in float64 to 1e-10, absolute or relative, whichever is larger; what overflows is infinite."""
+    """Right to 1e-5, in float64 to 1e-10, absolute or relative, whichever is larger; an overflow is infinite."""
     with np.errstate(over="ignore"):
         want = np.asarray(want, "float64").astype(dtype).astype("float64")
     bound = {"float32": 1e-5, "float64": 1e-10}[dtype]
@@ -202,7 +202,7 @@ def test_kl_at_every_gap(run, dtype, name):
             given = held(pred, spaces[0], dtype), label
             terms = oracle.reverse_kl_terms(*given, *spaces).sum(-1)
             wanted = oracle.reverse_kl_gradients(*given, *spaces)
-        # Below the normal numbers, what weighs a term has few digits, or is 0.
+        # The weight of a term that is subnormal has few digits, or is 0.
         log = oracle.log_of(*((label, spaces[1]) if name == "kl" else (pred, spaces[0])), -1)
         clear = ~((log > -math.inf) & (log < np.log(np.finfo(dtype).tiny) + 0.1)).any(-1)
         loss, finite = pair_loss(name, spaces, reduction="sum"), np.isfinite(terms)
@@ -210,7 +210,7 @@ def test_kl_at_every_gap(run, dtype, name):
         near(value[clear], terms[clear], dtype, case)
         near(value[finite & np.isfinite(value)], terms[finite & np.isfinite(value)], dtype, case)
         assert not np.isnan(value).any()
-        # The gradient of an infinite loss is none to descend by.
+        # The gradient of an infinite loss is of no use.
         sure = finite & np.isfinite(value) & (clear | (spaces[name == "reverse"] != "probs"))
         for got, want in zip(run.gradients(loss, pred, label), wanted):
             near(got[sure], want[sure], dtype, case)
@@ -299,7 +299,7 @@ def test_a_silent_element_of_a_living_row(run):
 
 
 def softmax_of(loss):
-    """The inputs whose softmax is taken: what an element of them holds counts in its whole row."""
+    """The inputs whose softmax is taken: each of their elements counts in its whole row."""
     spaces = {"pred": getattr(loss, "_pred_space", "logits"), "label": getattr(loss, "_label_space", "probs"),
               "teacher_pred": "logits"}
     return [] if loss._names[0] == "mean" or isinstance(loss, BernoulliKLLoss) else [
@@ -308,7 +308,7 @@ def softmax_of(loss):
 
 @pytest.mark.parametrize("bad", [0.0, math.nan, math.inf, -math.inf, -1.0])
 def test_what_a_silent_element_holds(eager, bad):
-    """Nothing of it shows, in the value or in a gradient, whatever input holds it; a masked score stays a mask."""
+    """An element of weight 0 has no effect on the value or a gradient, in any input; a masked logit stays masked."""
     weight = np.ones((3, 4), "float32")
     weight[0, 1] = weight[2, 0] = 0
     for name, loss, inputs, learned in members():
@@ -332,7 +332,7 @@ def test_what_a_silent_element_holds(eager, bad):
 
 @pytest.mark.parametrize("nested", [False, True], ids=["own", "nested"])
 def test_silent_elements_in_every_member(run, nested):
-    """The gradients are those by finite differences in float64, where the silent element holds what it likes."""
+    """The gradients are those by finite differences in float64, for any value of the element of weight 0."""
     weight = np.array([[1.0, 0, 2, 1], [0, 0, 0, 0], [0.5, 1, 0, 1]])
     for name, loss, inputs, learned in members():
         given = with_weight(loss, [x.astype("float64") for x in inputs], weight)
@@ -370,7 +370,7 @@ def central_differences(function, inputs, i, step=1e-6):
 
 @pytest.mark.parametrize("size", [(3, 4), (1, 4), (3, 1)], ids=str)
 def test_a_weight_of_zero_in_a_row_that_is_not_finite(run, size):
-    """A weight has its term as gradient; one of 0 has 0 if its row holds a term that is not finite."""
+    """The gradient to a weight is its term; to a weight of 0 it is 0 if its row holds a term that is not finite."""
     for name, loss, inputs, learned in members():
         if isinstance(loss, DistillationLoss):
             continue  # a mean over rows: below
@@ -436,7 +436,7 @@ def doubled(cls, method):
 
 
 class MaskedLoss(KLDivLoss):
-    """As gluon-nlp's masked losses: the third input is the length of each sequence, and no weight."""
+    """Like gluon-nlp's masked losses: the third input is the length of each sequence, not a weight."""
 
     def hybrid_forward(self, F, pred, label, valid_length):
         ones = F.expand_dims(F.ones_like(F.slice_axis(pred, axis=2, begin=0, end=1)).squeeze(axis=2), axis=2)
@@ -445,7 +445,7 @@ class MaskedLoss(KLDivLoss):
 
 
 class WithOwnInput(DistillationLoss):
-    """One input more than the loss has, and one of its own name."""
+    """A loss with one more input, and one with an input of another name."""
 
     def hybrid_forward(self, F, pred, label, teacher_pred, sample_weight=None, scale=None):
         out = super().hybrid_forward(F, pred, label, teacher_pred, sample_weight)
@@ -453,7 +453,7 @@ class WithOwnInput(DistillationLoss):
 
 
 class WithParameter(KLDivLoss):
-    """A parameter that is learned, which Gluon hands to `hybrid_forward` by name."""
+    """A parameter that is learned, which Gluon passes to `hybrid_forward` by name."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -513,7 +513,7 @@ def test_an_override_is_exported(path, rng, tmp_path, nested):
 
 
 def test_an_override_with_an_input_of_its_own(run, rng):
-    """A length is no weight: what pads does not count, and the average is over all positions."""
+    """A length is not a weight: padding does not count, and the average is over all positions."""
     pred, label = rng.normal(size=(2, 3, 4)), rng.dirichlet(np.ones(4), size=(2, 3))
     mask = np.array([[1, 0, 0], [1, 1, 0]])[:, :, None]
     want = oracle.kl_divergence(pred, label, from_logits=False, sample_weight=mask)
@@ -589,7 +589,7 @@ def test_inputs_are_named(cls):
 # 6: a subclass overrides forward
 
 class TwoInputs(KLDivLoss):
-    """As users write it over MXNet's own loss."""
+    """A subclass as users write it for MXNet's own loss."""
 
     def forward(self, pred, label):
         return 2 * super().forward(pred, label)
@@ -628,7 +628,7 @@ def test_missing_inputs_are_named(cls):
 
 
 
-# 7: memory stays flat whatever number changes
+# 7: memory does not grow if a number changes
 
 STEPS = """
 import gc, itertools, mxnet as mx, numpy as np
@@ -714,7 +714,7 @@ def test_memory_stays_flat(in_child, path, case):
 
 
 def test_a_new_number_costs_as_much_as_an_eager_call(path):
-    """Of a hybridized loss, and gives the same."""
+    """The memory of a hybridized loss does not grow, and its results stay the same."""
     pred = mx.nd.ones((128, 10))
     for cls, numbers in ((BernoulliKLLoss, 1), (GaussianKLLoss, 2)):
         eager, hybridized, times = cls(), cls(), {}
@@ -732,7 +732,7 @@ def test_a_new_number_costs_as_much_as_an_eager_call(path):
 
 
 def test_few_graphs_are_kept(path, rng):
-    """A graph that gives way to others still gives its gradients."""
+    """A graph that was replaced by others still gives its gradients."""
     pred, label = FAMILY["js logits probs"].inputs(rng, (2, 2))
     loss, pending = JSDivLoss(False, reduction="sum"), []
     loss.hybridize()
@@ -758,7 +758,7 @@ DTYPES = ("bool", "uint8", "int8", "int32", "int64", "float16", "float32", "floa
 
 
 def of_dtype(x, dtype):
-    """The array in a dtype that may not hold its values, but some of its kind."""
+    """The array in a dtype that may not hold all its values."""
     x = np.abs(x) >= 0.3 if dtype == "bool" else np.abs(np.round(x)) if dtype.startswith("u") else x
     return mx.nd.array(np.round(x) if "int" in dtype else x, dtype=dtype)
 
@@ -768,7 +768,7 @@ NO_INDEX = ("float16", "bool")
 
 @pytest.mark.parametrize("name", NESTED)
 def test_inputs_of_any_dtype_in_a_hybridized_block(path, rng, name):
-    """As by itself, each input of each dtype beside others in float32 or float64. (A bool pred is refused.)"""
+    """Each input in each dtype, beside others in float32 or float64, gives the same. (A bool pred is refused.)"""
     member = FAMILY[name]
     inputs = member.inputs(rng, (3, 4))
     given = [x for x in inputs if x is not None]
@@ -790,7 +790,7 @@ def test_inputs_of_any_dtype_in_a_hybridized_block(path, rng, name):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_indices_that_are_no_class(run, rng, dtype):
-    """NaN whatever dtype holds them, alone and in a hybridized block."""
+    """Wrong indices give NaN in any dtype, alone and in a hybridized block."""
     pred, _, teacher = FAMILY["both"].inputs(rng, (6, 4))
     pred, teacher = (mx.nd.array(x, dtype=dtype) for x in (pred, teacher))
     for index, known in (([0, 1, 2, 3, -1, 4], 4), ([0, 3, 1 + 1e-12, 0.5, np.nan, 1e300], 2)):
@@ -807,7 +807,7 @@ def test_indices_that_are_no_class(run, rng, dtype):
 @pytest.mark.parametrize("reduction, nested", [("sum", False), ("mean", False), ("row_mean", False), ("none", False),
                                                ("sum", True), ("none", True)])
 def test_one_category(path, reduction, dtype, nested):
-    """No divergence, and no gradient to scores, exactly: eager, and in a hybridized block."""
+    """The divergence and the gradient to logits are exactly 0: eager, and in a hybridized block."""
     run = Run("static" if nested else "eager")
     scores = (20 * np.random.RandomState(0).normal(size=(2, 50, 1))).astype(dtype)
     for name, spaces in itertools.product(LOSSES, itertools.product(SPACES, SPACES)):
@@ -840,7 +840,7 @@ def test_distillation_of_one_category(run, nested, options):
 @pytest.mark.parametrize("categories", [3, 10, 1000])
 @pytest.mark.parametrize("scale", [1e-4, 1e-3, 1e-2])
 def test_two_nearly_equal_rows_of_scores(run, path, name, form, categories, scale):
-    """In float32 the divergence of scores of this scale, about its square, is right to 1e-3."""
+    """In float32 the divergence of logits of this scale, which is about its square, is right to 1e-3."""
     rng = np.random.RandomState(5)
     for shift in (0.0, 3.0):
         pred, label = (scale * rng.normal(size=(2, 20, categories)) + shift).astype("float32")
@@ -854,7 +854,7 @@ def test_two_nearly_equal_rows_of_scores(run, path, name, form, categories, scal
 
 
 def exact_divergence(log_p, log_q, beta):
-    """Of nearly equal rows in long double, each term with its leading digits."""
+    """The divergence of nearly equal rows in long double, each term with its leading digits."""
     p, q, u = np.exp(log_p), np.exp(log_q), log_p - log_q
     if beta in (0, 1):
         u, p = (u, p) if beta == 0 else (-u, q)
@@ -892,7 +892,7 @@ def test_temperatures_that_are_refused(temperature):
 
 
 def long_softmax(x, axis):
-    """Softmax and its logarithm in long double, whose 64 bits leave a divergence of 1e-14 its leading digits."""
+    """Softmax and its logarithm in long double, in which a divergence of 1e-14 has its leading digits."""
     x = np.asarray(x, np.longdouble)
     with np.errstate(invalid="ignore"):
         shifted = x - x.max(axis=axis, keepdims=True)
@@ -940,7 +940,7 @@ TINY_LOSSES = {
 
 
 def tiny_logits(rng, shape, scale, dtype, kind):
-    """Two of nearly the same logits: hardly any, of ordinary ones, with masks or what is hardly possible among them."""
+    """Pairs of nearly equal logits: small ones, ordinary ones, some with masks or with very unlikely categories."""
     pred, label = rng.randn(*shape) * scale, rng.randn(*shape) * scale
     if kind in ("ordinary", "masked", "unlikely"):
         common = np.float16(rng.randn(*shape) * 3)  # the sums with it lose few digits of the small ones
@@ -1015,7 +1015,7 @@ class Nested(mx.gluon.HybridBlock):
 @pytest.mark.parametrize("mode", list(MODES))
 @pytest.mark.parametrize("form", list(TINY_LOSSES))
 def test_tiny_divergences_in_every_way(form, mode):
-    """Hybridized, nested, under a weight for each row, and as means."""
+    """The digits stay if hybridized, nested, with a weight for each row, and as means."""
     rng, run = np.random.RandomState(4), Run(mode)
     for shape in ((7, 10), (7, 300)):
         pred, label = tiny_logits(rng, shape, 1e-6, "float32", "bare")
@@ -1034,7 +1034,7 @@ def test_tiny_divergences_in_every_way(form, mode):
 @pytest.mark.parametrize("temperature", [1.0, 1e3, 1e6])
 @pytest.mark.parametrize("form", list(TINY_LOSSES))
 def test_tiny_distillation(form, temperature):
-    """Alone, and beside class indices, whose part is known exactly; T squared makes the divergence count."""
+    """Alone, and with class indices, whose part is known exactly; the factor T squared makes the divergence large."""
     rng, run = np.random.RandomState(5), Run("eager")
     for shape in ((6, 10), (6, 1000)):
         for scale in (1.0, 1e-3) if temperature > 1 else (1e-3, 1e-6):
@@ -1053,7 +1053,7 @@ def test_tiny_distillation(form, temperature):
             check_tiny(got, both, 1e-5, (shape, scale, "with labels"))
 
 
-# 11: numbers that no loss can use are refused where it is made
+# 11: numbers that no loss can use are refused when it is created
 
 NUMBERS = {  # each numeric argument of each class, and what of the extremes below it takes
     **{(cls, "weight"): lambda x: True for cls in CLASSES},
@@ -1073,7 +1073,7 @@ USABLE = [-3, -0.5, 0, 1e-280, 0.5, 1, 2.5, 1e280, np.float32(0.25), np.int64(1)
 
 
 def argument_names():
-    """The arguments of every class that have a number as default, or weight, as their signatures tell."""
+    """The arguments of every class whose default is a number, and `weight`, from the signatures."""
     for cls in (*CLASSES, gluon_kl.metric.KLDivergence, gluon_kl.metric.JSDivergence):
         for name, parameter in inspect.signature(cls).parameters.items():
             if type(parameter.default) in (int, float) or name == "weight":
@@ -1103,7 +1103,7 @@ def test_extreme_numbers_are_refused_where_a_loss_is_made(cls, name):
 
 @pytest.mark.parametrize("cls, name", NUMBERS, ids=lambda x: getattr(x, "__name__", x))
 def test_other_numbers_work_or_are_refused_where_a_loss_is_made(path, cls, name):
-    """What is taken computes, in every way, without a number that MXNet cannot read; any type gives the same."""
+    """Accepted numbers work in every way, and MXNet can read them; any type of number gives the same."""
     for value in USABLE:
         if not NUMBERS[cls, name](value):
             with pytest.raises(ValueError, match=f"^{name} must "):
@@ -1151,11 +1151,11 @@ def test_numbers_as_inputs_keep_the_rule(run):
 
 
 
-# 12: shapes left open
+# 12: unknown shapes
 
 
 def check_open_shapes():
-    """At every rank, whatever is given and whatever is not: the shapes, or an error; of an overrun the process dies."""
+    """At every rank, with any inputs' shapes unknown: the shapes are found, or there is an error, but no crash."""
     for name, member in FAMILY.items():
         inputs = member.inputs(np.random.RandomState(0), (4, 5))
         for wrapped, weighted in itertools.product((False, True), repeat=2):
@@ -1194,7 +1194,7 @@ DTYPES = ("float16", "float32", "float64", "bool", "uint8", "int8", "int32", "in
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_open_labels_of_every_dtype(path, dtype):
-    """A graph put together by hand, bound by the shape of pred alone: values and gradients of the eager call."""
+    """A graph made by hand, bound by the shape of pred alone, gives the values and gradients of the eager call."""
     rng = np.random.RandomState(0)
     hot = np.eye(5)[rng.randint(0, 5, 4)].astype(dtype)
     index = rng.randint(0, 2, 4).astype(dtype)
@@ -1285,7 +1285,7 @@ def test_the_package_imported_again(path, in_subprocess):
 
 @needs_operator
 def test_the_operator_of_another_copy_is_not_taken(in_subprocess, tmp_path):
-    """A second copy may be of other source: it says so, and computes over MXNet's operators."""
+    """A second copy may come from another source: it says so, and computes with MXNet's operators."""
     shutil.copytree(str(Path(gluon_kl.__file__).parent), str(tmp_path / "gluon_kl"))
     said = in_subprocess(f"""
         import sys
@@ -1300,23 +1300,23 @@ def test_the_operator_of_another_copy_is_not_taken(in_subprocess, tmp_path):
         p, q = mx.nd.array([[0.2, 0.8]]), mx.nd.array([[0.5, 0.5]])
         assert abs(gluon_kl.KLDivLoss(reduction="sum")(p.log(), q) - first(p.log(), q)).asscalar() < 1e-6
         """)
-    assert "another copy of gluon_kl registered its operator in this process: start Python anew" in said
+    assert "another copy of gluon_kl registered its operator in this process: start Python again" in said
 
 
 @needs_operator
 def test_an_upgrade_in_a_running_process(in_subprocess):
-    """The library in memory stays that of the release before."""
+    """The library in memory remains that of the old release."""
     said = in_subprocess("""
         import importlib, gluon_kl
         gluon_kl.__version__ = "99.0"
         print(importlib.reload(gluon_kl.native).why_not())
         """)
-    assert f"it was built for gluon_kl {gluon_kl.__version__}, and this is 99.0: start Python anew" in said
+    assert f"it was built for gluon_kl {gluon_kl.__version__}, and this is 99.0: start Python again" in said
 
 
 @pytest.mark.skipif(not _mxnet.NEEDED, reason="MXNet runs here by itself")
 def test_an_import_of_mxnet_that_failed_is_mended(script):
-    """As in a notebook whose first cell is `import mxnet`."""
+    """This happens in a notebook whose first cell is `import mxnet`."""
     said = script("""
 try:
     import mxnet
@@ -1378,7 +1378,7 @@ def cast(block, dtype):
 
 @pytest.mark.parametrize("name", WITH_DTYPE)
 def test_an_array_as_dtype(name):
-    """From NumPy 2.4 on its own `dtype` refuses it; what MXNet is lent does not. Types and texts go through."""
+    """From NumPy 2.4 on, its own `dtype` refuses an array; MXNet's view does not. Types and texts work too."""
     x = nd.array([1, 2])
     for y in (nd.zeros((2,), dtype="float64"), mx.np.zeros((2,), dtype="float64"), np.float64, "float64",
               np.dtype("float64")):
@@ -1386,7 +1386,7 @@ def test_an_array_as_dtype(name):
 
 
 def test_what_is_lent_for_it_by_itself():
-    """NumPy 1.20 to 2.3 warned of what 2.4 refuses."""
+    """NumPy 1.20 to 2.3 warn of what NumPy 2.4 refuses."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert _lend._dtype(nd.ones(2, dtype="int8")) == np.int8
@@ -1423,7 +1423,7 @@ def test_what_the_extra_allows(python, brings):
 
 
 def resolved(*requirements):
-    """What pip would install, by name; None, and its last words, where it finds no way."""
+    """What pip would install, by name; or None, and its last message, if it finds no solution."""
     done = subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--dry-run", "--ignore-installed", "--report",
                            "-", "--only-binary", ":all:", *requirements], text=True, capture_output=True, timeout=120)
     if done.returncode:
@@ -1492,7 +1492,7 @@ for number, program in enumerate(programs):
 
 
 def test_programs_run_as_python_runs_them(tmp_path, monkeypatch):
-    """What they see, print and return, and how they fail; the import of MXNet, which they share here, aside."""
+    """Programs see, print and return the same as with plain Python, and fail in the same way."""
     for name, text in FILES.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text, encoding="utf-8")
@@ -1527,7 +1527,7 @@ def test_what_cannot_be_done_is_said(arguments, says, capsys):
     assert caught.value.code == 2 and says in capsys.readouterr().err
 
 
-# Where MXNet needs nothing it is lent something all the same, so that the tests say the same there.
+# If MXNet needs no patches it gets some nevertheless, so that the tests are the same there.
 NEWER = "" if _mxnet.NEEDED else "import numpy; numpy.__version__ = '1.24.0'\n"
 PLAIN = """
 import mxnet as mx
@@ -1555,7 +1555,7 @@ class Environment:
         self.installed.write_text(str(ROOT))
 
     def python(self, *arguments, code=0, cwd=None):
-        """What Python says there, on standard output and then on standard error."""
+        """What Python prints there, first the standard output and then the standard error."""
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         done = subprocess.run([str(self.folder / "bin" / "python"), "-W", "ignore", *arguments], text=True, timeout=60,
                               capture_output=True, env=environment, cwd=cwd or str(self.folder))
@@ -1721,7 +1721,7 @@ def test_every_loss_has_check_inputs(name):
 @pytest.mark.parametrize("hybrid", [False, True])
 @pytest.mark.parametrize("member", FAMILY.values(), ids=FAMILY)
 def test_second_order_gradients(path, member, hybrid):
-    """None are supported: the error names the operator, or MXNet's own in its place, not what stands in front of it."""
+    """They are not supported: the error names the fused operator, or MXNet's own, not a node in front of it."""
     inputs = member.inputs(np.random.RandomState(0), (3, 4))
     arrays = [None if x is None else nd.array(x, dtype=x.dtype) for x in inputs]
     arrays[0].attach_grad()

@@ -56,13 +56,13 @@ def _open(path):
         try:
             ctypes.CDLL(path, mode=os.RTLD_NOLOAD)
         except OSError:
-            raise _Unavailable("another copy of gluon_kl registered its operator in this process: start Python anew"
+            raise _Unavailable("another copy of gluon_kl registered its operator in this process: start Python again"
                                ) from None
     library = ctypes.CDLL(path)
     library.gluon_kl_version.restype = ctypes.c_char_p
     release = library.gluon_kl_version().decode()
     if release != __version__:
-        remedy = "install gluon_kl again" if _handle() is None else "start Python anew"
+        remedy = "install gluon_kl again" if _handle() is None else "start Python again"
         raise _Unavailable(f"it was built for gluon_kl {release}, and this is {__version__}: {remedy}")
     return library
 
