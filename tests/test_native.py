@@ -628,7 +628,7 @@ def test_near_equal_logits_keep_their_digits_in_the_mixed_divergence(n, beta):
 @forms
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_probabilities_of_zero(form, dtype):
-    """A probability of 0 on both sides gives no NaN and no infinite gradient; in the reverse form a target of 0 has 0."""
+    """A probability of 0 on both sides gives no NaN and no infinite gradient; in the reverse form the target gets 0."""
     pred, target = np.array([[0.0, 0.5, 0.5]], dtype), np.array([[0.0, 0.25, 0.75]], dtype)
     value, to_pred, to_target = run(pred, target, form=form, pred="probs", epsilon=1e-12)
     assert np.isfinite(value).all() and np.isfinite(to_pred).all() and np.isfinite(to_target).all()
