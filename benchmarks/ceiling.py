@@ -1,5 +1,5 @@
-"""No loss: what memory and arithmetic alone take. A subject copies an array of pred's shape, or computes what no form
-can do without: an exponential and a logarithm per element forward, an exponential per element backward."""
+"""The time of memory traffic and arithmetic alone, without a loss. A competitor copies an array of pred's shape, or
+computes what every form needs: an exponential and a logarithm per element forward, an exponential backward."""
 
 import ctypes
 import functools
@@ -33,7 +33,7 @@ def copying(threads, source):
 
 @functools.lru_cache(maxsize=None)
 def arithmetic():
-    """The functions of arithmetic.cc, compiled as the kernels that this machine runs are."""
+    """The functions of arithmetic.cc, compiled like the kernels that this machine runs."""
     from gluon_kl import native  # not for a copy: importing MXNet takes seconds
 
     if not native.is_available():
@@ -64,7 +64,7 @@ class Steps:
 
 
 def start(subject, threads):
-    """Make ready; the version."""
+    """Prepare; return the version."""
     Steps.threads = threads
     if not subject.startswith("copy"):
         arithmetic()

@@ -1,4 +1,4 @@
-"""Draws figures/benchmark.png from the tables beside it: a dot per row and subject, in multiples of gluon_kl's time."""
+"""Draws figures/benchmark.png from the tables beside it: a dot per row and library, in multiples of gluon_kl's time."""
 
 import csv
 from pathlib import Path
@@ -12,7 +12,7 @@ class Mark(NamedTuple):
     offset: float  # from the line of its row, so that no mark hides another
 
 
-# Apart in shape, in lightness and in colour (Okabe and Ito's).
+# They differ in shape, in lightness and in colour (Okabe and Ito's).
 MARKS = {
     "Gluon": Mark("s", "#D55E00", -0.05),
     "torch": Mark("o", "#0072B2", 0.15),
@@ -24,7 +24,7 @@ TICKS = [factor * decade for decade in DECADES for factor in (1, 2, 5)]
 
 
 def read(file):
-    """Labels of a table's rows, and of each row the multiples that were measured."""
+    """The labels of a table's rows, and the multiples that were measured in each row."""
     if not file.exists():
         return []
     with open(file, newline="", encoding="utf-8") as lines:
@@ -44,7 +44,7 @@ def _label(row):
 
 
 def _side_by_side(positions, widths, low, high):
-    """Centres for labels of `widths`, near the rising `positions`, that overlap neither each other nor the ends."""
+    """The centres of labels of `widths`, near the rising `positions`, without overlap between labels or at the ends."""
     centres, edge = [], low
     for position, width in zip(positions, widths):
         centres.append(max(position, edge + width / 2))
@@ -57,7 +57,7 @@ def _side_by_side(positions, widths, low, high):
 
 
 def _name_the_marks(axes, times):
-    """Write the names of the subjects above the marks of the first row."""
+    """Write the names of the competitors above the marks of the first row."""
     from matplotlib.transforms import blended_transform_factory
 
     names = sorted(times, key=times.get)
@@ -100,7 +100,7 @@ def _write_number(axes, ratio, y, side):
 
 
 def draw(folder):
-    """Write benchmark.png into `folder`, from the tables there; its path."""
+    """Write benchmark.png into `folder`, from the tables there; return its path."""
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt

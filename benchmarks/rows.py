@@ -1,4 +1,4 @@
-"""What is measured: the forms of the losses, the rows of the tables, and the arrays that every subject is given."""
+"""What is measured: the forms of the losses, the rows of the tables, and the arrays that every competitor gets."""
 
 from typing import NamedTuple, Tuple
 
@@ -7,11 +7,11 @@ import numpy as np
 TEMPERATURE = 4.0
 HARD_WEIGHT = 0.5
 SKEW = 0.1
-KEPT = 64  # of a stored teacher's categories
+KEPT = 64  # categories of a stored teacher
 
 
 class Form(NamedTuple):
-    """A loss and what its inputs hold, in order; the first `followed` of them receive gradients."""
+    """A loss and the kinds of its inputs, in order; the first `followed` of them receive gradients."""
 
     title: str
     inputs: Tuple[str, ...]
@@ -110,7 +110,7 @@ MEMORY = [
 
 
 def smaller(row):
-    """The row at a shape that takes no time, for a run that only shows that everything works."""
+    """The row at a tiny shape, for a run that only shows that everything works."""
     return row._replace(shape=tuple(min(size, limit) for size, limit in zip(row.shape, (16, 64, 4, 4))))
 
 
@@ -145,7 +145,7 @@ def _draw(rng, kind, row):
         return rng.randint(0, shape[axis], size=shape[0]).astype("int32")
     if kind == "row_weights":
         return rng.uniform(0.5, 1.5, size=(*shape[:-1], 1)).astype("float32")
-    # Many numbers repeat a few million, since drawing them would take longer than the benchmark.
+    # Large arrays repeat a few million random numbers, because drawing more would take longer than the benchmark.
     count = min(int(np.prod(shape)), 1 << 22)
     if kind in ("weights", "bernoulli"):
         low, high = (0.5, 1.5) if kind == "weights" else (0.01, 0.99)

@@ -1,8 +1,8 @@
 """Forward and backward of gluon_kl's losses beside MXNet, torch and JAX, measured in one run.
 
-    python3 tasks.py bench                          # what is installed beside gluon_kl
+    python3 tasks.py bench                          # with the libraries that are installed beside gluon_kl
     python3 tasks.py bench --peers PATH/TO/python   # with torch and JAX from another environment
-    python3 tasks.py bench --rows js gaussian       # only rows whose name holds one of these; writes no files
+    python3 tasks.py bench --rows js gaussian       # only rows whose name contains one of these; writes no files
     python3 tasks.py bench --draw                   # draws the plot from the tables, without measuring
 
 Every subject runs in a process of its own; only one works at a time, and they take turns within each row, so that a
@@ -39,12 +39,12 @@ SUBJECTS = {
     "jax": "JAX",
 }
 COPIES = ["copy", "copy-two-threads"]
-CEILING = [*COPIES, "forward", "backward"]  # no loss: what memory and arithmetic can do
+CEILING = [*COPIES, "forward", "backward"]  # memory traffic and arithmetic alone, without a loss
 IN_FAMILY = ["gluon_kl", "gluon", "torch", "torch-compile", "jax", "operators"]
 IN_SHAPES = ["gluon_kl", "gluon", "torch", "torch-compile", "jax", "operators", "eager", "two-threads", *CEILING]
 IN_MEMORY = ["gluon_kl", "gluon", "torch"]
-# glibc's allocator keeps what is freed, however large: else each step may be charged with fresh pages for an array, or
-# not, as the heap happens to lie, which costs more than the loss.
+# glibc's allocator must keep all freed memory. Otherwise it depends on the layout of the heap whether a step needs
+# fresh pages for an array, which take longer than the loss.
 KEEP_MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "10000000000", "MALLOC_MMAP_MAX_": "0",
                "MALLOC_TOP_PAD_": "268435456"}
 
@@ -59,7 +59,7 @@ class Worker:
             environment["GLUON_KL_NATIVE"] = "0"
         python = peers if subject.startswith(("torch", "jax")) else sys.executable
         command = [python, "-W", "ignore", str(Path(__file__).with_name("worker.py")), subject, threads]
-        if subject == "jax":  # JAX takes every core it may
+        if subject == "jax":  # JAX uses every core that it may use
             command = ["taskset", "-c", str(min(os.sched_getaffinity(0))), *command]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                         text=True, env=environment)
@@ -99,12 +99,12 @@ class Bench:
         return started
 
     def times(self, workers, row):
-        """Median seconds that `row` takes every subject that computes what gluon_kl does."""
+        """The median seconds of `row` for every competitor that computes the same as gluon_kl."""
         first = self.prepare(workers, row)
         if "gluon_kl" not in first:
             return {}
-        # Whether threads that wait for each other share a core takes the system a while to decide, and counts for as
-        # much as a small step itself.
+        # The system takes a while to decide whether threads that wait for each other share a core, and this changes the
+        # time of a small step a lot.
         turn_seconds = self.turn_seconds * (10 if np.prod(row.shape) < 1 << 16 else 1)
         counts = {subject: {name: max(2, min(2000, int(turn_seconds / taken))) for name, taken in steps.items()}
                   for subject, steps in first.items()}
@@ -126,7 +126,7 @@ class Bench:
         return times if "gluon_kl" in times else {}
 
     def prepare(self, workers, row):
-        """Seconds of a first step of every subject, if its results are those of gluon_kl."""
+        """The seconds of a first step of every competitor whose results are those of gluon_kl."""
         first, ours = {}, None
         with tempfile.TemporaryDirectory() as folder:
             for subject, worker in workers.items():
@@ -149,7 +149,7 @@ class Bench:
         return first
 
     def memory(self, row, subject):
-        """What a step needs at most beyond inputs and gradients, in arrays of pred, in a process of its own."""
+        """The peak memory of a step beyond inputs and gradients, in arrays of pred, in a separate process."""
         worker = self.start([subject]).get(subject)
         if worker is None:
             return None
@@ -162,7 +162,7 @@ class Bench:
 
 
 def differs(ours, theirs):
-    """What is wrong with `theirs`, value first and then gradients, or None: float32 through other formulas."""
+    """The first of value and gradients in which `theirs` is wrong, or None; the tolerance is for float32."""
     names = ["value"] + [f"gradient {i}" for i in range(1, len(ours))]
     if len(theirs) != len(ours):
         return f"{len(theirs)} results for {len(ours)}"
@@ -178,8 +178,8 @@ def differs(ours, theirs):
 
 
 def ceiling(copy, forward, backward):
-    """Seconds that arithmetic or memory traffic alone take: forward reads 8 bytes an element, as many as a copy moves,
-    and backward moves 12."""
+    """The seconds that arithmetic or memory traffic alone take: forward reads 8 bytes per element, as many as a copy
+    moves, and backward moves 12."""
     return max(forward, copy) + max(backward, 1.5 * copy)
 
 
@@ -194,7 +194,7 @@ def multiple(times, subject):
 
 
 def gain(times, one, two):
-    """How many times as fast it is with two threads."""
+    """The speed with two threads as a multiple of that with one."""
     return f"{times[one] / times[two]:.2f}" if one in times and two in times else ""
 
 
@@ -212,7 +212,7 @@ def family_table(measured):
 def shapes_table(measured):
     others = [subject for subject in IN_SHAPES[1:] if subject not in ("two-threads", *CEILING)]
     yield ["pred", "gluon_kl (µs)", "of ceiling", *(SUBJECTS[subject] for subject in others), "2 threads",
-           "copy"]  # with two threads; of arrays so large that to start a thread does not count
+           "copy"]  # with two threads; for arrays so large that the start of a thread does not matter
     for row, times in measured:
         yield [row.size + (", a leaf" if row.setting == "leaf" else ""), microseconds(times),
                share_of_ceiling(times), *(multiple(times, subject) for subject in others),
@@ -285,7 +285,7 @@ def main():
     if not arguments.draw:
         if arguments.quick:
             family, shapes = ([smaller(row) for row in rows] for rows in (family, shapes))
-            # Arrays above 32 MiB, which malloc gives back at once.
+            # Arrays above 32 MiB, which malloc returns to the system at once.
             memory = [row._replace(shape=(1024, 10000)) for row in memory[:1]]
         from tqdm import tqdm
 

@@ -105,7 +105,7 @@ LOSSES = {
 
 
 class Steps:
-    """A row made ready: `steps` by name, `results` of a step, bytes of gradient that only a step allocates."""
+    """A prepared row: `steps` by name, `results` of a step, and the bytes of gradient that only a step allocates."""
 
     def __init__(self, subject, row, arrays):
         if row.setting == "trainer":
@@ -140,6 +140,6 @@ class Steps:
 
 
 def start(subject, threads):
-    """Make ready; the version. Threads are the processors that the process may use."""
+    """Prepare; return the version. There are as many threads as processors that the process may use."""
     jax.config.update("jax_platforms", "cpu")
     return f"JAX {jax.__version__}"

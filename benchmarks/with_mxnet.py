@@ -1,6 +1,6 @@
-"""The rows in MXNet: gluon_kl, MXNet's own KLDivLoss where it has the form, and elsewhere what one writes by hand."""
+"""The rows in MXNet: gluon_kl, and MXNet's own KLDivLoss if it has the form, else the formula as people write it."""
 
-import gluon_kl  # before MXNet, which it lets run where it cannot by itself
+import gluon_kl  # before MXNet, which may need its patches
 
 import mxnet as mx
 from rows import FORMS, HARD_WEIGHT, SKEW, TEMPERATURE, layer_inputs
@@ -8,7 +8,7 @@ from rows import FORMS, HARD_WEIGHT, SKEW, TEMPERATURE, layer_inputs
 STATIC = {"static_alloc": True, "static_shape": True}
 
 
-# ---- What one writes by hand, hybridized ----
+# ---- The formulas as people write them, hybridized ----
 
 def skew_kl_by_hand(F, pred, label):
     mixture = SKEW * label + (1 - SKEW) * F.softmax(pred)
@@ -61,7 +61,7 @@ def total_variation_by_hand(F, pred, label, teacher):
 
 
 def top_k_by_hand(categories):
-    """For so many, since places in the array of all rows are counted by it."""
+    """A loss for this number of categories, which it needs to compute positions in the array of all rows."""
     def formula(F, pred, label, index, value):
         log_pred = F.log_softmax(pred / TEMPERATURE)
         rows = F.expand_dims(F.cast(F.contrib.arange_like(pred, axis=0), dtype="int32"), axis=1)
@@ -158,7 +158,7 @@ class Parent(mx.gluon.HybridBlock):
 
 
 class Steps:
-    """A row made ready: `steps` by name, `results` of a step, bytes of gradient that only a step allocates."""
+    """A prepared row: `steps` by name, `results` of a step, and the bytes of gradient that only a step allocates."""
 
     unallocated = 0
 
@@ -237,7 +237,7 @@ class Steps:
 
 
 def start(subject, threads):
-    """Make ready; the version. ImportError where the subject cannot be measured."""
+    """Prepare; return the version. ImportError if the competitor cannot be measured."""
     if subject == "gluon":
         return f"MXNet {mx.__version__}"
     if subject != "operators" and not gluon_kl.native.is_available():

@@ -96,7 +96,7 @@ LOSSES = {
 
 
 class Steps:
-    """A row made ready: `steps` by name, `results` of a step, bytes of gradient that only a step allocates."""
+    """A prepared row: `steps` by name, `results` of a step, and the bytes of gradient that only a step allocates."""
 
     def __init__(self, subject, row, arrays):
         def loss(pred, *others):
@@ -105,7 +105,7 @@ class Steps:
             return LOSSES[row.form](pred, *others, **options)
 
         if subject == "torch-compile":
-            torch.compiler.reset()  # it would give up compiling after eight shapes
+            torch.compiler.reset()  # otherwise it stops compiling after eight shapes
             loss = torch.compile(loss, dynamic=False)
         arrays = [torch.from_numpy(x.astype("int64") if x.dtype == np.int32 else x) for x in arrays]
         if row.setting == "trainer":
@@ -158,6 +158,6 @@ class Steps:
 
 
 def start(subject, threads):
-    """Make ready; the version."""
+    """Prepare; return the version."""
     torch.set_num_threads(threads)
     return f"torch {torch.__version__}"

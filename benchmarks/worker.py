@@ -1,4 +1,4 @@
-"""One subject in a process of its own: told on standard input what to do, it answers in lines of JSON."""
+"""One competitor in a separate process, which reads requests on standard input and answers in lines of JSON."""
 
 import gc
 import importlib
@@ -15,13 +15,13 @@ MODULES = {"torch": "with_torch", "torch-compile": "with_torch", "jax": "with_ja
 
 
 def resident(field):
-    """Bytes of memory this process has ("VmRSS") or had at most ("VmHWM")."""
+    """The bytes of memory of this process, now ("VmRSS") or at its peak ("VmHWM")."""
     with open("/proc/self/status", encoding="ascii") as file:
         return 1024 * int(re.search(field + r":\s*(\d+)", file.read()).group(1))
 
 
 def peak(make, subject, row):
-    """Bytes that two steps need at most, beyond what the loss is given and the gradients."""
+    """The peak memory of two steps in bytes, beyond the inputs of the loss and the gradients."""
     warm = make(subject, smaller(row), inputs(smaller(row)))
     warm.steps["step"]()
     made = make(subject, row, inputs(row))
@@ -29,12 +29,12 @@ def peak(make, subject, row):
 
     def most(step):
         with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
-            file.write("5")  # the most it had is from now on counted anew
+            file.write("5")  # resets the peak
         for _ in range(2):
             step()
         return resident("VmHWM")
 
-    if "without" in made.steps:  # which is handed the gradients that the step makes
+    if "without" in made.steps:  # the step without the loss, which gets the gradients
         given = most(made.steps["without"])
         return most(made.steps["step"]) - given - 4 * int(np.prod(row.shape)) * FORMS[row.form].followed
     given = resident("VmRSS")
@@ -42,7 +42,7 @@ def peak(make, subject, row):
 
 
 def seconds(step, count):
-    step()  # what other processes did to the caches is not this step's cost
+    step()  # not measured: it fills the caches again
     taken = []
     for _ in range(count):
         start = time.perf_counter()
@@ -75,7 +75,7 @@ def main(subject, threads):
                 answer(first={name: min(seconds(step, 2)) for name, step in made.steps.items()})
             else:
                 answer(taken={name: seconds(step, order["counts"][name]) for name, step in made.steps.items()})
-        except Exception as error:  # whatever a library raises, the others go on
+        except Exception as error:  # the others continue, whatever a library raises
             answer(missing=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
 
 
