@@ -662,7 +662,8 @@ class Plan {
   }
 
   static constexpr double kSmall = 32768;          // elements: below, waking a thread costs more than it brings
-  static constexpr double kStreamBytes = 8 << 20;  // gradients larger than this are gone from the cache before use
+  // Gradients larger than this are gone from the cache before use: another array or two of their size are read beside them.
+  static constexpr double kStreamBytes = 3 << 20;
 
   const Call& call_;
   std::vector<Array> arrays_;
