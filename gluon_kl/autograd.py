@@ -9,7 +9,7 @@ import contextlib
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from gluon_kl import mxnet_private
-from gluon_kl.native import fused, is_index, operator_dtype, top_k, with_known_ranks, with_ranks
+from gluon_kl.native import fused, is_index, top_k, with_known_ranks, with_ranks
 
 import mxnet as mx
 from mxnet import autograd
@@ -70,9 +70,10 @@ def fused_in_users_graph(F: Any, inputs: Mapping[str, Any], no_grad: Sequence[st
     (first, pred), *others = [(name, x) for name, x in inputs.items() if x is not None]
     with apart(F) as use:
         pred = F.identity(pred, **use)
-        # print_summary treats an operator of class indices alone as a layer, which must have at least two axes.
-        others = [(name, F.expand_dims(x, axis=0) if is_index(name, options) else x) for name, x in others]
-        given: Dict[str, Any] = {first: pred, **{name: operator_dtype(x, use) for name, x in others}}
+        # print_summary treats an operator of class indices alone as a layer, which must have at least two axes. The
+        # addition turns booleans, which `pick` does not take, into numbers.
+        others = [(name, F.expand_dims(x, axis=0) + 0 if is_index(name, options) else x) for name, x in others]
+        given: Dict[str, Any] = {first: pred, **{name: F.identity(x, **use) for name, x in others}}
     given = with_known_ranks(given, options) if F is mx.sym else with_ranks(F, given)
     given.update({name: F.BlockGrad(given[name]) for name, _ in others if name in no_grad})
     learned = [name for name, _ in others if name not in no_grad]
@@ -89,8 +90,8 @@ def top_k_in_users_graph(F: Any, inputs: Mapping[str, Any], options: Mapping[str
     """`native.top_k` in a user's graph, where dtypes and ranks are not known."""
     with apart(F) as use:
         # A label may have one axis, which print_summary cannot show.
-        given = {name: F.identity(x, **use) if name == "pred" else operator_dtype(
-            F.expand_dims(x, axis=0) if name == "hard" else x, use) for name, x in inputs.items()}
+        given = {name: F.identity(F.expand_dims(x, axis=0) if name == "hard" else x, **use)
+                 for name, x in inputs.items()}
     given = with_ranks(F, given)
     given.update({name: F.BlockGrad(given[name]) for name in inputs if name != "pred"})
     return top_k(F, given, **options)

@@ -6,7 +6,6 @@ from typing import Any, Callable, List, Optional, Sequence, Tuple
 
 from gluon_kl import _mxnet, mxnet_private
 from gluon_kl.checks import DTYPE_NAMES
-from gluon_kl.native import operator_dtype
 from gluon_kl.operators import as_rows, numpy_of, unit
 
 import mxnet as mx
@@ -66,8 +65,11 @@ def lift_unknown(
 
 
 def _carried(x: Any) -> Any:
-    """`x` in a dtype that can be added to others, which most are. Of Symbols the dtype is not known."""
-    return x if isinstance(x, NDArray) and DTYPE_NAMES[x.dtype] not in ("bool", "bfloat16") else operator_dtype(x)
+    """`x` in a dtype that can be added to others, which most are. Of Symbols the dtype is not known.
+
+    The addition turns booleans into float32, and is one of the functions in which AMP casts bfloat16 to float32.
+    """
+    return x if isinstance(x, NDArray) and DTYPE_NAMES[x.dtype] not in ("bool", "bfloat16") else x + 0
 
 
 def _zeros(F: Any, x: Any, one: Any) -> Any:

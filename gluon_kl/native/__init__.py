@@ -167,14 +167,6 @@ def supports_device(device: Any) -> bool:
     return device.device_type == "cpu" and is_available()
 
 
-def operator_dtype(x: Any, use: Mapping[str, str] = {}) -> Any:
-    """An array or Symbol of any dtype in one that an extension's operator takes: boolean becomes float32.
-
-    Under AMP, the addition is one of the functions that cast bfloat16 to float32.
-    """
-    return mx.nd._internal._plus_scalar(x, scalar=0, **use) if use else x + 0
-
-
 @functools.lru_cache(maxsize=_TEXTS)
 def _call_text(inputs: Tuple[str, ...], grad: Tuple[str, ...], options: Tuple[Tuple[str, Any], ...]) -> str:
     """The options of a call as the text that the operator reads; defaults are left out."""

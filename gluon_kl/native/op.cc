@@ -7,11 +7,14 @@
 // other. autograd.py stands guard in front of it.
 // MXNet quotes all messages that a library holds, and its half of the interface, which is compiled into the library,
 // holds every one for ever. `_msgSize` and `_msgGet` below take the place of these two: they hold the last message.
+// `_opCallFCompute` below hands booleans on to MXNet's.
 #define _msgSize every_msgSize
 #define _msgGet every_msgGet
+#define _opCallFCompute without_bool_opCallFCompute
 #include <lib_api.cc>
 #undef _msgSize
 #undef _msgGet
+#undef _opCallFCompute
 
 #include "plan.h"
 
@@ -56,10 +59,11 @@ ext::MXReturnValue infer_type(const Attributes& attributes, std::vector<int>* in
   return guarded([&] {
     bool in_double = false, known = true;
     const int first = (*in)[call_of(attributes)->position(gluon_kl::kPred)];
+    if (first == gluon_kl::kBool) throw std::invalid_argument("pred must be numbers, not booleans");
     for (int& type : *in) {
       if (type < 0 && is_float(first)) type = first;  // what nobody says is as the first
       if (type < 0) known = false;
-      else if (type > gluon_kl::kInt64) throw std::invalid_argument("arrays of this dtype cannot reach an operator of an extension; cast bool to uint8");
+      else if (type > gluon_kl::kBool) throw std::invalid_argument("arrays of this dtype cannot reach an operator of an extension");
       in_double |= type == gluon_kl::kFloat64;
     }
     for (int& type : *out) type = in_double ? gluon_kl::kFloat64 : known ? gluon_kl::kFloat32 : -1;
@@ -240,6 +244,25 @@ ext::MXReturnValue initialize(int version) {
 
 extern "C" int _msgSize() { return last_message.empty() ? 0 : 1; }
 extern "C" void _msgGet(int, const char** message) { *message = last_message.c_str(); }
+
+// MXNet calls this for each forward and backward. Its half of the interface raises an error at an array of booleans, which
+// has the same bytes as one of uint8.
+extern "C" int _opCallFCompute(
+    ext::fcomp_t function, const char* const* keys, const char* const* values, int attributes, const int64_t** in_shapes,
+    int* in_ranks, void** in, int* in_types, size_t* in_ids, const char** in_devices, int* in_device_ids, int inputs,
+    const int64_t** out_shapes, int* out_ranks, void** out, int* out_types, size_t* out_ids, const char** out_devices,
+    int* out_device_ids, int outputs, ext::xpu_malloc_t cpu_malloc, void* cpu, ext::xpu_malloc_t gpu_malloc, void* gpu,
+    void* stream, ext::sparse_malloc_t sparse_malloc, void* sparse, int* in_storage, int* out_storage, void** in_indices,
+    void** out_indices, void** in_starts, void** out_starts, int64_t* in_indices_sizes, int64_t* out_indices_sizes,
+    int64_t* in_starts_sizes, int64_t* out_starts_sizes, void* cpu_random, void* gpu_random) {
+  std::replace(in_types, in_types + inputs, int(gluon_kl::kBool), int(gluon_kl::kUint8));
+  std::replace(out_types, out_types + outputs, int(gluon_kl::kBool), int(gluon_kl::kUint8));
+  return without_bool_opCallFCompute(
+      function, keys, values, attributes, in_shapes, in_ranks, in, in_types, in_ids, in_devices, in_device_ids, inputs,
+      out_shapes, out_ranks, out, out_types, out_ids, out_devices, out_device_ids, outputs, cpu_malloc, cpu, gpu_malloc,
+      gpu, stream, sparse_malloc, sparse, in_storage, out_storage, in_indices, out_indices, in_starts, out_starts,
+      in_indices_sizes, out_indices_sizes, in_starts_sizes, out_starts_sizes, cpu_random, gpu_random);
+}
 
 // For native/__init__.py: of which release the library is, and what `info` tells.
 extern "C" const char* gluon_kl_version() { return GLUON_KL_VERSION; }
