@@ -1,4 +1,4 @@
-// KL between Bernoulli distributions, an element each.
+// KL between Bernoulli distributions, one per element.
 #ifndef GLUON_KL_BERNOULLI_H_
 #define GLUON_KL_BERNOULLI_H_
 
@@ -54,11 +54,11 @@ template <class T, bool kPredScore, bool kTargetScore> struct Bernoulli {
     return excess<T>(r.p.yes, r.q.yes, r.yes) + excess<T>(r.p.no, r.q.no, r.no);
   }
   template <bool kTerms> KL_INLINE void add(const R& r, const Values<T>& x, bool, T, bool, V* own, V*) const { *own = term(r, x); }
-  // As of KL: a probability of 0 has epsilon's logarithm, unless the other side is 0 too.
+  // As in KL: a probability of 0 has the logarithm of epsilon, unless the other side is 0 too.
   KL_INLINE V at_zero(V p, V log_q, V difference) const {
     return p == T(0) ? (log_q > -inf<T>() ? log_epsilon - log_q : V{}) : difference;
   }
-  // Of -p log q by q; as of KL, 0 at a q of 0.
+  // The derivative of -p log q by q; as in KL, it is 0 if q is 0.
   static KL_INLINE V slope(V p, V q) { return (p == T(0)) | (q == T(0)) ? V{} : p / q; }
   template <int i> KL_INLINE V gradient(const R&, const Values<T>& x, V g, T) const {
     const Point r = point(x);
@@ -73,7 +73,7 @@ template <class T, bool kPredScore, bool kTargetScore> struct Bernoulli {
     } else {
       by = at_zero(r.p.yes, r.q.log_yes, r.yes) - at_zero(r.p.no, r.q.log_no, r.no);
     }
-    // Where pred excludes what the label allows, the loss is infinite, and so would be the gradient to the label.
+    // If pred excludes an outcome that the label allows, the loss is infinite, and so would be the gradient to the label.
     if (i == kTarget) by = (by == inf<T>()) | (by == -inf<T>()) ? V{} : by;
     return g == T(0) ? V{} : g * by;
   }

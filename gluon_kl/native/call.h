@@ -1,4 +1,4 @@
-// What a call of the operator asks for, read from its one attribute: `key=value` pairs, each at its default if left out.
+// The options of a call of the operator, read from its one attribute: `key=value` pairs; those left out have their default.
 #ifndef GLUON_KL_CALL_H_
 #define GLUON_KL_CALL_H_
 
@@ -56,8 +56,8 @@ namespace parsing {
 inline std::invalid_argument unfit(const std::string& key, const std::string& allowed, const std::string& text) {
   return std::invalid_argument(key + " must be " + allowed + ", not " + text);
 }
-// Independent of the process's locale, which may write decimals with a comma. Numbers below the smallest normal one are
-// what they are, though strtod reports them.
+// Independent of the process's locale, which may write decimals with a comma. Subnormal numbers are accepted, although
+// strtod reports an error for them.
 inline double number(const std::string& key, const std::string& text) {
   static const locale_t plain = newlocale(LC_ALL_MASK, "C", nullptr);
   char* end = nullptr;
@@ -117,7 +117,7 @@ inline Space space(const Call& c, const std::string& key, const std::string& tex
   if (c.form == kBernoulli) return choice(key, text, Spaces{{"probs", kProbs}, {"logits", kLogits}});
   return choice(key, text, Spaces{{"probs", kProbs}, {"log_probs", kLogProbs}, {"logits", kLogits}});
 }
-// The numbers of a call by their names, and whether a key is one of them.
+// The numbers of a call, by their names; and whether a key is one of them.
 inline bool set_number(Call* c, const std::string& key, const std::string& x) {
   if (key == "scale") c->scale = number(key, x);
   else if (key == "epsilon") c->epsilon = between(0, 2, key, number(key, x));
@@ -190,10 +190,10 @@ inline Call read(const std::string& text) {
 
 }  // namespace parsing
 
-// How many calls are remembered. A program has few, or one with a number in it that never stops changing.
+// The number of calls that are remembered. A program has few, or one with a number that changes all the time.
 constexpr size_t kCalls = 256;
 
-// Read once for each text that is remembered.
+// Each text is parsed once, as long as it is remembered.
 inline std::shared_ptr<const Call> call_of(const std::string& text) {
   static std::mutex* const mutex = new std::mutex;  // never destroyed: MXNet may run operators while a process ends
   static auto* const known = new std::unordered_map<std::string, std::shared_ptr<const Call>>;

@@ -1,4 +1,4 @@
-// Runs of numbers of any type in and out of the computing type.
+// Converts runs of numbers of any type to the computing type and back.
 #ifndef GLUON_KL_CONVERT_H_
 #define GLUON_KL_CONVERT_H_
 
@@ -24,7 +24,7 @@ KL_INLINE float half_to_float(uint16_t h) {
   return h & 0x8000u ? -f : f;
 }
 
-// To the nearest half, ties to even; overflow gives inf.
+// Rounds to the nearest half, ties to even; overflow gives inf.
 KL_INLINE uint16_t float_to_half(float f) {
   uint32_t bits;
   memcpy(&bits, &f, 4);
@@ -61,7 +61,8 @@ inline void half_out(uint16_t* to, const float* from, int64_t count) {
 #endif
   for (; i < count; ++i) to[i] = float_to_half(from[i]);
 }
-// A double to the float beside it whose last bit is odd, unless it is one: rounded once more, it rounds as the double.
+// A double that is no float becomes the neighbouring float whose last bit is odd. Rounded again, to half, this gives the
+// same as the double itself would.
 KL_INLINE float to_odd(double x) {
   float f = static_cast<float>(x);
   if (f == x || f != f) return f;
@@ -79,7 +80,7 @@ inline void half_out(uint16_t* to, const double* from, int64_t count) {
 template <class T, class From> void copy_in(T* to, const From* from, int64_t count) {
   for (int64_t i = 0; i < count; ++i) to[i] = static_cast<T>(from[i]);
 }
-// A gradient in an integer type: cut off, NaN as 0, kept in range (a plain cast would be undefined there).
+// A gradient in an integer type: truncated, kept in range (a plain cast would be undefined there), and 0 for NaN.
 template <class To, class T> void copy_out_integer(To* to, const T* from, int64_t count) {
   constexpr double top = static_cast<double>(~(uint64_t(1) << 63) >> (64 - 8 * sizeof(To)));
   const double low = To(-1) < To(0) ? -top - 1 : 0, high = To(-1) < To(0) ? top : 2 * top + 1;
@@ -91,7 +92,7 @@ template <class To, class T> void copy_out_integer(To* to, const T* from, int64_
   }
 }
 
-// `count` numbers from element `offset` on, in the computing type.
+// Reads `count` numbers from element `offset` on, in the computing type.
 template <class T> void convert_in(T* to, const void* from, Type type, int64_t offset, int64_t count) {
   switch (type) {
     case kFloat32: return copy_in(to, static_cast<const float*>(from) + offset, count);

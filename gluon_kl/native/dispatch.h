@@ -1,4 +1,4 @@
-// Which instruction set runs: the widest that the processor has.
+// Chooses the instruction set: the widest that the processor has.
 #ifndef GLUON_KL_DISPATCH_H_
 #define GLUON_KL_DISPATCH_H_
 
@@ -15,8 +15,8 @@
 namespace gluon_kl {
 
 #if defined(__x86_64__)
-// Asked of the processor itself: not every compiler's runtime fills what __builtin_cpu_supports reads. The system must
-// save the wide registers too (xgetbv), or a switch of tasks would lose them.
+// The processor itself is asked, because not every compiler's runtime sets what __builtin_cpu_supports reads. The system
+// must also save the wide registers (xgetbv), or a task switch would lose them.
 inline int widest_vectors() {
   unsigned a, b, c, d;
   if (!__get_cpuid(1, &a, &b, &c, &d)) return 0;
@@ -30,7 +30,7 @@ inline int widest_vectors() {
 }
 #endif
 
-// GLUON_KL_ISA=baseline|avx2 keeps to less than the processor has (tests compare them).
+// GLUON_KL_ISA=baseline|avx2 chooses less than the processor has (tests compare them).
 inline const Kernels& kernels(Precision precision) {
 #if defined(__x86_64__)
   static const int level = [] {

@@ -1,28 +1,28 @@
-// What every form shares. A form is a struct that says what a divergence is: its term, the sums over a whole row that its
-// gradients need, and its gradients. pair.h, hard_labels.h, gaussian.h and bernoulli.h have the forms; `with_form` in
-// forms.h chooses the one that a job asks for; kernel.h sweeps over rows with it.
+// What all forms share. A form is a struct that defines a divergence: its term, the sums over a whole row that its
+// gradients need, and its gradients. The forms are in pair.h, hard_labels.h, gaussian.h and bernoulli.h. `with_form` in
+// forms.h chooses the form of a job, and kernel.h goes over rows with it.
 //
 // A form has
 //   kReads        the streams it reads, as bits
 //   kGradients    the inputs that can have gradients, as bits
 //   kSums         the sums over a row that its gradients through a softmax need, as bits, at most 2
-//   kByValue      where both sides are softmaxes, their sums need no adding up: that of one input is the row's value, that of
-//                 the other -1. The first of these inputs; -1 where sums do not follow so. Saves 5 % of the forward with
-//                 AVX-512, and -1 is exact
-//   kTaken        the sides, as bits, whose exponentials it reads from x.e, where the sweep of their softmax left them
-//   Given         the same form with kTaken of all sides whose exponentials its terms and sums use. Takes the forward of two
-//                 logits to 0.78 of its time with AVX2, JS to 0.9, distillation to 0.74
-//   kNear         the inputs, as bits, that have a gradient<i, true> as well: slower, with all digits in rows whose `near` is
-//                 1, of rows under one factor
+//   kByValue      if both sides are softmaxes, their sums need not be computed: that of one input is the row's value, and
+//                 that of the other is -1. kByValue is the first of these inputs; it is -1 if this does not hold. Saves 5 %
+//                 of the forward with AVX-512, and -1 is exact
+//   kTaken        the sides, as bits, whose exponentials it reads from x.e, where the loop of their softmax stored them
+//   Given         the same form with kTaken of all sides whose exponentials its terms and sums use. The forward then takes
+//                 0.78 of its time for two logits with AVX2, 0.9 for JS, 0.74 for distillation
+//   kNear         the inputs, as bits, that also have a gradient<i, true>: it is slower, and keeps all digits in rows whose
+//                 `near` is 1; for rows under one factor
 //   term(row, x)  the term of one element
 //   add<kTerms>(row, x, whole, per_element, sums, &term, s)
-//                 what one element adds to its row: if kTerms its term, for which another serves that has the same sum over a
-//                 whole row if `whole`; if `sums` what it adds to each sum
+//                 what one element adds to its row: if kTerms, its term, or if `whole` another term with the same sum over
+//                 a whole row; if `sums`, what it adds to each sum
 //   gradient<i>(row, x, g, per_element)
 //                 the gradient to input i of the sum of terms times factors; g is the factor of this element
-// per_element is 1 if each element has a factor of its own, 0 if its row has one.
+// per_element is 1 if each element has its own factor, 0 if its row has one.
 //
-// A divergence between two distributions takes less: a point formula such as KL in pair.h, of which Pair makes a form.
+// A divergence between two distributions needs less: a point formula such as KL in pair.h, which Pair turns into a form.
 #ifndef GLUON_KL_FORM_H_
 #define GLUON_KL_FORM_H_
 
@@ -34,7 +34,7 @@ namespace {
 
 using namespace gluon_kl;
 
-// What is constant along a row. A side's probability is exp((x - max) * t) * scale and its logarithm
+// The constants of a row. A side's probability is exp((x - max) * t) * scale and its logarithm
 // (x - max) * t - log; log-probabilities have 0, 0 and 1 there.
 template <class T> struct RowState {
   struct { Vec<T> max, log, scale; } side[2];
@@ -61,7 +61,7 @@ template <class T> KL_INLINE Vec<T> at_temperature_one(int squarings, Vec<T> e, 
   return squarings > 1 ? e * e : e;
 }
 
-// What is constant in a call.
+// The constants of a call.
 template <class T> struct Constants {
   static constexpr int kTerms = sizeof(T) == 4 ? 9 : kSeriesTerms;
   T t[2], soft, hard, log_epsilon, free_nats;

@@ -38,7 +38,7 @@ template <class T, bool kPrior, bool kStd> struct Gaussian {
       const V half = (off < T(0.25)) & (off > T(-0.25)) ? log1p<T>(off) : log<T>(spread) - log<T>(prior);
       return point(g == T(0) ? V{} : g / prior, one / prior, one, half);
     }
-    // In two steps, since e^(-l'/2) may overflow where the product fits; and 0 * inf at no distance is 0.
+    // Two steps, because e^(-l'/2) may overflow although the product does not. A distance of 0 must give 0, not 0 * inf.
     const V root = exp<T>(T(-0.25) * prior);
     return point(g == T(0) ? V{} : g * root * root, root, root, T(0.5) * spread - T(0.5) * prior);
   }
@@ -60,7 +60,7 @@ template <class T, bool kPrior, bool kStd> struct Gaussian {
     if (i == kLogVariance) by = Expm1<T>(p.within).half();
     if (i == kPriorLogVariance) by = -(p.distance * (T(0.5) * p.distance) + Expm1<T>(p.within).half());
     if (kStd && (i == kLogVariance || i == kPriorLogVariance)) by *= T(2) / x.x[i];
-    // Between free_nats and none only a call with free nats has to look at the value.
+    // Only a call with free nats has to compute the value.
     V out = g == T(0) ? V{} : g * by;
     if (free_nats > T(0)) out = value(p) < free_nats ? V{} : out;
     return out;

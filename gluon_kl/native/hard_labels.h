@@ -1,4 +1,4 @@
-// Cross-entropy with labels, alone and beside a divergence.
+// Cross-entropy with labels, alone and together with a divergence.
 #ifndef GLUON_KL_HARD_LABELS_H_
 #define GLUON_KL_HARD_LABELS_H_
 
@@ -29,20 +29,20 @@ template <class T, int kSide = kPred> struct CrossEntropy {
   template <int i> KL_INLINE V gradient(const R& r, const Values<T>& x, V g, T per_element) const {
     return i == kHard ? to_label(r, x, g) : to_scores(x, g, per_element, exp_down<T>(x.x[kSide] - r.side[kSide].max) * r.hard_scale, r.sum[kSide]);
   }
-  // To the scores, by their probability q and the sum of the labels.
+  // The gradient to the logits, from their probability q and the sum of the labels.
   static KL_INLINE V to_scores(const Values<T>& x, V g, T per_element, V q, V mass) {
     const V y = x.x[kHard];
     if (per_element == T(0)) return g == T(0) ? V{} : g * (mass == T(0) ? -y : MulAdd<T>(q, mass, -y));
     return (mass == T(0) ? V{} : q * mass) - (g == T(0) ? V{} : g * y);
   }
-  // Of a label of 0 under a masked score 0 serves, as of KL.
+  // If the label is 0 and the logit masked, the gradient to the label is 0, as in KL.
   KL_INLINE V to_label(const R& r, const Values<T>& x, V g) const {
     const V by = r.hard_log - (x.x[kSide] - r.side[kSide].max);
     return (g == T(0)) | ((x.x[kHard] == T(0)) & !(by < inf<T>())) ? V{} : g * by;
   }
 };
 
-// soft times a divergence, and hard times the cross-entropy of one side, pred's: no gradient to the other, the teacher's.
+// soft times a divergence, plus hard times the cross-entropy of one side, pred; the other side, the teacher, has no gradient.
 template <class T, class Soft, int kSide> struct Distilled {
   using V = Vec<T>;
   using R = RowState<T>;

@@ -1,4 +1,4 @@
-// What one call of the operator asks of the kernels. Plain data: no MXNet, no allocation.
+// The job that a call of the operator gives to the kernels. Plain data: no MXNet, no allocation.
 #ifndef GLUON_KL_JOB_H_
 #define GLUON_KL_JOB_H_
 
@@ -20,14 +20,14 @@ inline int size_of(Type type) {
   }
 }
 
-// The kernels know no reverse: a plan exchanges the sides.
+// The kernels have no reverse divergences: a plan exchanges the sides.
 enum Form { kKL, kReverseKL, kJS, kSkewKL, kSkewReverseKL, kTotalVariation, kGaussian, kBernoulli, kCrossEntropy };
 
 // What the numbers of one side are: probabilities, their logs, or scores that a softmax over the axis (of a Bernoulli
 // divergence: a sigmoid) turns into both.
 enum Space { kProbs = 0, kLogProbs = 1, kLogits = 2 };
 
-// What is read at each place: the inputs of a form, and the factor of a single element.
+// The streams that are read at each place: the inputs of a form, and the factor of a single element.
 enum Stream { kPred = 0, kTarget = 1, kHard = 2, kMean = 0, kLogVariance = 1, kPriorMean = 2, kPriorLogVariance = 3,
               kInputs = 4, kFactor = 4, kStreams = 5 };
 
@@ -39,9 +39,9 @@ enum Stat { kPredMax, kPredSum, kHardSum, kTargetMax, kTargetSum, kFirstSum, kSe
 // e / stride % size * step over the array's axes, innermost first.
 struct BroadcastAxis { int64_t stride, size, step; };
 
-// An array to be read at every element of the call's shape. If `categories` is not 0, it holds class indices, one a
-// row, and reads as `at_class` at the row's class and `elsewhere` at the others, or as NaN throughout where there is no
-// such class.
+// An array that is read at every element of the call's shape. If `categories` is not 0, it holds one class index for each
+// row: then its value is `at_class` at the row's class and `elsewhere` at the others, or NaN everywhere if the index is no
+// class.
 struct View {
   const void* data;  // null: there is none
   Type type;
@@ -69,7 +69,7 @@ struct Job {
   bool hard;           // hard labels beside (or, for kCrossEntropy, instead of) the target
   int scored;          // the side whose softmax they score
   Space space[2];
-  bool whole_rows;     // nothing but the sum over a whole row under one weight is asked for
+  bool whole_rows;     // only the sum over a whole row under one weight is needed
   bool prior, spread_is_std;  // of a Gaussian: there is one other than N(0, 1); spreads are standard deviations
   View in[kInputs];
   View weight, head;   // their product is what each single element counts
@@ -88,8 +88,8 @@ struct Job {
   bool stream;         // gradients too large for the cache: write past it
 };
 
-// What becomes of the mass that a teacher gave to the categories that it did not keep: there is no such teacher; it is
-// one more category's; the kept mass is scaled to 1; nothing.
+// What happens to the teacher's probability of categories that were not kept. In order: there is no such teacher; it is one
+// more category; the kept probabilities are scaled to sum to 1; it is left out.
 enum Tail { kWholeTeacher, kBucket, kRenormalize, kDrop };
 
 struct Numbers { const void* data; Type type; };  // null: there are none
@@ -124,7 +124,7 @@ struct Kernels {
   void (*terms)(const Job&, int64_t begin, int64_t end, const double* factor);
   // Gradients of rows [begin, end), times factor[0 ... end - begin); a factor of 0 gives 0 whatever the row holds.
   void (*backward)(const Job&, int64_t begin, int64_t end, const double* factor);
-  // How many neighbouring rows are worth passing at once: at most kMaxGrain.
+  // The number of neighbouring rows that should be passed at once, at most kMaxGrain.
   int64_t (*grain)(const Job&);
   // Losses of rows [begin, end), and the gradient to pred: a head of 0 gives 0 whatever the row holds.
   void (*top_k_forward)(const TopK&, int64_t begin, int64_t end);

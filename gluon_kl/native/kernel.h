@@ -1,5 +1,5 @@
-// The sweep over rows, for one instruction set: included once by each kernel_*.cc. Layouts are in layout.h, what is
-// computed at each place is a form (form.h).
+// The loop over rows, for one instruction set: each kernel_*.cc includes it once. Layouts are in layout.h; a form (form.h)
+// says what is computed at each place.
 #ifndef GLUON_KL_KERNEL_H_
 #define GLUON_KL_KERNEL_H_
 
@@ -12,12 +12,12 @@ namespace {
 
 using namespace gluon_kl;
 
-// ---- a form, as the sweep sees it --------------------------------------------------------------------------------
+// ---- a form, as the loop sees it ---------------------------------------------------------------------------------
 
 // What is added up over a block.
 template <class T> struct Added { Vec<T> total, sum[2]; };
 
-// One form's functions over a part: all that is compiled for each form.
+// The functions of one form over a part: only these are compiled for each form.
 template <class T> struct Blocks {
   using V = Vec<T>;
   using State = RowState<T>;
@@ -108,7 +108,7 @@ __attribute__((noinline)) void whole_gradients(const Constants<T>& c, const RowS
     past_cache ? stream(out + k * step, v) : store<T>(out + k * step, v);
   }
 }
-// Of any vectors, each of the same rows (next 0) or of the next ones (1).
+// For any vectors, each of the same rows (next 0) or of the next ones (1).
 template <class T, class F, int i, bool kNearRows>
 __attribute__((noinline)) void other_gradients(const Constants<T>& c, const RowState<T>* state, const Part<T>& block, const Vec<T>* g,
                                                int64_t next, T* out, int64_t step, bool past_cache) {
@@ -159,14 +159,15 @@ template <class T, class F> constexpr Blocks<T> blocks = {
     {gradient_of<T, F, 0>(), gradient_of<T, F, 1>(), gradient_of<T, F, 2>(), gradient_of<T, F, 3>()},
     {gradient_of<T, F, 0, true>(), gradient_of<T, F, 1, true>()}};
 
-// ---- the sweep ---------------------------------------------------------------------------------------------------
+// ---- the loop ----------------------------------------------------------------------------------------------------
 
-// How far log p - log q may be from `log_sums` in a row that is near: beyond, two rounded logarithms leave digits enough.
+// The largest distance of log p - log q from `log_sums` in a row that is near: beyond it, two rounded logarithms leave
+// enough digits.
 template <class T> constexpr T kNear = sizeof(T) == 4 ? T(0x1p-5) : T(0x1p-10);
-// Below this logarithm a category of both sides adds nothing to a row that is near.
+// If both logarithms of a category are below this, it adds nothing to a row that is near.
 template <class T> constexpr T kNoMass = sizeof(T) == 4 ? T(-50) : T(-100);
 
-// Everything about the rows in hand that their values or gradients need: found, kept, loaded.
+// The state of the current rows that their values or gradients need: computed, kept or loaded.
 template <class T, class L> struct Work {
   using V = Vec<T>;
   static constexpr int kMaxVectors = L::kMaxVectors;
@@ -233,7 +234,7 @@ template <class T, class L> struct Work {
     state[j].hard_log = log<T>(sum);
     state[j].hard_scale = T(1) / sum;
   }
-  // The difference of the maxima in two parts, exact: a common shift of a side costs no digits.
+  // The exact difference of the maxima, in two parts: a common shift of a side costs no digits.
   void find_differences() {
     if (!c.softmax[kPred] || !c.softmax[kTarget]) return;
     bool open[kMaxVectors], any_open = false;  // neighbours that hold rows which may be near
@@ -349,9 +350,9 @@ template <class T, class L> struct Work {
   void set_sums(int j, V value) {
     for (int i = 0; i < 2; ++i) state[j].sum[i] = i == form.by_value ? value : splat(T(-1));
   }
-  // The values in double to take(vector, values); sets and keeps the sums that gradients need.
+  // Passes the values in double to take(vector, values); computes and keeps the sums that gradients need.
   template <class Take> void value(Take take) { add_up(true, take); }
-  // Those sums alone.
+  // Only these sums.
   void find_sums() {
     if (!knows_sums() || job.grad[form.by_value].data) return add_up(knows_sums(), [](int, const Sums<T>&) {});
     for (int j = 0; j < rows.vectors(); ++j) set_sums(j, V{});
@@ -389,7 +390,7 @@ template <class T, class L> struct Work {
       take(j, total[j]);
     }
   }
-  // Every single term, times its row's and its own factor.
+  // Every single term, times the factor of its row and its own factor.
   void terms(const V* g) {
     rows.write(form.reads, job.terms, [&](const Part<T>& part, T* out, int64_t step, bool past_cache) {
       form.terms(c, state, part, g, out, step, past_cache);

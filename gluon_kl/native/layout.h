@@ -1,8 +1,8 @@
-// How the rows of a call lie in memory, and how they come to vectors.
+// How the rows of a call lie in memory, and how they are loaded into vectors.
 //
 // Row: a vector holds neighbouring categories of one row (long contiguous rows). Lanes: a vector holds one category of
-// neighbouring rows (few categories, or an axis that is not the last). Either hands out what it has in parts, a block
-// of categories of one vector (or row) at a time: floats are added up within a block, blocks in double.
+// neighbouring rows (few categories, or an axis that is not the last). Either gives its rows in parts, one block of
+// categories at a time: within a block floats are added up, and the sums of blocks are added in double.
 #ifndef GLUON_KL_LAYOUT_H_
 #define GLUON_KL_LAYOUT_H_
 
@@ -27,7 +27,7 @@ constexpr int64_t kRunRows = 64;          // this many neighbouring rows are wor
 // Below this many categories, contiguous rows are worth transposing, which is done in vectors for floats alone.
 template <class T> constexpr int64_t kShortRow = sizeof(T) == 4 && kBytes > 16 ? 16 * kLanes<T> : 48;
 
-// What is read at one place: the streams and, where they are at hand, the exponentials of both sides.
+// The values at one place: the streams and, if they are known, the exponentials of both sides.
 template <class T> struct Values { Vec<T> x[kStreams], e[2]; };
 
 // ---- runs of consecutive elements --------------------------------------------------------------------------------
@@ -52,7 +52,7 @@ template <class F> KL_INLINE void stretches(int axes, const BroadcastAxis* axis,
   }
 }
 
-// The class of a row, or -1 where there is none.
+// The class of a row, or -1 if its index is no class.
 inline int64_t class_of(const View& v, int64_t row) {
   const double x = number(v.data, v.type, row);
   const int64_t k = x >= 0 && x < static_cast<double>(v.categories) ? static_cast<int64_t>(x) : -1;
@@ -93,11 +93,11 @@ template <class T> void put(const Sink& s, const T* from, int64_t first, int64_t
   });
 }
 
-// What each stream of a job is read from; the factor is a product of up to two.
+// The arrays of each stream of a job; the factor is a product of up to two.
 inline bool present(const Job& job, int stream) {
   return stream == kFactor ? job.weight.data || job.head.data : job.in[stream].data != nullptr;
 }
-// The one array that can be read where it lies, or null.
+// The one array that can be read in place, or null.
 template <class T> const T* direct(const Job& job, int stream) {
   if (stream == kFactor && job.weight.data && job.head.data) return nullptr;
   const View& v = stream != kFactor ? job.in[stream] : job.weight.data ? job.weight : job.head;
@@ -521,7 +521,7 @@ template <class T> struct Lanes {
   }
 };
 
-// Working memory that a thread keeps: a fresh allocation would bring fresh pages each time.
+// Working memory that a thread keeps, because a new allocation would need new pages each time.
 template <class T> T* scratch(int64_t count) {
   struct Held {
     void* memory = nullptr;

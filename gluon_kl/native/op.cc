@@ -5,9 +5,9 @@
 //
 // The interface hides grad_req from the operator: an "add" is lost, and a gradient nobody asked for looks like any
 // other. autograd.py stands guard in front of it.
-// MXNet quotes all messages that a library holds, and its half of the interface, which is compiled into the library,
-// holds every one for ever. `_msgSize` and `_msgGet` below take the place of these two: they hold the last message.
-// `_opCallFCompute` below hands booleans on to MXNet's.
+// MXNet's errors quote all messages that a library holds. MXNet's half of the interface, which is compiled into the
+// library, keeps every message for ever. `_msgSize` and `_msgGet` below replace these two: they keep the last message only.
+// `_opCallFCompute` below passes booleans on to MXNet's.
 #define _msgSize every_msgSize
 #define _msgGet every_msgGet
 #define _opCallFCompute without_bool_opCallFCompute
@@ -70,7 +70,7 @@ ext::MXReturnValue infer_type(const Attributes& attributes, std::vector<int>* in
   });
 }
 
-// An axis of unknown length comes as -1.
+// An axis of unknown length is -1.
 Shape shape_from(const std::vector<unsigned int>& shape) {
   Shape s;
   for (unsigned int d : shape) s.push_back(static_cast<int>(d));
@@ -185,14 +185,14 @@ ext::MXReturnValue top_k_backward(const Attributes& attributes, std::vector<ext:
 
 // ---- for the inference of shapes in a user's graph ----------------------------------------------------------------
 
-// The room that MXNet makes for the shapes that it hands to an operator of an extension has an element too few for each
-// input whose rank is open, so that it writes beyond; of a single one it makes no room at all, and that it reports. So no
-// input may reach the divergence while its rank is open: native/__init__.py puts this operator in front.
+// The buffer for the shapes that MXNet passes to an extension's operator has one element too few for each input whose rank
+// is unknown, and MXNet writes beyond it. For a single such input there is no buffer at all, and MXNet reports that. So the
+// rank of each input of the divergence must be known: native/__init__.py puts this operator in front.
 //
 //   _gluon_kl_like(x) -> an array of x's shape and of the dtype that its use asks for, with nothing written to it
 //   _gluon_kl_like(x, known="1") -> the same of shape (1, 1) and float32; an x of unknown dtype becomes float32
 //
-// An array of which a shape alone is read need not be filled, and costs no pass.
+// If only the shape of an array is read, it need not be filled, and costs no pass.
 bool only_known(const Attributes& attributes) { return attributes.count("known") > 0; }
 
 ext::MXReturnValue like_parse(const Attributes&, int* inputs, int* outputs) {

@@ -1,5 +1,5 @@
-// Divergences between two distributions: KL and skew KL, Jensen-Shannon and total variation. The reverses are the first two
-// with the sides exchanged (plan.h).
+// Divergences between two distributions: KL and skew KL, Jensen-Shannon and total variation. The reverse divergences are
+// the first two with the sides exchanged (plan.h).
 #ifndef GLUON_KL_PAIR_H_
 #define GLUON_KL_PAIR_H_
 
@@ -9,8 +9,8 @@ namespace {
 
 using namespace gluon_kl;
 
-// One element of two distributions: probabilities p and q, their logarithms, u = log p - log q. A side that is given by
-// logarithms has the probability s exp(z). The compiler leaves out what a formula does not use.
+// One element of two distributions: probabilities p and q, their logarithms, and u = log p - log q. If a side is given by
+// logarithms, its probability is s exp(z). The compiler removes values that a formula does not use.
 template <class T> struct Point {
   Vec<T> p, q, log_p, log_q, u;
   Vec<T> z_p, z_q, e_p, e_q, s_p, s_q;
@@ -46,8 +46,8 @@ template <class T> struct KL {
   }
   KL_INLINE V q_slope(const P& x, T) const { return -x.p; }
   KL_INLINE V p_slope(const P& x, T per_element) const { return x.p == T(0) ? V{} : x.p * (x.u + per_element); }
-  // At a probability of 0 that the other side does not share the slope is infinite, and 0 serves: nothing could move it
-  // in the direction that this asks for.
+  // If a probability is 0 and that of the other side is not, the derivative is infinite. It counts as 0, because no step
+  // could change this probability.
   KL_INLINE V by_q(const P& x) const { return (x.p == T(0)) | (x.q == T(0)) ? V{} : -x.p / x.q; }
   KL_INLINE V by_p(const P& x) const {
     const V at_zero = x.log_q > -inf<T>() ? log_epsilon - x.log_q : V{};
@@ -75,7 +75,7 @@ template <class T> struct SkewKL {
             c.unskewed * (p_is_larger ? e.minus_one : -e.minus_one / e.e)};
   }
   KL_INLINE V term(const Mixed& m) const { return m.p == T(0) ? V{} : m.p * m.log_share; }
-  // p (Y - log1p(Y)): p Y is r (q - p), which adds up to 0.
+  // p (Y - log1p(Y)), because p Y is r (q - p), which sums to 0.
   KL_INLINE V whole_term(const Mixed& m) const {
     const V far = term(m) + c.unskewed * (m.q - m.p), near = m.p * log1p_excess<T>(m.y);
     return Max<T>(T(0), (m.y < T(0.4999)) & (m.y > T(-0.2499)) ? near : far);
@@ -92,7 +92,7 @@ template <class T> struct SkewKL {
   KL_INLINE V by_q(const Mixed& m) const {
     return (m.p == T(0)) & (m.q == T(0)) ? V{} : c.unskewed * (c.unskewed * m.change - T(1));
   }
-  // As of KL; `log_epsilon` has log r taken off.
+  // As in KL; log r was subtracted from `log_epsilon`.
   KL_INLINE V by_p(const Mixed& m) const {
     const V at_zero = m.log_q > -inf<T>() ? c.log_epsilon - m.log_q : V{};
     return m.p == T(0) ? at_zero : m.log_share + c.unskewed * (c.skew * m.change + T(1));
@@ -145,11 +145,11 @@ template <class T> struct JS {
     const V d = p_is_base ? -u : u;
     const V share = p_is_base ? splat(c.rest) : splat(c.beta), own = p_is_base ? splat(c.beta) : splat(c.rest);
     const ExpPair<T> e = exp_pair_down<T>(Min<T>(ExpRange<T>::fits, d));
-    // One exponential for both sides, where they are given by logarithms.
+    // One exponential for both sides, if they are given by logarithms.
     const V base = x.logs ? x.exp_of(p_is_base ? x.z_p : x.z_q) * (p_is_base ? x.s_p : x.s_q) : p_is_base ? x.p : x.q;
     const V other = base * e.e;
     const V m = own + share * e.e, y = log1p<T>(share * e.minus_one, m);
-    // A side of 0 has the slope of one e^80 times smaller than the other, which is finite.
+    // A side of 0 has the derivative of one that is e^80 times smaller than the other, which is finite.
     const V bounded = d == -inf<T>() ? splat(T(-80)) : d;
     const V by_base = -own * y, by_other = share * (bounded - y);
     return {x.logs ? p_is_base ? base : other : x.p, x.logs ? p_is_base ? other : base : x.q, u,
@@ -171,11 +171,11 @@ template <class T> struct JS {
 
 // ---- two distributions -------------------------------------------------------------------------------------------
 
-// How a form takes the numbers of a side. kAsGiven asks the call at each vector: it serves combinations that are rare.
+// How a form reads the numbers of a side. kAsGiven checks the call's space at each vector; it is for rare combinations.
 enum How { kAsProbs, kAsLogs, kAsGiven };
 
-// kDifference: both are logits, whose difference gives log p - log q to the last digits where they are nearly equal.
-// kTakes: as kTaken of a form.
+// kDifference: both are logits, whose difference gives log p - log q to the last digits if they are nearly equal.
+// kTakes: as kTaken in a form.
 template <class T, template <class> class D, How kPredHow, How kTargetHow, bool kDifference, int kTakes = 0> struct Pair {
   using V = Vec<T>;
   using R = RowState<T>;
@@ -201,7 +201,7 @@ template <class T, template <class> class D, How kPredHow, How kTargetHow, bool 
   template <int side> KL_INLINE V exponential(const Values<T>& x, V z, bool softmax) const {
     return kTaken >> side & 1 ? x.e[side] : softmax ? exp_down<T>(z) : exp<T>(z);
   }
-  // softmax: the sides, as bits, of which it is known that they are softmaxes.
+  // softmax: the sides, as bits, that are known to be softmaxes.
   KL_INLINE Point<T> point(const R& r, const Values<T>& x, int softmax = kDifference ? kBoth : 0) const {
     const V b = x.x[kPred], a = x.x[kTarget];
     Point<T> p;
@@ -225,7 +225,7 @@ template <class T, template <class> class D, How kPredHow, How kTargetHow, bool 
     if (kSums & 1 << kPred && sums) s[kPred] = divergence.q_slope(at, per_element);
     if (kSums & 1 << kTarget && sums) s[kTarget] = divergence.p_slope(at, per_element);
   }
-  // By a logarithm: from the slope by it, less what a softmax takes back.
+  // The derivative by a logarithm, minus the part that a softmax cancels.
   template <int i, bool kNearRows = false> KL_INLINE V gradient(const R& r, const Values<T>& x, V g, T per_element) const {
     const bool softmax = kDifference || c.softmax[i];
     const Point<T> p = point(r, x, kDifference ? kBoth : softmax ? 1 << i : 0);

@@ -1,5 +1,5 @@
-// The plan of a call: how its arrays become rows, which rows go to which thread, weights, and the reduction. No MXNet
-// here, and no formula.
+// The plan of a call: how its arrays become rows, which rows go to which thread, weights, and the reduction. It contains
+// nothing of MXNet, and no formula.
 #ifndef GLUON_KL_PLAN_H_
 #define GLUON_KL_PLAN_H_
 
@@ -129,7 +129,7 @@ inline bool known(const Shape& shape) {
     if (d == kUnknown) return false;
   return !shape.empty();
 }
-// Takes from `from` what `to` leaves open.
+// Fills the unknown sizes of `to` from `from`.
 inline void fill(Shape* to, const Shape& from) {
   if (to->empty()) *to = from;
   if (to->size() != from.size()) return;
@@ -146,7 +146,7 @@ inline const char* name_of(const Call& call, int slot) {
   static const char* const gaussian[] = {"mean", "log_variance", "prior_mean", "prior_log_variance", "weight", "anchor", "rank"};
   return (call.gaussian() ? gaussian : pair)[slot];
 }
-// Class indices have pred's shape without `axis` or with 1 there; in a user's graph they come behind a 1.
+// Class indices have pred's shape without `axis` or with 1 there; in a user's graph they have one more leading axis.
 inline void fit_indices(Shape* own, const Shape& shape, int axis) {
   Shape without = shape, with_one = shape;
   without.erase(without.begin() + axis);
@@ -171,8 +171,8 @@ inline void check_weight(const Shape& own, const Shape& shape, const std::string
 inline bool same_shape(const Call& call, int slot) {
   return slot < kInputs && !(slot == kHard && call.pair() && !call.dense);
 }
-// Fills in what is open and follows from the other inputs; gives the results' shape, empty where it does not follow.
-// A weight's shape follows from nothing.
+// Fills in unknown sizes that follow from the other inputs; returns the result's shape, empty if it does not follow.
+// Nothing determines a weight's shape.
 inline Shape infer_shapes(const Call& call, std::vector<Shape>* shapes) {
   Shape shape;
   for (int pass = 0; pass < 2; ++pass)
@@ -256,7 +256,7 @@ class Plan {
     } else {
       sum_rows(&total);
     }
-    // Nothing over nothing is nothing. Terms that were added up have their factors already.
+    // Without rows there is nothing to do. Terms that were added up already have their factors.
     for (int64_t b = 0; !g_.sample_per_category() && b < g_.batch; ++b) total[b] *= total[b] == 0 ? 1 : share(b);
     convert_out(out, type(), 0, total.data(), g_.batch);
   }
@@ -304,13 +304,13 @@ class Plan {
     }
   }
   static bool keeps_value(const Call& c) { return c.has(kWeight) && (c.grad & 1 << kWeight) && c.reduction != kNone; }
-  // A part of a distillation that has no share is not looked at.
+  // A part of a distillation whose share is 0 is not read.
   static bool hard_counts(const Call& c) { return c.has(kHard) && c.pair() && c.hard_weight != 0; }
   static bool soft_counts(const Call& c) { return c.form != kCrossEntropy && !(hard_counts(c) && c.hard_weight == 1); }
 
   Type type() const { return double_ ? kFloat64 : kFloat32; }
 
-  // KL(pred || label) is what KL(label || pred) is with the sides exchanged.
+  // KL(pred || label) is KL(label || pred) with the sides exchanged.
   bool exchanged() const { return soft_counts(call_) && (call_.form == kReverseKL || call_.form == kSkewReverseKL); }
   int side_of(int slot) const { return exchanged() && slot <= kTarget ? 1 - slot : slot; }
 
@@ -337,10 +337,10 @@ class Plan {
     const double temperature = soft ? call_.temperature : 1;
     job_.inv_temperature = 1 / temperature;
     job_.hard_share = hard ? call_.hard_weight : 0;
-    // What the temperature takes from the gradient: of total variation, which is not smooth, one factor less.
+    // This undoes what the temperature does to the gradient: T^2 for smooth divergences, T for total variation.
     const double restored = job_.form == kTotalVariation ? temperature : temperature * temperature;
     job_.soft_share = hard ? (1 - call_.hard_weight) * restored : 1;
-    // Hard labels without a share leave the divergence's factor.
+    // If the share of hard labels is 0, only the divergence's factor is left.
     scale_ = call_.scale * (call_.has(kHard) && call_.pair() && soft && !hard ? restored : 1);
     job_.log_epsilon = std::log(call_.epsilon);
     job_.skew = call_.skew;
@@ -378,7 +378,7 @@ class Plan {
         arrays_[kPriorLogVariance].data ? view(kPriorLogVariance) : constant(kPriorLogVariance, spread);
   }
 
-  // ---- what each sample and row counts ----
+  // ---- the factors of samples and rows ----
 
   void find_factors() {
     double count = 1;
@@ -391,7 +391,7 @@ class Plan {
     }
     factor_ = scale_ / (count > 0 ? count : 1);
   }
-  // Whether the row's class is the one that does not count.
+  // Whether the row's class is the ignored one.
   bool ignored(int64_t row) const {
     return ignores_ && number(arrays_[kHard].data, arrays_[kHard].type, row) == call_.ignore_label;
   }
@@ -435,8 +435,8 @@ class Plan {
       if (++b == g_.batch) b = 0;
     }
   }
-  // What rows are multiplied by: their share of the sample, with `head` the result's gradient unless single elements
-  // have it, and their weight unless those have it.
+  // The factors of rows: their share of the sample; with `head` the result's gradient, and the weight, unless these belong
+  // to single elements.
   void factors(int64_t begin, int64_t end, double* factor, bool head, bool weighed = true) const {
     if (shares_.empty()) std::fill(factor, factor + (end - begin), factor_);
     else samples(begin, end, [&](int64_t r, int64_t b) { factor[r - begin] = shares_[b]; });
@@ -449,7 +449,7 @@ class Plan {
     const T* const head = static_cast<const T*>(ograd_);
     samples(begin, end, [&](int64_t r, int64_t b) { factor[r - begin] *= static_cast<double>(head[b]); });
   }
-  // value *= weight; a row of weight 0 counts for nothing, whatever it holds.
+  // value *= weight; a row of weight 0 has no effect, even if it is NaN.
   void weigh(int64_t begin, int64_t end, double* value) const {
     for (int64_t r = begin; r < end; ++r) {
       const double w = weight_at(g_.first_element(r));
@@ -466,7 +466,7 @@ class Plan {
     else one[g_.batch_axis] = g_.batch;
     return one;
   }
-  // The result's gradient, where it is not one number a row.
+  // The result's gradient, if it is not one number per row.
   void set_head() {
     if (call_.reduction == kNone) {
       job_.head = {ograd_, type(), true, 0, 1, 0, nullptr};
@@ -476,7 +476,7 @@ class Plan {
     }
   }
 
-  // ---- sharing out ----
+  // ---- dividing the work ----
 
   // Rows cut into pieces that do not cross from one run (neighbouring rows of one sample) to the next, or plainly.
   struct Pieces {

@@ -1,6 +1,6 @@
-// Vectors of the widest kind this translation unit may use. GCC's vector extensions carry the arithmetic (Clang has them
-// too); intrinsics stand only where they save what the extensions cannot say. By hand, since no portable SIMD library can
-// be had as a build requirement from PyPI, and those that distributions carry are too old for dispatch at run time.
+// Vectors of the widest kind that this translation unit may use. GCC's vector extensions do the arithmetic (Clang has them
+// too); intrinsics are used only where they are faster. This is written by hand, because PyPI has no portable SIMD library
+// as a build requirement, and the libraries of distributions are too old for dispatch at run time.
 // No standard C++ header here: a function template instantiated under -mavx512f could be the copy the linker keeps.
 #ifndef GLUON_KL_SIMD_H_
 #define GLUON_KL_SIMD_H_
@@ -90,14 +90,14 @@ template <class T> KL_INLINE void stream(T* p, Vec<T> v) {
   store<T>(p, v);
 #endif
 }
-// Makes streamed stores visible before whatever tells another thread that they are done.
+// Makes streamed stores visible before another thread is told that they are done.
 KL_INLINE void stream_fence() {
 #if defined(__x86_64__)
   _mm_sfence();
 #endif
 }
 
-// a > b ? a : b, and a < b ? a : b, as the processor has them: b where one is NaN.
+// a > b ? a : b, and a < b ? a : b, like the processor's instructions: b if one is NaN.
 template <class T> KL_INLINE Vec<T> Max(Vec<T> a, Vec<T> b) {
   [[maybe_unused]] constexpr bool single = sizeof(T) == 4;
 #if defined(__AVX512F__)
@@ -123,7 +123,8 @@ template <class T> KL_INLINE Vec<T> Min(Vec<T> a, Vec<T> b) {
 #endif
 }
 
-// a * b + c, where c may be a product: it is rounded. Left to itself a compiler rounds one in one loop, another in the next.
+// a * b + c, where c may be a product, which is rounded. Otherwise a compiler rounds one product in one loop and the other
+// product in the next.
 template <class T> KL_INLINE Vec<T> MulAdd(Vec<T> a, Vec<T> b, Vec<T> c) {
   [[maybe_unused]] constexpr bool single = sizeof(T) == 4;
 #if defined(__AVX512F__)
@@ -210,7 +211,7 @@ template <class T> struct Sums {
   KL_INLINE double first() const { return part[0][0]; }
 };
 
-// Copies a run of numbers, past the cache if asked.
+// Copies a run of numbers; with `past_cache` it bypasses the cache.
 template <class T> KL_INLINE void copy_run(T* to, const T* from, int64_t count, bool past_cache) {
   int64_t i = 0;
   if (past_cache) {

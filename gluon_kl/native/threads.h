@@ -1,4 +1,4 @@
-// A few threads that stay: dynamic sharing of independent pieces of work.
+// A few permanent threads that share independent pieces of work dynamically.
 //
 // Own threads rather than OpenMP: MXNet's engine calls operators from threads of its own and lets them use one OpenMP
 // thread; GNU OpenMP hangs in the child of a fork, where DataLoader workers live; and no runtime has to be shipped.
@@ -58,7 +58,7 @@ class Threads {
     wake_.notify_all();
     work(task, tasks);
     std::unique_lock<std::mutex> lock(mutex_);
-    seats_ = 0;  // whoever has not come yet need not
+    seats_ = 0;  // threads that have not started need not start
     done_.wait(lock, [this] { return busy_ == 0; });
     task_ = nullptr;
   }
@@ -81,7 +81,7 @@ class Threads {
 
   static int positive(const char* name) {
     const char* text = getenv(name);
-    const long value = text ? strtol(text, nullptr, 10) : 0;  // "4,2" (nested levels) reads as 4
+    const long value = text ? strtol(text, nullptr, 10) : 0;  // "4,2" (nested levels) is read as 4
     return value > 0 && value < 4096 ? static_cast<int>(value) : 0;
   }
   static int decide() {
@@ -96,7 +96,7 @@ class Threads {
     return omp && omp < cores ? omp : cores;
   }
 
-  // Where the system allows no more (RLIMIT_NPROC), with those that there are; asked again at the next call.
+  // If the system allows no more threads (RLIMIT_NPROC), the existing ones are used; the next call tries again.
   void start(int helpers) {
     try {
       for (; helpers_ < helpers; ++helpers_) std::thread([this] { serve(); }).detach();
@@ -111,7 +111,7 @@ class Threads {
   void serve() {
     uint64_t seen = 0;
     for (;;) {
-      // Forward and backward follow each other closely: look for a while before going to sleep.
+      // Backward follows forward closely, so a thread waits actively for a while before it sleeps.
       for (int spin = 0; spin < kSpins && round_.load(std::memory_order_acquire) == seen; ++spin) {
 #if defined(__x86_64__)
         __builtin_ia32_pause();

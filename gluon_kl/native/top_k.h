@@ -1,6 +1,6 @@
-// The loss of a row of scores against a teacher that kept k of its categories, which reads the row once; and its gradient,
-// which reads it once more and writes it. What concerns the k categories, and all others as one more, is in double.
-// Included once by each kernel_*.cc.
+// The loss of a row of logits against a teacher that kept k of its categories, which reads the row once; and its gradient,
+// which reads the row once more and writes it. The k categories, and all others as one more, are computed in double.
+// Each kernel_*.cc includes this file once.
 #ifndef GLUON_KL_TOP_K_H_
 #define GLUON_KL_TOP_K_H_
 
@@ -16,7 +16,7 @@ using namespace gluon_kl;
 
 inline double exp_of(double x) { return exp<double>(splat(x))[0]; }
 inline double log_of_number(double x) { return log<double>(splat(x))[0]; }
-inline double larger(double a, double b) { return a > b ? a : b; }  // b where one is NaN
+inline double larger(double a, double b) { return a > b ? a : b; }  // b if one is NaN
 
 // A number for each kept category and one for all others, filled up to whole vectors.
 struct Few {
@@ -85,7 +85,7 @@ template <class T> struct TopKRow {
   static int64_t scratch_size(const TopK& job) { return TopKMemory::size(job, kBlock * sizeof(T)); }
 
   T* kept() const { return static_cast<T*>(job.kept) + row * job.columns(); }
-  int64_t category_of(double x) const {  // that a number names, or -1
+  int64_t category_of(double x) const {  // the category that a number names, or -1
     const int64_t c = x >= 0 && x < static_cast<double>(job.n) ? static_cast<int64_t>(x) : -1;
     return static_cast<double>(c) == x ? c : -1;
   }
@@ -99,7 +99,7 @@ template <class T> struct TopKRow {
       first = end;
     }
   }
-  // Which categories are kept, in a list for each block; whether there are such.
+  // Lists the kept categories of each block; returns whether there are any.
   bool find_kept() {
     for (int64_t b = 0; b <= (job.n + skew) / kBlock; ++b) kept_in[b] = -1;
     known = 0;
@@ -114,7 +114,7 @@ template <class T> struct TopKRow {
     }
     return true;
   }
-  // Takes the kept scores out of a block; whether each stands once.
+  // Takes the kept logits out of a block; returns whether no category occurs twice.
   bool take_kept(int64_t b, int64_t first) {
     uint64_t seen[kBlock / 64] = {};
     for (int64_t i = kept_in[b]; i >= 0; i = next[i]) {
@@ -202,7 +202,7 @@ template <class T> struct TopKRow {
     q.set(q, [&](Vec<double> x) { return x / sum; });
     return top;
   }
-  // The teacher's probabilities, and last what it gave to all others.
+  // The teacher's probabilities, and at the end that of all others.
   void read_teacher() {
     p.fill(job.space == kProbs ? 0 : -inf<double>());
     double top = -inf<double>();
@@ -233,7 +233,7 @@ template <class T> struct TopKRow {
       const double by_p = job.form == kReverseKL || p[i] == 0 ? 0 : p[i] * of_p;
       const double by_q = job.form == kKL || q[i] == 0 ? 0 : q[i] * of_q;
       slope[i] = job.form == kKL ? -p[i] : by_q;
-      value += job.form == kJS && by_p + by_q < 0 ? 0 : by_p + by_q;  // where rounding left less than 0
+      value += job.form == kJS && by_p + by_q < 0 ? 0 : by_p + by_q;  // rounding may give less than 0
     }
     return value;
   }
@@ -291,7 +291,7 @@ template <class T> struct TopKRow {
     to[job.k + 2] = static_cast<T>(of_others), to[job.k + 3] = static_cast<T>(one);
     static_cast<T*>(job.loss)[row] = static_cast<T>(value + hard_value);
   }
-  // What label smoothing takes from the gradient of every category.
+  // What label smoothing subtracts from the gradient of every category.
   double evenly() const { return hard ? job.hard_share * job.smoothing / static_cast<double>(job.n) : 0; }
   void spoil() const {
     for (int64_t i = 0; i < job.columns(); ++i) kept()[i] = nan<T>();

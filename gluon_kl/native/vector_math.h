@@ -1,5 +1,6 @@
-// Exponentials and logarithms of vectors. Above each function stand its largest error, in units of the last place (ULP) of
-// the result, of floats and of doubles, and the range on which tests/native/accuracy.cc found it with any instruction set.
+// Exponentials and logarithms of vectors. The comment of each function gives its largest error for floats and for doubles,
+// in units of the last place (ULP) of the result, and the range in which tests/native/accuracy.cc found it with any
+// instruction set.
 #ifndef GLUON_KL_VECTOR_MATH_H_
 #define GLUON_KL_VECTOR_MATH_H_
 
