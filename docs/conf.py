@@ -1,4 +1,4 @@
-"""How the site is made: Sphinx, and sphinx-gallery to run the tutorials."""
+"""The configuration of the site: Sphinx, and sphinx-gallery to run the tutorials."""
 
 import importlib.util
 import sys
@@ -27,19 +27,19 @@ extensions = [
 ]
 exclude_patterns = ["_build", "gallery/backreferences", "templates"]
 templates_path = ["templates"]
-nitpick_ignore_regex = [  # an inventory of these would come from the network
+nitpick_ignore_regex = [  # their inventories would have to be downloaded
     (r"py:.*", r"(mxnet|mx|numpy|np)\..*"),
 ]
 
 autosummary_generate = True
 toc_object_entries_show_parents = "hide"  # with its class in front, a method is cut off
-autodoc_typehints = "none"  # the docstrings say it in words
+autodoc_typehints = "none"  # the docstrings name the types
 napoleon_google_docstring = False
 napoleon_use_param = napoleon_use_rtype = False
 napoleon_custom_sections = [("Inputs", "params_style"), ("Outputs", "params_style")]
 
-# Everything the page needs comes with it. Of MathJax, which a Python package holds, that is one file of 24 MB:
-# its SVG needs no fonts. (That package as an extension would ship all of them.)
+# The site contains everything that it needs. From MathJax, which comes in a Python package, this is one file of 24 MB,
+# because its SVG needs no fonts. (As a Sphinx extension, that package would copy all of its fonts.)
 mathjax_files = Path(importlib.util.find_spec("sphinx-mathjax-offline").origin).parent / "static" / "mathjax"
 mathjax_path = "tex-svg.js"
 mathjax3_config = {"svg": {"fontCache": "local"}}
@@ -53,7 +53,7 @@ sphinx_gallery_conf = {
     "minigallery_sort_order": "reading_order.position",
     "run_stale_examples": True,  # a changed loss must not leave its old numbers on the page
     "abort_on_example_error": True,
-    "write_computation_times": False,  # that page loads its table from a network
+    "write_computation_times": False,  # that page would load its table from the network
     "image_srcset": ["2x"],
     "thumbnail_size": (480, 480),
     "remove_config_comments": True,
@@ -76,7 +76,7 @@ html_js_files = [("sliders.js", {"defer": "defer"}), ("tables.js", {"defer": "de
 html_copy_source = False
 html_show_sourcelink = False
 html_show_sphinx = False
-html_use_index = False  # nothing leads there: the search and the page "API" do its work
+html_use_index = False  # no link leads to it: the search and the page "API" replace it
 WITHOUT_SIDEBAR = ("index", "quickstart", "contract", "moving", "changelog", "benchmarks", "troubleshooting",
                    "versions")
 html_sidebars = {page: [] for page in WITHOUT_SIDEBAR}
@@ -88,12 +88,12 @@ html_theme_options = {
     "footer_end": [],
     "back_to_top_button": False,  # it floats above buttons and sliders
     "show_toc_level": 1,
-    "pygments_dark_style": "github-dark-high-contrast",  # the default one shouts its comments in yellow
+    "pygments_dark_style": "github-dark-high-contrast",  # the default one has bright yellow comments
 }
 
 
 def example_first(app, what, name, obj, options, lines):
-    """Move the section Examples of a docstring in front of the others: who looks a name up wants the call."""
+    """Move the section Examples of a docstring in front of the others, because most readers look for the call."""
     starts = [i for i, line in enumerate(lines[1:]) if line and set(line) == {"-"} and len(line) == len(lines[i])]
     sections = {lines[i]: lines[i:end] for i, end in zip(starts, starts[1:] + [len(lines)])}
     if "Examples" in sections:
@@ -102,7 +102,7 @@ def example_first(app, what, name, obj, options, lines):
 
 
 def keep_divergences_whole(app, doctree):
-    """Let no line of prose end inside of "KL(p ‖ q)"."""
+    """Prevent line breaks inside "KL(p ‖ q)"."""
     for text in list(doctree.findall(nodes.Text)):
         if " ‖ " in text and not isinstance(text.parent, (nodes.FixedTextElement, nodes.literal)):
             text.parent.replace(text, nodes.Text(text.replace(" ‖ ", "\N{NO-BREAK SPACE}‖\N{NO-BREAK SPACE}")))

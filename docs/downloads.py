@@ -1,4 +1,4 @@
-"""What a reader of a tutorial takes home: one archive that runs as it stands."""
+"""The download of each tutorial: one archive that runs as it is."""
 
 import json
 import re
@@ -7,7 +7,7 @@ from pathlib import Path
 
 IMPORTED = ("plots.py", "matplotlibrc")  # by every tutorial
 ALSO_IMPORTED = {"distributed_training": ("launch.py",)}
-# What sphinx-gallery leaves in a notebook as reStructuredText, and what says the same there.
+# The reStructuredText that sphinx-gallery leaves in a notebook, and the Markdown that replaces it.
 MARKDOWN = (
     (r"^\.\. raw:: html\n\n *<details.*?><summary>(.*?)</summary>\n", r"**\1**\n"),
     (r"^\.\. raw:: html\n\n(?: +.*\n)+", ""),
@@ -21,7 +21,7 @@ MARKDOWN = (
 
 
 def tidied(notebook):
-    """Turn what is left of reStructuredText in a notebook into Markdown."""
+    """Turn the reStructuredText that is left in a notebook into Markdown."""
     content = json.loads(notebook)
     for cell in content["cells"]:
         if cell["cell_type"] == "markdown":
@@ -33,7 +33,7 @@ def tidied(notebook):
 
 
 def complete_archives(app):
-    """Add to the archive of each tutorial what its script and its notebook import."""
+    """Add the files that a tutorial's script and notebook import to its archive."""
     gallery, tutorials = Path(app.srcdir) / "gallery", Path(app.srcdir).parent / "tutorials"
     for tutorial in gallery.glob("*.ipynb"):
         with zipfile.ZipFile(tutorial.with_suffix(".zip"), "w", zipfile.ZIP_DEFLATED) as archive:
@@ -44,7 +44,7 @@ def complete_archives(app):
 
 
 def offer_archive(app, page, source):
-    """Offer the archive alone, below the title and at the end: neither script nor notebook runs without the rest."""
+    """Offer only the archive, below the title and at the end: script and notebook need the other files to run."""
     if page.startswith("gallery/") and page != "gallery/index":
         single = r"^ +\.\. container:: sphx-glr-download sphx-glr-download-(python|jupyter)\n\n.*\n"
         text = re.sub(single, "", source[0], flags=re.MULTILINE)
@@ -55,7 +55,7 @@ def offer_archive(app, page, source):
 
 
 def setup(app):
-    """Connect to Sphinx; the archives after sphinx-gallery has written its own."""
+    """Connect to Sphinx; the archives are completed after sphinx-gallery has written its own."""
     app.connect("builder-inited", complete_archives, priority=900)
     app.connect("source-read", offer_archive)
     return {"parallel_read_safe": True}

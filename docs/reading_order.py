@@ -1,4 +1,4 @@
-"""The order in which the tutorials are told; sphinx-gallery wants an importable function."""
+"""The order of the tutorials; sphinx-gallery needs an importable function."""
 
 from pathlib import Path
 
@@ -16,6 +16,6 @@ STORY = (
 
 
 def position(path):
-    """Sort key of a tutorial; one that the story does not name yet comes last."""
+    """The sort key of a tutorial; one that STORY does not name comes last."""
     name = Path(path).stem
     return (STORY.index(name) if name in STORY else len(STORY), name)

@@ -1,8 +1,8 @@
-"""One answer on every MXNet: the divergence of the walkthrough's example, by MXNet's own loss and by ours.
+"""The divergence of the walkthrough's example on every MXNet, by MXNet's own loss and by ours.
 
-Run by hand, ``python docs/versions.py WHEEL``, with a wheel of MXNet 2.0.0, which is not on PyPI: each version is
-fetched without what it requires, put into a folder of its own, and asked in a process of its own. Writes versions.csv,
-which versions.rst shows and README.md repeats. Tests hold those two, and the row of the MXNet at hand.
+Run it by hand, ``python docs/versions.py WHEEL``, with a wheel of MXNet 2.0.0, which is not on PyPI. Each version is
+downloaded without its requirements into a separate folder, and runs in a separate process. The script writes
+versions.csv, which versions.rst shows. Tests check the row of the installed MXNet.
 """
 
 import csv
@@ -31,7 +31,7 @@ print(json.dumps([version, *("%.4f" % loss(pred, label).asnumpy().item() for los
 
 
 def row(*folders):
-    """Ask the MXNet that is found first in `folders`, or else where this Python looks."""
+    """The row of the MXNet that is found first in `folders`, or else by this Python."""
     path = os.pathsep.join(map(str, [*folders, ROOT]))
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", ASK], stdout=subprocess.PIPE, text=True, check=True,
                           env=dict(os.environ, PYTHONPATH=path))
@@ -39,7 +39,7 @@ def row(*folders):
 
 
 def fetched(version):
-    """Ask a version of MXNet that is not here, or a wheel of it."""
+    """The row of a version of MXNet that is downloaded, or of a wheel."""
     with tempfile.TemporaryDirectory() as folder:
         wanted = version if version.endswith(".whl") else f"mxnet=={version}"
         subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", folder, wanted],
