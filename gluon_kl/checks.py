@@ -156,19 +156,22 @@ def check_same_shape(
                          f"nothing broadcasts{hint}")
 
 
-def fit_sample_weight(weight: Any, frame: Frame, of: str = "pred") -> Any:
-    """`weight` with as many axes as the first input; shape (batch,) is per sample, a shape without `axis` per row."""
+def fit_sample_weight(weight: Any, frame: Frame, given_axis: Optional[int] = None, of: str = "pred") -> Any:
+    """`weight` with as many axes as the first input; shape (batch,) is per sample, a shape without `axis` per row.
+
+    `given_axis` is the axis as the user counts it, so that a trace also takes weights per row with another rank.
+    """
     shape, batch_axis, axis = frame
     size, batch = weight.shape, shape[batch_axis]
     if len(size) == len(shape) and all(have in (1, want) for have, want in zip(size, shape)):
         return weight
+    rows = None if axis is None else shape[:axis] + shape[axis + 1:]
+    if size == rows and axis != batch_axis:
+        return weight.expand_dims(axis if given_axis is None else given_axis)
     if size == (batch,):
         for i in range(len(shape)):  # not `reshape`: a trace of Gluon 2 would fix this length for every later batch
             weight = weight if i == batch_axis else weight.expand_dims(i)
         return weight
-    rows = None if axis is None else shape[:axis] + shape[axis + 1:]
-    if size == rows:
-        return weight.expand_dims(axis)
     raise ValueError(
         f"sample_weight of shape {size} does not fit {of} of shape {shape}: pass {(batch,)}, "
         + (f"{rows}, " if rows not in (None, (batch,)) else "")

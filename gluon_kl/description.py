@@ -117,7 +117,7 @@ class PairDescription(Description):
         if label.shape != frame.shape:
             hint = diagnostics.index_hint(label.shape, frame.shape, self._axis % len(frame.shape))
             check_same_shape("pred", "label", frame.shape, label.shape, hint)
-        return (pred, label, weight if weight is None else fit_sample_weight(weight, frame)), frame
+        return (pred, label, weight if weight is None else fit_sample_weight(weight, frame, self._axis)), frame
 
     def fused(self, world: Any, *inputs: Any) -> Tuple[Tuple[Any, ...], Dict[str, Any]]:
         """The inputs and options of the fused operator."""
@@ -244,7 +244,7 @@ class DistillationDescription(StudentDescription):
             check_same_shape("pred", "teacher_pred", shape, teacher_pred.shape)
         if label is not None:
             check_label(label, shape, self._axis % len(shape), self._axis, self.hard.sparse)
-        weight = weight if weight is None else fit_sample_weight(weight, frame)
+        weight = weight if weight is None else fit_sample_weight(weight, frame, self._axis)
         return (pred, label, teacher_pred, weight), frame
 
     def fused(self, world: Any, *inputs: Any) -> Tuple[Tuple[Any, ...], Dict[str, Any]]:
@@ -347,7 +347,7 @@ class GaussianDescription(Description):
             check_same_shape("mean", "log_variance", mean.shape, log_variance.shape)
         prior = [x if x is None else fit_prior(name, x, mean.shape) for name, x in zip(self.numeric, prior)]
         frame = self.frame(mean)
-        weight = weight if weight is None else fit_sample_weight(weight, frame, "mean")
+        weight = weight if weight is None else fit_sample_weight(weight, frame, of="mean")
         return (mean, log_variance, *prior, weight), frame
 
     def with_all_axes(self, inputs: Sequence[Any], checked: Sequence[Any]) -> Tuple[Any, ...]:

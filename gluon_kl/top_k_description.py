@@ -49,7 +49,7 @@ class TopKDescription(StudentDescription):
             _check_teacher(index, value, shape, axis)
         if weight is not None:
             given = weight.shape
-            weight = fit_sample_weight(weight, frame)
+            weight = fit_sample_weight(weight, frame, self._axis)
             if weight.shape[axis] != 1:
                 raise ValueError(f"sample_weight must hold one number for each row, not for each category: pass "
                                  f"{shape[batch_axis:batch_axis + 1]}, or pred's shape with 1 along axis {self._axis}, "
