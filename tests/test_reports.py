@@ -1602,7 +1602,7 @@ def test_a_hook_that_outlives_the_package(environment):
         finally:
             shutil.rmtree(str(older))
         said = environment.python("-m", "gluon_kl", "--install-hook", cwd=str(ROOT), code=1)
-        assert said.startswith("gluon_kl was found in the current folder alone") and "`pip install .`" in said
+        assert said.startswith("gluon_kl was found in the current folder only") and "`pip install .`" in said
     finally:
         environment.installed.write_text(packages)
         environment.hook.unlink()
