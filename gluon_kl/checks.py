@@ -166,7 +166,7 @@ def fit_sample_weight(weight: Any, frame: Frame, given_axis: Optional[int] = Non
     if len(size) == len(shape) and all(have in (1, want) for have, want in zip(size, shape)):
         return weight
     rows = None if axis is None else shape[:axis] + shape[axis + 1:]
-    if size == rows and axis != batch_axis:
+    if size == rows and (axis != batch_axis or size != (batch,)):
         return weight.expand_dims(axis if given_axis is None else given_axis)
     if size == (batch,):
         for i in range(len(shape)):  # not `reshape`: a trace of Gluon 2 would fix this length for every later batch
