@@ -493,7 +493,8 @@ def try_mutation(mutation, compiled):
             compiled.build(folder, path.name)
         first = probable(name, *named)
         rest = [test for test in (COMPILED if native else SUITE) if test not in first]
-        for tests in (first, [*rest, *(["test_reports.py"] if named else [])]):
+        # The first files one by one, since conftest.py would sort them.
+        for tests in (*([test] for test in first), [*rest, *(["test_reports.py"] if named else [])]):
             found = failures(folder, environment, tests, "-x")
             if found:
                 return found[0]
