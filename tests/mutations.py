@@ -180,7 +180,7 @@ MUTATIONS = [  # what breaks, file, the source, what it becomes
     ("the reverse's hard labels score the teacher", "native/plan.h", "job_.scored = side_of(kPred);",
      "job_.scored = kPred;", "test_distillation.py"),
     ("the reverse keeps the sums of the other side", "native/plan.h",
-     "std::swap(job_.stats[kFirstSum], job_.stats[kSecondSum]);", "", "test_gradients.py"),
+     "std::swap(job_.stats[kFirstSum], job_.stats[kSecondSum]);", "", "test_native.py"),
     # The operator for a stored teacher.
     ("stored teacher: a category twice", "native/top_k.h", "if (seen[at >> 6] & bit) return false;", "",
      "test_top_k.py"),
