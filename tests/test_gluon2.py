@@ -217,6 +217,14 @@ def test_it_trains(path):
     assert values[-1] < 0.8 * values[0]
 
 
+def test_the_program_of_the_page_versions(capsys):
+    page = (Path(__file__).resolve().parent.parent / "docs" / "versions.rst").read_text(encoding="utf-8")
+    source = re.search(r"\nMXNet 2:\n\n\.\. code-block:: python\n\n((?:   .*\n|\n)+)", page).group(1)
+    exec(textwrap.dedent(source), {})
+    first, last = [float(line.split()[1]) for line in capsys.readouterr().out.splitlines()]
+    assert last < 0.8 * first
+
+
 def test_the_program_that_moved():
     """Of the page Moving here; its other half, on MXNet 1, is test_moving.py's."""
     page = (Path(__file__).resolve().parent.parent / "docs" / "moving.rst").read_text(encoding="utf-8")
