@@ -187,12 +187,6 @@ def relative_entropy(F: Any, log_pred: Any, label: Any, epsilon: float, label_gr
     return label * F.where(fixed + is_finite(log_pred), log_label - log_pred, minus_absent) + (label - fixed)
 
 
-def _unless_absent(F: Any, log_pred: Any, label: Any) -> Any:
-    """`log_pred`, but the label where that is 0 and `log_pred` is not finite. A label of -1 may count as 0."""
-    # This condition rarely fails: `where` takes ten times as long if its condition cannot be predicted.
-    return F.where(label + is_finite(log_pred), log_pred, label)
-
-
 def relative_entropy_of_logs(F: Any, log_pred: Any, label: Any, log_label: Any, whole: bool) -> Any:
     """``label * (log_label - log_pred)``; 0 where `label` is 0. The logarithm of the label is a constant.
 
@@ -458,7 +452,9 @@ def one_hot(F: Any, index: Any, pred: Any, axis: int, batch_axis: int, smoothing
 
 def cross_entropy(F: Any, log_pred: Any, label: Any) -> Any:
     """``-label * log_pred``; 0 where label is 0, even if `log_pred` is not finite there."""
-    return -label * _unless_absent(F, log_pred, F.abs(label))
+    size = F.abs(label)
+    # This condition rarely fails: `where` takes ten times as long if its condition cannot be predicted.
+    return -label * F.where(size + is_finite(log_pred), log_pred, size)
 
 
 def gaussian_differences(
