@@ -178,7 +178,7 @@ def relative_entropy(F: Any, log_pred: Any, label: Any, epsilon: float, label_gr
     # logarithm has no gradient, and (label - fixed), which is 0, adds this derivative of 1. Where a label is 0, the
     # logarithm is 1 less instead.
     fixed = F.BlockGrad(label)
-    minus_absent = F.square(F.sign(fixed)) - 1
+    minus_absent = F.square(F.contrib.sign_ste(fixed)) - 1
     least = max(epsilon / math.e, _TINY)
     log_label = F.log(fixed - minus_absent * least)
     if least > epsilon / math.e:
