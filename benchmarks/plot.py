@@ -111,7 +111,7 @@ def draw(folder):
     ratios = [ratio for _, rows in panels for _, times in rows for ratio in times.values()] or [1]
     low, high = min(0.75, *ratios), max(1, *ratios)
     room = (high / low) ** 0.28  # for the numbers beside the outermost marks
-    limits = low / room**1.25, high * room
+    limits = low / room**1.5, high * room
     with plt.rc_context(fname=str(STYLE)):
         heights = [len(rows) + 1 for _, rows in panels]
         figure, axes = plt.subplots(len(panels), 1, squeeze=False, figsize=(5, 0.8 + 0.46 * sum(heights) + 0.8),

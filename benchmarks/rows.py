@@ -22,7 +22,7 @@ FORMS = {
     "kl": Form("KLDivLoss", ("logits", "probs")),
     "kl-two-logits": Form("KLDivLoss, two logits", ("logits", "logits")),
     "kl-none": Form("KLDivLoss, no reduction", ("logits", "probs")),
-    "kl-rows": Form("KLDivLoss, a value for each row", ("logits", "probs")),
+    "kl-rows": Form("KLDivLoss, for each row", ("logits", "probs")),
     "kl-row-weights": Form("KLDivLoss, row weights", ("logits", "probs", "row_weights")),
     "kl-element-weights": Form("KLDivLoss, element weights", ("logits", "probs", "weights")),
     "skew-kl": Form("KLDivLoss, skew 0.1", ("logits", "probs")),

@@ -299,7 +299,7 @@ def main():
         if measuring.wrong:
             print("\nNot what gluon_kl computes:\n" + "\n".join(measuring.wrong))
             return 1
-    if folder or arguments.draw:
+    if arguments.draw or (folder and (family or shapes)):
         import plot
 
         print(f"wrote {plot.draw(folder or ROOT / 'figures')}")
