@@ -22,19 +22,20 @@ template <class T> struct Blocks {
   using V = Vec<T>;
   using State = RowState<T>;
   int reads, sums, by_value, given;
-  // What `added` holds, of a part without neighbours: terms and the form's sums if asked for, or the sums alone. Elements
-  // may have factors of their own: one of 0 adds nothing, whatever is there.
+  // Adds up a part without neighbours: the terms and, if asked for, the form's sums; or the sums alone. An element whose
+  // own factor is 0 adds nothing, even if it is NaN.
   using Add = void (*)(const Constants<T>&, const State&, const Part<T>&, bool whole, bool sums, Added<T>* added);
-  Add add[2], add_sums[2];  // the second of each takes exponentials that are at hand, of the sides `given`
-  // Each writes a vector for each of the part's, as Row::write says: g (times the element's own factor) times the term;
-  // the gradient to input i.
+  Add add[2], add_sums[2];  // the second of each reads the exponentials of the sides `given`, which were kept
+  // Each writes one vector for each of the part's, as Row::write says. `terms` writes g, times the element's own factor,
+  // times the term; `gradient[i]` writes the gradient to input i.
   using Write = void (*)(const Constants<T>&, const State*, const Part<T>&, const V* g, T* out, int64_t step, bool past_cache);
   Write terms;
   Write gradient[kInputs];
-  Write near_gradient[kInputs];  // the same where rows in hand are near, if that takes another
+  Write near_gradient[kInputs];  // the same if some current rows are near; it differs for few forms
 };
 
-// Blocks work on copies of what is constant: a vector may be stored anywhere, so that the rest would be loaded anew each time.
+// Blocks work on local copies of the constants. The compiler would load any others again after each store of a vector, which
+// might have changed them.
 template <class T, class F, bool kTerms> void add_block(const Constants<T>& c, const RowState<T>& state, const Part<T>& block,
                                                         bool whole, bool sums, Added<T>* out) {
   using V = Vec<T>;
@@ -94,8 +95,8 @@ KL_INLINE Vec<T> one_gradient(const F& form, const RowState<T>& r, const Values<
   if constexpr (kNearRows) return form.template gradient<i, true>(r, x, g, per_element);
   else return form.template gradient<i>(r, x, g, per_element);
 }
-// Of whole vectors of the same rows under one factor, without anything to ask on the way: few categories gain by it. A
-// function of its own, since the constants of two loops would not fit the registers.
+// The loop for whole vectors of the same rows under one factor. It has no branches, which makes rows of few categories
+// faster. It is a function of its own, because the constants of two loops would not fit the registers.
 template <class T, class F, int i, bool kNearRows>
 __attribute__((noinline)) void whole_gradients(const Constants<T>& c, const RowState<T>& state, const Part<T>& block, Vec<T> g, T* out,
                                                int64_t step, bool past_cache) {
@@ -125,7 +126,7 @@ __attribute__((noinline)) void other_gradients(const Constants<T>& c, const RowS
     put_vector(out, m, v, past_cache);
   }
 }
-// Categories that lie far apart are read and written in the order of the memory, which is what takes the time there.
+// Categories that lie far apart are read and written in the order of the memory, because memory bounds this loop.
 template <class T, class F, int i, bool kNearRows>
 void gradient_block(const Constants<T>& c, const RowState<T>* state, const Part<T>& block, const Vec<T>* g, T* out, int64_t step,
                     bool past_cache) {
@@ -261,7 +262,7 @@ template <class T, class L> struct Work {
     }
     return true;
   }
-  // Where both sides hardly differ, two rounded logarithms leave their difference no digits. With d `log_sums` and
+  // If both sides hardly differ, the difference of two rounded logarithms has no right digits. With d `log_sums` and
   // w = log p - log q + d, which is `difference`, 1 = sum of q = e^d sum of p e^-w, whose terms near
   // equality differ from p by little, and exactly. `open`: the neighbours that hold rows which may be near.
   void refine_log_sums(bool* open) {

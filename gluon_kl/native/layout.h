@@ -120,7 +120,7 @@ template <class T> T* direct(const Sink& s) {
 
 // ---- a block in hand ---------------------------------------------------------------------------------------------
 
-// Of each stream `count` vectors, `step` apart, for each of `vectors` neighbours; the last holds `last` lanes that count.
+// Each stream has `count` vectors, `step` apart, for each of `vectors` neighbours. Of the last vector, `last` lanes count.
 template <class T> struct Part {
   using V = Vec<T>;
   const T* at[kStreams];  // of the factor: null if there is none
@@ -162,7 +162,7 @@ template <class T> struct Part {
     const T* const x = at[stream] + i * step[stream];
     return m == kLanes<T> ? load(x) : load_part(x, m, fill);
   }
-  // The score that its exponentials are taken from, in front of them.
+  // The score that was subtracted before the exponentials; it is stored in front of them.
   KL_INLINE T* base(int side) const { return kept[side] - kept_step; }
   // Room for those of the `block`-th part, of `length` vectors `step` apart, in `size` numbers a side, or none.
   void keep_in(T* memory, int64_t size, int64_t block, int64_t length, int64_t step) {
@@ -181,7 +181,7 @@ template <class T> struct Part {
     if (at[kFactor]) v.x[kFactor] = load_at(kFactor, i, m, T(0));
     return v;
   }
-  // As `values`, of whole vectors and but for the factor.
+  // As `values`, for whole vectors and without the factor.
   template <int kReads> KL_INLINE Values<T> whole_values(int64_t i) const {
     Values<T> v;
     for (int s = 0; s < kInputs; ++s)
@@ -195,14 +195,14 @@ template <class T> struct Part {
   // f(number) for every whole vector.
   template <class F> KL_INLINE void each_whole(F f) const {
     const int64_t n = whole();
-    if (far) {  // an instruction of its own for each of several rows lets the processor see where each is going
+    if (far) {  // with separate instructions for several rows, the processor can predict each address
 #pragma GCC unroll 4
       for (int64_t i = 0; i < n; ++i) f(i);
     } else {
       for (int64_t i = 0; i < n; ++i) f(i);
     }
   }
-  // Of neighbour j each(i, vector), -inf in lanes that do not count.
+  // each(i, vector) for neighbour j; lanes that do not count hold -inf.
   template <class Each> KL_INLINE void one(int stream, int64_t j, Each each) const {
     const T* const x = at[stream] + j * kLanes<T>;
     const int64_t s = step[stream];

@@ -505,7 +505,7 @@ class Plan {
     }
     Threads::get().run(pieces, 4096, task);
   }
-  // f(kernels, job, begin, end) for every piece, its job writing past the cache if results are too large for it.
+  // f(kernels, job, begin, end) for every piece. The job writes past the cache if the results do not fit into it.
   template <class F> void each_piece(const F& f) {
     const double bytes = static_cast<double>(g_.rows) * static_cast<double>(g_.n) * (double_ ? 8 : 4);
     job_.stream = bytes >= kStreamBytes;
@@ -520,7 +520,7 @@ class Plan {
 
   // ---- reductions ----
 
-  // Several sums at once: each addition waits for the one before.
+  // Several sums at once, because each addition to a sum waits for the one before.
   static double sum(const double* x, int64_t count) {
     double part[8] = {};
     int64_t i = 0;
@@ -638,8 +638,8 @@ class Plan {
     }
     return true;
   }
-  // The terms summed over the elements of each weight, those under a weight of 0 only where their row is finite: of the
-  // forms without categories, the term.
+  // The terms summed over the elements of each weight. A term under a weight of 0 counts only if its row is finite. In
+  // forms without categories each term is a row of its own.
   std::vector<double> add_up_sound_terms(const Array& weight) {
     std::vector<double> terms(g_.rows * g_.n), total(size_of(weight.shape), 0.0);
     write_terms({terms.data(), kFloat64, nullptr, 0, nullptr}, false);
