@@ -120,10 +120,10 @@ def sum_per_sample(
     count; a sample without such a row gives 0.
     """
     terms = as_rows(F, terms, batch_axis)
-    ones = _ones(F, terms)
+    fast = _mxnet.FAST_SUMS and not long
+    ones = None if fast and not mean else _ones(F, terms)
     if long:
         terms, ones = (F.cast(x, dtype="float64") for x in (terms, ones))
-    fast = _mxnet.FAST_SUMS and not long
     sums = _total(terms, axis=-1) if fast else _dot(terms, ones)
     if mean:
         sums = F.broadcast_div(sums, _total(ones))

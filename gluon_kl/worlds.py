@@ -202,7 +202,7 @@ class Trace(UsersGraph):
 
     def rows_of_samples(self, weight: Any) -> Rows:
         """The same if no sum goes over more than a row, or if `axis` is known not to be that of the samples."""
-        return Rows(weight is None, self._single)
+        return super().rows_of_samples(weight)._replace(single=self._single)
 
 
 TRACED, BY_HAND = UsersGraph(True), UsersGraph(False)

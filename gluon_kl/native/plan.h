@@ -201,6 +201,9 @@ inline Shape infer_shapes(const Call& call, std::vector<Shape>* shapes) {
   return shape;
 }
 
+// Gradients larger than this are gone from the cache before use: another array or two of their size are read beside them.
+constexpr int64_t kStreamBytes = 3 << 20;
+
 // ---- the plan ----------------------------------------------------------------------------------------------------
 
 class Plan {
@@ -662,8 +665,6 @@ class Plan {
   }
 
   static constexpr double kSmall = 32768;          // elements: below, waking a thread costs more than it brings
-  // Gradients larger than this are gone from the cache before use: another array or two of their size are read beside them.
-  static constexpr double kStreamBytes = 3 << 20;
 
   const Call& call_;
   std::vector<Array> arrays_;
@@ -721,8 +722,7 @@ inline void top_k_loss(const TopK& job) {
   each_top_k_piece(job, [&](const Kernels& k, int64_t begin, int64_t end) { k.top_k_forward(job, begin, end); });
 }
 inline void top_k_gradient(TopK job) {
-  constexpr int64_t past_cache = 8 << 20;  // bytes: a gradient larger than this is gone from the cache before use
-  job.stream = job.rows * job.n * (job.in_double ? 8 : 4) >= past_cache;
+  job.stream = job.rows * job.n * (job.in_double ? 8 : 4) >= kStreamBytes;
   each_top_k_piece(job, [&](const Kernels& k, int64_t begin, int64_t end) { k.top_k_backward(job, begin, end); });
 }
 
