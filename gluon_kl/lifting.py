@@ -6,7 +6,7 @@ from typing import Any, Callable, List, Optional, Sequence, Tuple
 
 from gluon_kl import _mxnet, mxnet_private
 from gluon_kl.checks import DTYPE_NAMES
-from gluon_kl.operators import as_rows, numpy_of, unit
+from gluon_kl.operators import as_rows, numpy_of, total
 
 import mxnet as mx
 from mxnet.ndarray import NDArray
@@ -31,37 +31,37 @@ def fill_numbers(F: Any, lifted: Sequence[Any]) -> List[Any]:
 
 
 def lift_unknown(
-    F: Any, inputs: Sequence[Any], same_shape: Sequence[bool], part: Callable[..., Any] = lambda F, x: x,
+    F: Any, inputs: Sequence[Any], same_shape: Sequence[bool], guard: Callable[..., Any] = lambda F, zeros: zeros,
 ) -> List[Any]:
-    """The inputs in one floating dtype, float64 if an input is, else float32, by NumPy's promotion with ones.
+    """The inputs in one floating dtype, float64 if an input is, else float32, by NumPy's promotion with zeros.
 
     `same_shape` says which inputs have the shape of the first, which the graph may not know yet. None stays None, and a
-    number becomes an array of the shape of the first input. ``part(F, x)`` is a part of the first input `x`, and an
-    error where the graph must not be run.
+    number becomes an array of the shape of the first input. ``guard(F, zeros)`` returns zeros of that shape, and raises
+    an error where the graph must not be run.
     """
-    carried: List[Any] = [_carried(x) if isinstance(x, (NDArray, Symbol)) else x for x in inputs]
-    own = unit(F, part(F, carried[0]))
-    # `broadcast_like` raises an error for different numbers of axes; NumPy's multiplication would add leading axes.
-    units = [own]
-    for own_of_x in [unit(F, x) for x in carried[1:] if isinstance(x, (NDArray, Symbol))]:
-        if _mxnet.LIKE_WANTS_EQUAL_DTYPES:
-            units.append(own_of_x)
-            units.append(F.broadcast_like(F.cast(own_of_x, dtype="float32"), F.cast(own, dtype="float32")))
-        else:
-            units.append(F.broadcast_like(own_of_x, own))
-    # MXNet infers no shape through NumPy's multiplication. So inputs with the shape of the first are tied to it by an
-    # operator that requires equal shapes. It also requires equal dtypes, hence the comparisons.
-    for x in [x for x, same in zip(carried, same_shape) if same]:
-        signs = [(side.as_np_ndarray() != 0).as_nd_ndarray() for side in (x, carried[0])]
-        tied = F.slice(mxnet_private.same_shape(F, *signs), begin=(0,), end=(1,))
-        units.append(unit(F, F.cast(tied, dtype="float32")))
-    if not any(same_shape):  # so that float16 alone is lifted too
-        units.append(unit(F, F.cast(F.slice(carried[0], begin=(0,), end=(1,)), dtype="float32")))
-    one = functools.reduce(operator.mul, [x.as_np_ndarray() for x in units])
-    zeros = _zeros(F, carried[0], one)
-    return fill_numbers(F, [
-        _promoted(x, zeros if same or x is carried[0] else _zeros(F, x, one)) if isinstance(x, (NDArray, Symbol)) else x
-        for x, same in zip(carried, same_shape)])
+    lifted: List[Any] = [_carried(x) if isinstance(x, (NDArray, Symbol)) else x for x in inputs]
+    first = lifted[0]
+    ties = [i for i, same in enumerate(same_shape) if same]
+    others = [i for i, x in enumerate(lifted) if i > 0 and i not in ties and isinstance(x, (NDArray, Symbol))]
+    # MXNet infers no shape through NumPy's addition. So inputs with the shape of the first are tied to it by an
+    # operator that requires equal shapes. It also requires equal dtypes, hence the casts.
+    tied = F.cast(first, dtype="float32")
+    for i in ties:
+        tied = mxnet_private.same_shape(F, F.cast(lifted[i], dtype="float32"), tied)
+    # Arrays are added that have one shape, because a broadcast sum takes MXNet twenty times as long and its gradient
+    # seven times.
+    zeros = functools.reduce(_sum, [F.zeros_like(lifted[i]) for i in ties], guard(F, F.zeros_like(tied)))
+    if others:
+        one = functools.reduce(_sum, [_zero(F, lifted[i]) for i in others])
+        zeros = _sum(zeros, _spread(F, one, first))
+    lifted[0] = _sum(first, zeros)
+    zeros = F.zeros_like(lifted[0])
+    for i in ties:
+        lifted[i] = _sum(lifted[i], zeros)
+    one = _zero(F, lifted[0]) if others else None
+    for i in others:
+        lifted[i] = _sum(lifted[i], _spread(F, one, lifted[i]))
+    return fill_numbers(F, lifted)
 
 
 def _carried(x: Any) -> Any:
@@ -72,21 +72,22 @@ def _carried(x: Any) -> Any:
     return x if isinstance(x, NDArray) and DTYPE_NAMES[x.dtype] not in ("bool", "bfloat16") else x + 0
 
 
-def _zeros(F: Any, x: Any, one: Any) -> Any:
-    """Zeros of the shape of `x` and the dtype of `one`, which has as many axes as `x`."""
-    if _mxnet.LIKE_WANTS_EQUAL_DTYPES:
-        zeros = (F.zeros_like(x).as_np_ndarray() * one).as_nd_ndarray()
-    else:
-        zeros = F.broadcast_like(F.zeros_like(one.as_nd_ndarray()), x)
-    return F.BlockGrad(zeros)
+def _sum(x: Any, y: Any) -> Any:
+    """NumPy's sum of legacy arrays or Symbols, whose dtypes may differ."""
+    return (x.as_np_ndarray() + y.as_np_ndarray()).as_nd_ndarray()
 
 
-def _promoted(x: Any, zeros: Any) -> Any:
-    """`x` in the dtype that NumPy gives to its sum with `zeros`.
+def _zero(F: Any, x: Any) -> Any:
+    """A 0 in x's dtype, with as many axes as `x`."""
+    return total(F.zeros_like(F.slice(x, begin=(0,), end=(1,))))
 
-    They have the shape of `x`, because a broadcast sum takes MXNet twenty times as long and its gradient seven times.
-    """
-    return (x.as_np_ndarray() + zeros.as_np_ndarray()).as_nd_ndarray()
+
+def _spread(F: Any, zero: Any, x: Any) -> Any:
+    """Zeros of the shape of `x` and the dtype of `zero`; an error if that does not have as many axes as `x`."""
+    if not _mxnet.LIKE_WANTS_EQUAL_DTYPES:
+        return F.broadcast_like(zero, x)
+    zeros = F.broadcast_like(*[F.cast(each, dtype="float32") for each in (zero, F.zeros_like(x))])
+    return _sum(zeros, zero)
 
 
 def widened(F: Any, inputs: Sequence[Any], batch_axis: int) -> Tuple[List[Any], Any]:

@@ -124,9 +124,9 @@ def sum_per_sample(
     ones = None if fast and not mean else _ones(F, terms)
     if long:
         terms, ones = (F.cast(x, dtype="float64") for x in (terms, ones))
-    sums = _total(terms, axis=-1) if fast else _dot(terms, ones)
+    sums = total(terms, axis=-1) if fast else _dot(terms, ones)
     if mean:
-        sums = F.broadcast_div(sums, _total(ones))
+        sums = F.broadcast_div(sums, total(ones))
     if rows is not None:
         rows = as_rows(F, F.cast(rows, dtype="float64") if long else rows, batch_axis)
         number = _dot(rows, _ones(F, rows))
@@ -178,13 +178,14 @@ def relative_entropy(F: Any, log_pred: Any, label: Any, epsilon: float, label_gr
     # logarithm has no gradient, and (label - fixed), which is 0, adds this derivative of 1. Where a label is 0, the
     # logarithm is 1 less instead.
     fixed = F.BlockGrad(label)
-    minus_absent = F.square(F.contrib.sign_ste(fixed)) - 1
+    absent = F.abs(fixed) <= 0  # `==` takes up to ten times as long
     least = max(epsilon / math.e, _TINY)
-    log_label = F.log(fixed - minus_absent * least)
+    log_label = F.log(fixed + absent * least)
     if least > epsilon / math.e:
-        log_label = log_label - minus_absent * (math.log(epsilon) - 1 - math.log(least))
-    # The condition rarely fails: `where` and `==` take ten times as long if it cannot be predicted.
-    return label * F.where(fixed + is_finite(log_pred), log_label - log_pred, minus_absent) + (label - fixed)
+        log_label = log_label + absent * (math.log(epsilon) - 1 - math.log(least))
+    # The condition rarely fails: `where` takes ten times as long if it cannot be predicted.
+    minus_log_ratio = F.where(fixed + is_finite(log_pred), log_pred - log_label, absent)
+    return (label - fixed) - label * minus_log_ratio
 
 
 def relative_entropy_of_logs(F: Any, log_pred: Any, label: Any, log_label: Any, whole: bool) -> Any:
@@ -409,12 +410,6 @@ def pair_terms(
     return js_terms(F, pred, label, beta=beta, label_grad=label_grad, **own, **given)
 
 
-def unit(F: Any, x: Any) -> Any:
-    """A 1 in x's dtype, with as many axes as `x`."""
-    first = F.zeros_like(F.slice(x, begin=(0,), end=(1,)))
-    return (_total(first).as_np_ndarray() + 1).as_nd_ndarray()
-
-
 def more_than_one(F: Any, x: Any, axis: int, batch_axis: int) -> Any:
     """1 if `axis` has several categories and is not the `batch_axis`, else 0; the rank may be unknown."""
     return F.sum(F.ones_like(first_along(F, x, batch_axis)), axis=axis, keepdims=True) > 1
@@ -424,7 +419,7 @@ def numpy_of(x: Any) -> Any:
     return mx.np if isinstance(x, mx.nd.NDArray) else mx.sym.np
 
 
-def _total(x: Any, axis: Optional[int] = None) -> Any:
+def total(x: Any, axis: Optional[int] = None) -> Any:
     """The sum, with as many axes as `x`, by NumPy's operator, which also takes an empty array."""
     return numpy_of(x).sum(x.as_np_ndarray(), axis=axis, keepdims=True).as_nd_ndarray()
 

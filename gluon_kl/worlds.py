@@ -10,7 +10,7 @@ from gluon_kl import lifting
 from gluon_kl.autograd import fused_in_users_graph, top_k_in_users_graph
 from gluon_kl.compact import axis_last
 from gluon_kl.native import fused, supports_device, top_k
-from gluon_kl.operators import Rows, more_than_one
+from gluon_kl.operators import Rows, more_than_one, total
 
 _STAND_INS = {"bool": "uint8", "bfloat16": "float32", "int16": "int32", "uint16": "int32", "uint32": "int64",
               "uint64": "int64"}  # dtypes that an extension's operator cannot take, and their replacements
@@ -186,13 +186,18 @@ class Trace(UsersGraph):
 
     def lifted(self, F: Any, inputs: Sequence[Any], same_shape: Sequence[bool], wide: Sequence[bool]) -> List[Any]:
         """The inputs in one floating dtype, and numbers as arrays."""
-        return lifting.lift_unknown(F, inputs, same_shape, self._part)
+        return lifting.lift_unknown(F, inputs, same_shape, self._guard)
 
-    def _part(self, F: Any, x: Any) -> Any:
-        """A part of `x`, which must have several categories and axes where the first call had them."""
-        if self._single is False:
-            x = F.slice_axis(x, axis=self._axis, begin=1, end=2)
-        return F.slice(x, begin=(0, 0), end=(1, 1)) if self._apart else x
+    def _guard(self, F: Any, zeros: Any) -> Any:
+        """The zeros, which must have several categories and axes where the first call had them."""
+        if self._single is None and not self._apart:
+            return zeros
+        part = F.slice_axis(zeros, axis=self._axis, begin=1, end=2) if self._single is False else zeros
+        if self._apart:
+            part = F.slice(part, begin=(0, 0), end=(1, 1))
+        # Not the sum itself, because it takes oneDNN sixty times as long to add one number as to add a row.
+        row = F.broadcast_like(total(part), F.slice(zeros, begin=(0,), end=(1,)))
+        return F.broadcast_add(zeros, row)
 
     def rows(self, F: Any, pred: Any, weight: Any, axis: int, batch_axis: int, exact: bool) -> Rows:
         """What is known of the rows."""
