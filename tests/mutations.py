@@ -5,8 +5,8 @@
 
 Each mutation is applied to a copy of the package, on which tests run on both paths until the first failure: first
 those that probably notice, then the rest. Where it is in C++, what includes the file is compiled anew and linked with
-what does not. The table below names what is broken, the file, the source, what it becomes, and perhaps the test (a
-file, or a node in it) that should notice.
+what does not. Those that only MXNet 2 can notice are tried by a Python that has it. The table below names what is
+broken, the file, the source, what it becomes, and perhaps the test (a file, or a node in it) that should notice.
 """
 
 import contextlib
@@ -21,6 +21,9 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import gluon_kl
+from gluon_kl import _mxnet
+
 ROOT = Path(__file__).resolve().parent.parent
 NATIVE = Path("gluon_kl", "native")
 # The tests that catch most mutations of a file; faults that users reported have their tests in test_reports.py.
@@ -33,6 +36,7 @@ SUITE = ["test_cases.py", "test_loss.py", "test_modes.py", "test_family.py", "te
          "test_properties.py", "test_programs.py", "test_native.py"]
 COMPILED = ["test_cases.py", "test_native.py", "test_gradients.py", "test_gaussian.py", "test_distillation.py",
             "test_family.py", "test_programs.py", "test_loss.py", "test_bernoulli.py", "test_modes.py"]
+ON_MXNET_2 = ["test_gluon2.py", "test_gluon2_programs.py"]
 OVER_OPERATORS = ["operators.py", "lifting.py", "compact.py"]  # what the fused operator does without
 MUTATIONS = [  # what breaks, file, the source, what it becomes
     ("mean instead of sum", "operators.py", "if mean:\n        sums", "if not mean:\n        sums"),
@@ -43,12 +47,13 @@ MUTATIONS = [  # what breaks, file, the source, what it becomes
      "log_pred", "test_distillation.py"),
     ("epsilon is ignored", "operators.py", "least = max(epsilon / math.e, _TINY)", "least = epsilon = 1e-12 / math.e"),
     ("a tiny epsilon is cut off", "operators.py", "if least > epsilon / math.e:", "if False:"),
-    ("epsilon biases every label", "operators.py", "F.log(fixed - minus_absent * least)", "F.log(fixed + least)"),
-    ("label gradient at a masked score", "operators.py", "log_label - log_pred, minus_absent)",
-     "log_label - log_pred, label)"),
-    ("label gradient at a zero", "operators.py", " * F.where(fixed + is_finite(log_pred),", " * F.where(fixed,"),
-    ("a trace with one category", "worlds.py", "if self._single is False:", "if False:"),
-    ("a trace with one axis", "worlds.py", "end=(1, 1)) if self._apart else x", "end=(1, 1)) if False else x"),
+    ("epsilon biases every label", "operators.py", "F.log(fixed + absent * least)", "F.log(fixed + least)"),
+    ("label gradient at a masked score", "operators.py", "log_pred - log_label, absent)",
+     "log_pred - log_label, label)"),
+    ("label gradient at a zero", "operators.py", "F.where(fixed + is_finite(log_pred),", "F.where(fixed,"),
+    ("a trace with one category", "worlds.py", "if self._single is False else zeros", "if False else zeros",
+     "test_gluon2_programs.py"),
+    ("a trace with one axis", "worlds.py", "if self._apart:", "if False:", "test_gluon2_programs.py"),
     ("NaN hides in a row of logits", "operators.py", "F.max(F.BlockGrad(logits), axis=axis, keepdims=True) * 0)",
      "F.zeros_like(F.max(logits, axis=axis, keepdims=True)))"),
     ("small divergences lose their digits", "operators.py",
@@ -106,7 +111,14 @@ MUTATIONS = [  # what breaks, file, the source, what it becomes
     ("an infinite scalar", "operators.py", "return x - x == 0", "return x.abs() < math.inf"),
     ("arrays that add up reach the operator bare", "autograd.py", "if marked and take:", "if False:"),
     ("a teacher's gradient is memory as found", "worlds.py", "inputs[name] = F.BlockGrad(inputs[name])", "pass"),
-    ("float16 alone is not lifted in a graph", "lifting.py", "if not any(same_shape):", "if False:"),
+    ("float16 alone is not lifted in a graph", "lifting.py", "F.zeros_like(tied)", "F.zeros_like(first)"),
+    ("a graph does not infer the label's shape", "lifting.py",
+     'mxnet_private.same_shape(F, F.cast(lifted[i], dtype="float32"), tied)', "tied"),
+    ("shapes that differ in a trace", "lifting.py",
+     'tied = mxnet_private.same_shape(F, F.cast(lifted[i], dtype="float32"), tied)', "pass", "test_gluon2_programs.py"),
+    ("a label in a graph in its own dtype", "lifting.py", "    zeros = F.zeros_like(lifted[0])\n", ""),
+    ("a weight in a graph in its own dtype", "lifting.py",
+     "zeros = _sum(zeros, _spread(F, one, first))", "pass"),
     ("memory of loaders is another place", "base.py", '_LENT = ("cpu_shared", "cpu_pinned")', "_LENT = ()"),
     ("bfloat16 is unknown", "worlds.py", '"bfloat16": "float32", ', ""),
     ("subnormal scalars", "checks.py", "if number and not SMALLEST <= abs(number) <= LARGEST:", "if False:"),
@@ -414,7 +426,7 @@ class Compiled:
         build = runpy.run_path(str(ROOT / NATIVE / "build_flags.py"))
         home = Path(importlib.util.find_spec("mxnet").origin).parent
         self.command = [os.environ.get("CXX", "g++"), *(flag for flag in build["FLAGS"] if flag != "-O3"), "-O1",
-                        "-fPIC", "-pthread", '-DGLUON_KL_VERSION="mutated"',
+                        "-fPIC", "-pthread", f'-DGLUON_KL_VERSION="{gluon_kl.__version__}"',
                         *(f"-I{home / each}" for each in ("include/mxnet", "include", "src"))]
         self.flags = build["ISA_FLAGS"]
         # The baseline first: of an inline function that several have, the linker keeps the first.
@@ -432,7 +444,7 @@ class Compiled:
         said = run([*self.command, *self.flags.get(source, []), "-MM", Path(root) / NATIVE / source])
         return {Path(word).name for word in said.split() if f"{NATIVE}{os.sep}" in word}
 
-    def build(self, folder, changed):
+    def build(self, folder, environment, changed):
         """Compile in a copy what runs and holds the changed file, and link it with the rest."""
         anew = [source for source in self.sources if "avx" not in source and changed in self.includes(folder, source)]
         if not anew:
@@ -441,10 +453,14 @@ class Compiled:
             self.compile(folder, source, Path(folder))
         objects = [(Path(folder) if source in anew else self.objects) / f"{source}.o" for source in self.sources]
         run([*self.command, "-shared", *objects, "-o", Path(folder) / NATIVE / "_kernels.so"])
+        # Otherwise the tests would skip what they should try.
+        run([sys.executable, "-c", "from gluon_kl import native; assert native.is_available(), native.why_not()"],
+            environment)
 
 
-def run(command):
-    done = subprocess.run([str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def run(command, environment=None):
+    done = subprocess.run([str(part) for part in command], env=environment, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, text=True)
     if done.returncode:
         raise SystemExit(f"{' '.join(map(str, command))}\n{done.stdout[-2000:]}")
     return done.stdout
@@ -477,6 +493,10 @@ def failures(folder, environment, tests, *options):
     return failed
 
 
+def for_mxnet_2(mutation):
+    return any(test in ON_MXNET_2 for test in mutation[4:])
+
+
 def probable(name, named=None):
     """The tests that probably fail, in the order to try them."""
     return [named] if named else [*NOTICES.get(name, ["test_cases.py"]), "test_reports.py"]
@@ -493,12 +513,15 @@ def try_mutation(mutation, compiled):
             raise SystemExit(f"{what}: {source!r} stands {text.count(source)} times in {name}, not once")
         path.write_text(text.replace(source, target), encoding="utf-8")
         if native:
-            compiled.build(folder, path.name)
+            compiled.build(folder, environment, path.name)
         first = probable(name, *named)
-        fewer = ["-k", "not native"] if name in OVER_OPERATORS else []
-        rest = [test for test in (COMPILED if native else SUITE) if fewer or test not in first]
+        fewer = ["-k", "native"] if native else ["-k", "not native"] if name in OVER_OPERATORS else []
+        if for_mxnet_2(mutation):
+            rest = ON_MXNET_2
+        else:
+            rest = [*(COMPILED if native else SUITE), *["test_reports.py"] * bool(named)]
         # The first files one by one, since conftest.py would sort them.
-        for tests, options in [*(([test], fewer) for test in first), ([*rest, *["test_reports.py"] * bool(named)], [])]:
+        for tests, options in [*(([test], fewer) for test in first), (rest, [])]:
             found = failures(folder, environment, tests, "-x", *options)
             if found:
                 return found[0]
@@ -512,6 +535,10 @@ def fails_of_itself(catchers):
 
 def main():
     chosen = [mutation for mutation in MUTATIONS if all(word in mutation[0] for word in sys.argv[1:])]
+    here = [mutation for mutation in chosen if for_mxnet_2(mutation) == _mxnet.GLUON_2]
+    if len(here) < len(chosen):
+        print(f"{len(chosen) - len(here)} are for MXNet {1 if _mxnet.GLUON_2 else 2}", flush=True)
+    chosen = here
     catchers = []
     with tempfile.TemporaryDirectory() as objects, ThreadPoolExecutor(2) as pool:
         native = any(mutation[1].endswith((".h", ".cc")) for mutation in chosen)
