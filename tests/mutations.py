@@ -285,7 +285,7 @@ MUTATIONS = [  # what breaks, file, the source, what it becomes
     ("numbers obey the locale", "native/call.h", "strtod_l(text.c_str(), &end, plain)", "strtod(text.c_str(), &end)",
      "test_programs.py::test_a_locale_with_a_decimal_comma"),
     ("no thread is an error", "native/threads.h", "} catch (const std::system_error&) {",
-     "} catch (const std::bad_alloc&) {", "test_native.py::test_no_further_thread"),
+     "} catch (const std::bad_alloc&) {", "test_programs.py::test_no_further_thread_may_start"),
     ("shapes are not inferred", "native/plan.h", "if (pass) fill(&(*shapes)[i], shape);", "",
      "test_native.py::test_shapes_are_inferred_both_ways"),
     ("near-equal standard deviations", "native/gaussian.h", "(off < T(0.25)) & (off > T(-0.25)) ?",

@@ -809,19 +809,6 @@ def test_types_that_nobody_says():
     assert graph.infer_type(pred="float32", target="float64")[1][0] == np.float64
 
 
-def test_no_further_thread(in_child):
-    """If the system allows no new threads, calls go on with the existing ones."""
-    in_child("""
-        import resource, mxnet as mx
-        from gluon_kl import native
-        x = mx.nd.random.normal(shape=(500, 1000))
-        x.wait_to_read()
-        resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
-        value = native.fused(mx.nd, {"pred": x, "target": x}, [], pred="logits", target="logits")
-        assert not value.asnumpy().any()
-    """, GLUON_KL_NUM_THREADS="4")
-
-
 # ---- resources ---------------------------------------------------------------------------------------------------
 
 
