@@ -52,15 +52,16 @@ def lift_unknown(
     # seven times.
     zeros = functools.reduce(_sum, [F.zeros_like(lifted[i]) for i in ties], guard(F, F.zeros_like(tied)))
     if others:
-        one = functools.reduce(_sum, [_zero(F, lifted[i]) for i in others])
-        zeros = _sum(zeros, _spread(F, one, first))
-    lifted[0] = _sum(first, zeros)
+        zero = functools.reduce(_sum, [_zero(F, lifted[i]) for i in others])
+        zeros = _sum(zeros, _spread(F, zero, first))
+    lifted[0] = _sum(first, zeros)  # has the dtype of all
     zeros = F.zeros_like(lifted[0])
     for i in ties:
         lifted[i] = _sum(lifted[i], zeros)
-    one = _zero(F, lifted[0]) if others else None
-    for i in others:
-        lifted[i] = _sum(lifted[i], _spread(F, one, lifted[i]))
+    if others:
+        zero = _zero(F, zeros)
+        for i in others:
+            lifted[i] = _sum(lifted[i], _spread(F, zero, lifted[i]))
     return fill_numbers(F, lifted)
 
 
@@ -112,8 +113,8 @@ def narrowed(F: Any, column: Any, zero: Any) -> Any:
     bridge = F.cast(F.contrib.sign_ste(x), dtype="float32")
     zeros = F.zeros_like(bridge).as_np_ndarray() + zero.as_np_ndarray()
     both = numpy_of(zeros).insert(zeros, 0, x.as_np_ndarray(), axis=0).as_nd_ndarray()
-    value = F.BlockGrad(F.slice(both, begin=(0,), end=(1,))).as_np_ndarray()
-    return (value + (bridge - F.BlockGrad(bridge)).as_np_ndarray()).as_nd_ndarray()
+    value = F.BlockGrad(F.slice(both, begin=(0,), end=(1,)))
+    return _sum(value, bridge - F.BlockGrad(bridge))
 
 
 def fill_like(x: Any, like: Any) -> Any:
@@ -124,5 +125,4 @@ def fill_like(x: Any, like: Any) -> Any:
     """
     if isinstance(x, NDArray):
         return mx.nd.broadcast_like(x, like)
-    zeros = mx.sym.zeros_like(like)
-    return (x.as_np_ndarray() + zeros.as_np_ndarray()).as_nd_ndarray()
+    return _sum(x, mx.sym.zeros_like(like))

@@ -726,7 +726,7 @@ STEADY = ["annealed_label", "annealed_label_of_a_penalty", "moving_prior", "temp
 
 @pytest.mark.parametrize("case", STEADY)
 def test_memory_stays_flat(in_child, path, case):
-    """A graph or a text kept for each number would take from 0.5 to 200 KB a step."""
+    """A graph or a text kept for each number would take from 0.4 to 200 KB a step."""
     many = 4000 if path == "native" and case in ("temperature", "weights") else 600  # a text is 0.4 KB
     # Each of its shapes once; else as many steps as are measured, since as much garbage waits for the collector then.
     warm = 1000 if case == "shapes" else 600
