@@ -109,8 +109,9 @@ class Road:
         checked, frame = self.description.check(*inputs)
         self._check_categories(frame)
         _, device = in_one_place(self.description.names, checked)
-        world = Trace(device, frame.shape, self.description.scores_axis, self.description.batch_axis)
-        out = self.compute(mx.nd, world, self.description.with_all_axes(inputs, checked))
+        world = Trace(device, frame.shape, self.description.scores_axis, self.description.batch_axis,
+                      self.description.reduction != "none")
+        out = world.guarded(self.compute(mx.nd, world, self.description.with_all_axes(inputs, checked)))
         return out.as_np_ndarray() if isinstance(given[0], mx.np.ndarray) else out
 
     def real(self, *inputs: Any) -> List[Any]:

@@ -83,7 +83,10 @@ class CheckedLoss(LossBlock):
         """Write the graph to ``path-symbol.json`` after a first call; the arguments are those of every Gluon block."""
         if self._called_with is not None:
             self._clear_cached_op()
-            self._get_graph(*[mx.np.ones(x) if isinstance(x, tuple) else x for x in self._called_with])
+            # Unlike dtypes, because a graph that was traced with one dtype may not serve others.
+            dtypes = ["float16"] + ["float32"] * len(self._called_with)
+            self._get_graph(*[mx.np.ones(x, dtype=dtype) if isinstance(x, tuple) else x
+                              for x, dtype in zip(self._called_with, dtypes)])
             self._cached_op_args: List[Any] = []
         return super().export(path, *args, **kwargs)
 

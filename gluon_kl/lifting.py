@@ -50,19 +50,32 @@ def lift_unknown(
         tied = mxnet_private.same_shape(F, F.cast(lifted[i], dtype="float32"), tied)
     # Arrays are added that have one shape, because a broadcast sum takes MXNet twenty times as long and its gradient
     # seven times.
-    zeros = functools.reduce(_sum, [F.zeros_like(lifted[i]) for i in ties], guard(F, F.zeros_like(tied)))
+    zeros = functools.reduce(added, [F.zeros_like(lifted[i]) for i in ties], guard(F, F.zeros_like(tied)))
     if others:
-        zero = functools.reduce(_sum, [_zero(F, lifted[i]) for i in others])
-        zeros = _sum(zeros, _spread(F, zero, first))
-    lifted[0] = _sum(first, zeros)  # has the dtype of all
+        zero = functools.reduce(added, [_zero(F, lifted[i]) for i in others])
+        zeros = added(zeros, _spread(F, zero, first))
+    lifted[0] = added(first, zeros)  # has the dtype of all
     zeros = F.zeros_like(lifted[0])
     for i in ties:
-        lifted[i] = _sum(lifted[i], zeros)
+        lifted[i] = added(lifted[i], zeros)
     if others:
         zero = _zero(F, zeros)
         for i in others:
-            lifted[i] = _sum(lifted[i], _spread(F, zero, lifted[i]))
+            lifted[i] = added(lifted[i], _spread(F, zero, lifted[i]))
     return fill_numbers(F, lifted)
+
+
+def tied(F: Any, inputs: Sequence[Any], same_shape: Sequence[bool]) -> List[Any]:
+    """Inputs of one floating dtype, those of the first one's shape tied to it, and numbers as arrays."""
+    first = inputs[0]
+    return fill_numbers(F, [mxnet_private.same_shape(F, x, first) if same else x
+                            for x, same in zip(inputs, same_shape)])
+
+
+def zero_of_dtype(F: Any, inputs: Sequence[Any], dtype: str) -> Any:
+    """A 0 of shape (1,), from a graph that MXNet runs only if all inputs have this dtype and as many axes."""
+    zeros = [_zero(F, x) for x in inputs if isinstance(x, NDArray)]
+    return F.reshape(F.add_n(F.cast(zeros[0], dtype=dtype), *zeros), shape=(1,))
 
 
 def _carried(x: Any) -> Any:
@@ -73,7 +86,7 @@ def _carried(x: Any) -> Any:
     return x if isinstance(x, NDArray) and DTYPE_NAMES[x.dtype] not in ("bool", "bfloat16") else x + 0
 
 
-def _sum(x: Any, y: Any) -> Any:
+def added(x: Any, y: Any) -> Any:
     """NumPy's sum of legacy arrays or Symbols, whose dtypes may differ."""
     return (x.as_np_ndarray() + y.as_np_ndarray()).as_nd_ndarray()
 
@@ -88,7 +101,7 @@ def _spread(F: Any, zero: Any, x: Any) -> Any:
     if not _mxnet.LIKE_WANTS_EQUAL_DTYPES:
         return F.broadcast_like(zero, x)
     zeros = F.broadcast_like(*[F.cast(each, dtype="float32") for each in (zero, F.zeros_like(x))])
-    return _sum(zeros, zero)
+    return added(zeros, zero)
 
 
 def widened(F: Any, inputs: Sequence[Any], batch_axis: int) -> Tuple[List[Any], Any]:
@@ -114,7 +127,7 @@ def narrowed(F: Any, column: Any, zero: Any) -> Any:
     zeros = F.zeros_like(bridge).as_np_ndarray() + zero.as_np_ndarray()
     both = numpy_of(zeros).insert(zeros, 0, x.as_np_ndarray(), axis=0).as_nd_ndarray()
     value = F.BlockGrad(F.slice(both, begin=(0,), end=(1,)))
-    return _sum(value, bridge - F.BlockGrad(bridge))
+    return added(value, bridge - F.BlockGrad(bridge))
 
 
 def fill_like(x: Any, like: Any) -> Any:
@@ -125,4 +138,4 @@ def fill_like(x: Any, like: Any) -> Any:
     """
     if isinstance(x, NDArray):
         return mx.nd.broadcast_like(x, like)
-    return _sum(x, mx.sym.zeros_like(like))
+    return added(x, mx.sym.zeros_like(like))

@@ -8,9 +8,12 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from gluon_kl import lifting
 from gluon_kl.autograd import fused_in_users_graph, top_k_in_users_graph
+from gluon_kl.checks import DTYPE_NAMES
 from gluon_kl.compact import axis_last
 from gluon_kl.native import fused, supports_device, top_k
 from gluon_kl.operators import Rows, more_than_one, total
+
+from mxnet.ndarray import NDArray
 
 _STAND_INS = {"bool": "uint8", "bfloat16": "float32", "int16": "int32", "uint16": "int32", "uint32": "int64",
               "uint64": "int64"}  # dtypes that an extension's operator cannot take, and their replacements
@@ -173,31 +176,44 @@ class UsersGraph:
 class Trace(UsersGraph):
     """A trace of arrays, some of them logits along `axis` unless that is None. The graph also runs with other shapes.
 
-    The graph is shorter if the first call has several categories and several axes. MXNet then raises an error in a
-    later call that has one.
+    The graph is shorter if the first call has several categories and several axes, and one dtype. MXNet then raises an
+    error in a later call that has one, or another dtype.
     """
 
-    def __init__(self, device: Any, shape: Sequence[int], axis: Optional[int], batch_axis: int) -> None:
+    def __init__(self, device: Any, shape: Sequence[int], axis: Optional[int], batch_axis: int, summed: bool) -> None:
         super().__init__(True, device)
         self._axis = axis
+        self._summed = summed  # whether the result is much smaller than the inputs
+        self._zero = None  # of one element, from operators that fail where the graph must not be run
         self._single = False if axis is not None and shape[axis] > 1 else None
         # One counts from the front, the other from the back: they are the same if there is one axis.
         self._apart = len(shape) > 1 and {axis, batch_axis} == {0, -1}
 
     def lifted(self, F: Any, inputs: Sequence[Any], same_shape: Sequence[bool], wide: Sequence[bool]) -> List[Any]:
         """The inputs in one floating dtype, and numbers as arrays."""
-        return lifting.lift_unknown(F, inputs, same_shape, self._guard)
+        dtypes = {DTYPE_NAMES[x.dtype] for x in inputs if isinstance(x, NDArray)}
+        if self.fused or not self._summed or dtypes not in ({"float32"}, {"float64"}):
+            return lifting.lift_unknown(F, inputs, same_shape, self._guard)
+        self._zero = lifting.zero_of_dtype(F, [self._part(F, inputs[0]), *inputs[1:]], *dtypes)
+        return lifting.tied(F, inputs, same_shape)
+
+    def guarded(self, out: Any) -> Any:
+        """The result of the graph, which must not be run for other dtypes, or fewer categories and axes."""
+        return out if self._zero is None else lifting.added(out, self._zero)
 
     def _guard(self, F: Any, zeros: Any) -> Any:
         """The zeros, which must have several categories and axes where the first call had them."""
         if self._single is None and not self._apart:
             return zeros
-        part = F.slice_axis(zeros, axis=self._axis, begin=1, end=2) if self._single is False else zeros
-        if self._apart:
-            part = F.slice(part, begin=(0, 0), end=(1, 1))
+        part = self._part(F, zeros)
         # Not the sum itself, because it takes oneDNN sixty times as long to add one number as to add a row.
         row = F.broadcast_like(total(part), F.slice(zeros, begin=(0,), end=(1,)))
         return F.broadcast_add(zeros, row)
+
+    def _part(self, F: Any, x: Any) -> Any:
+        """A part of `x` that only arrays with several categories and axes have, where the first call had them."""
+        part = F.slice_axis(x, axis=self._axis, begin=1, end=2) if self._single is False else x
+        return F.slice(part, begin=(0, 0), end=(1, 1)) if self._apart else part
 
     def rows(self, F: Any, pred: Any, weight: Any, axis: int, batch_axis: int, exact: bool) -> Rows:
         """What is known of the rows."""
