@@ -470,9 +470,17 @@ def called(block, inputs, dtypes="float64", head=None, *, kind=KIND, grad_req="w
 
 
 def array(x, dtype, kind=KIND):
-    if dtype == "bool" and kind is mx.nd.array:  # which itself makes no booleans
-        return mx.np.array(x, dtype=bool).as_nd_ndarray()
+    if kind is mx.nd.array:
+        return legacy(x, dtype_of(x, dtype))
     return kind(np.asarray(x), dtype=dtype_of(x, dtype))
+
+
+def legacy(x, dtype):
+    """A copy of `x` as an mx.nd array, in a tenth of the time that mx.nd.array takes."""
+    x = np.array(x, dtype=dtype, order="C")
+    if dtype == "bool":  # mx.nd itself makes none
+        return mx.np.array(x, dtype=bool).as_nd_ndarray()
+    return mx.nd.from_numpy(x) if x.size and x.dtype.kind == "f" else mx.nd.array(x, dtype=dtype)
 
 
 def agrees(got, want, dtype, what):

@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 from forks import Forks
 
+from cases import legacy
+
 warnings.filterwarnings("ignore", message=".*np_shape.*")
 
 TESTS = Path(__file__).resolve().parent
@@ -68,7 +70,7 @@ class Run:
         if x is None or isinstance(x, (float, int, mx.nd.NDArray)):  # numbers that a loss takes as numbers
             return x
         x = np.asarray(x)
-        return kind(x, dtype=x.dtype)
+        return legacy(x, x.dtype) if kind is mx.nd.array else kind(x, dtype=x.dtype)
 
 
 @pytest.fixture(scope="session")

@@ -171,7 +171,7 @@ def project(tmp_path, monkeypatch):
                                         "lint =\n    style\nwheel =\n    wheels\n")
     done = []
 
-    def step(title, command):
+    def step(title, command, environ=None):
         if "venv" in command:
             assert "--clear" in command
             shutil.rmtree(str(command[-1]), ignore_errors=True)
@@ -407,7 +407,7 @@ def test_ctrl_c(project, monkeypatch, capsys):
 def test_where_nothing_can_be_written(project, monkeypatch, capsys, code, reason):
     monkeypatch.setattr(tasks, "choose_python", lambda wanted: python())
 
-    def failing(title, command):
+    def failing(title, command, environ=None):
         raise OSError(code, os.strerror(code), str(tasks.ROOT / ".venv"))
 
     monkeypatch.setattr(tasks, "step", failing)
@@ -441,7 +441,7 @@ def builds(tmp_path, monkeypatch):
         (tmp_path / name).write_text(name)
     run = []
 
-    def step(title, command):
+    def step(title, command, environ=None):
         run.append(list(map(str, command)))
         command[-1].mkdir(parents=True)
         (command[-1] / "index.html").touch()
@@ -483,7 +483,7 @@ def test_the_whole_site_serves_the_tutorial_but_not_the_other_way_round(builds):
 def test_a_failed_build_is_no_build(builds, monkeypatch):
     working = tasks.step
 
-    def failing(title, command):
+    def failing(title, command, environ=None):
         working(title, command)
         raise tasks.CannotRun("Sphinx failed")
 
@@ -498,7 +498,7 @@ def test_a_failed_build_is_no_build(builds, monkeypatch):
 def test_a_finished_site_outlives_a_build_that_fails(builds, monkeypatch):
     tasks.build_site(sys.executable)
 
-    def failing(title, command):
+    def failing(title, command, environ=None):
         raise tasks.CannotRun("Sphinx failed")
 
     monkeypatch.setattr(tasks, "step", failing)
@@ -512,7 +512,7 @@ def test_of_two_processes_one_builds(builds, monkeypatch):
     """The other waits, and finds the site."""
     working = tasks.step
 
-    def slow(title, command):
+    def slow(title, command, environ=None):
         waiting.start()
         waiting.join(0.5)
         assert waiting.is_alive()

@@ -155,9 +155,9 @@ def fit(net, loss, images, digits, teacher_logits,
     for step, samples in enumerate(steps):
         if watch and step % 50 == 0:
             watch(step, net)
+        samples = nd.array(samples)
         inputs, *targets = (
-            x.take(nd.array(samples))
-            for x in arrays)
+            x.take(samples) for x in arrays)
         with autograd.record():
             pred = net(inputs)
             values = loss(pred, *targets)

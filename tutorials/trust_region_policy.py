@@ -90,8 +90,12 @@ sizes = plots.options(
 
 
 def array(x):
-    """Make an MXNet array of 64-bit numbers."""
-    return nd.array(x, dtype="float64")
+    """Make an MXNet array of 64-bit numbers.
+
+    `nd.array` does the same, in ten times the time.
+    """
+    return nd.from_numpy(
+        np.array(x, dtype="float64", order="C"))
 
 
 def make_policy(seed, hidden=32):
