@@ -67,9 +67,14 @@ def address(site):
     server.shutdown()
 
 
+# The theme's scripts wait 300 ms to see whether a window is being resized.
+IMPATIENT = "const later = window.setTimeout; window.setTimeout = (run, ms, ...rest) => later(run, ms / 10, ...rest)"
+
+
 def open_page(browser, theme, size, console, requests, **options):
     """A new tab, with a profile of its own, that writes down what it logs and what it asks for."""
     page = browser.new_context(color_scheme=theme, viewport=size, **options).new_page()
+    page.add_init_script(IMPATIENT)
     page.set_default_timeout(120000)  # milliseconds: a machine may be busy
     page.on("console", lambda message: console.append(f"{message.text} {message.location['url']}")
             if message.type in ("error", "warning") else None)
@@ -117,7 +122,7 @@ def show(page, theme, size):
     page.set_viewport_size(size)
     page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
     if size is not DESKTOP:
-        page.wait_for_timeout(350)  # the theme makes what scrolls by now focusable, 300 ms after it is told
+        page.wait_for_timeout(50)  # the theme makes what scrolls by now focusable, 30 ms after it is told
 
 
 @pytest.fixture(scope="module")
@@ -466,7 +471,7 @@ for cell in json.load(open(path, encoding="utf-8"))["cells"]:
 def download(request, browser, address, tmp_path_factory):
     """The folder that a reader has after following the link at the end of a tutorial."""
     folder = tmp_path_factory.mktemp("download")
-    page = open_page(browser, "light", DESKTOP, [], [], accept_downloads=True)
+    page = open_page(browser, "light", DESKTOP, [], [], accept_downloads=True, java_script_enabled=False)
     page.goto(f"{address}gallery/{request.param}.html")
     links = page.locator(".sphx-glr-download a").all()
     assert len(links) == 1, "neither script nor notebook runs without the rest"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import oracle
-from cases import Model
+from cases import Model, in_one_test
 
 
 @pytest.fixture
@@ -314,7 +314,7 @@ def test_a_value_for_each_row(run, rng):
     np.testing.assert_allclose(across, run(DistillationLoss(2, 0.3, reduction="row"), pred, label, teacher), rtol=1e-12)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "int8", "int32", "int64", "uint8"])
+@in_one_test("dtype", ["float16", "float32", "float64", "int8", "int32", "int64", "uint8"])
 @pytest.mark.parametrize("hard_weight", [0, 0.4, 1])
 def test_ignored_rows_are_rows_of_weight_0(run, rng, hard_weight, dtype):
     ignored = 255 if dtype == "uint8" else -100

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import oracle
-from cases import MEMBERS, SPACES, Pair, close
+from cases import MEMBERS, SPACES, Pair, close, in_one_test
 
 FLOATS = ("float16", "float32", "float64")
 
@@ -30,8 +30,8 @@ SUPPORTS = {  # pred, label, KL(pred || label), JS at 0.3
 
 
 @pytest.mark.parametrize("pred, label, reverse, js", SUPPORTS.values(), ids=SUPPORTS)
-@pytest.mark.parametrize("label_space", SPACES)
-@pytest.mark.parametrize("from_logits", [True, False])
+@in_one_test("label_space", SPACES)
+@in_one_test("from_logits", [True, False])
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_supports(eager, pred, label, reverse, js, label_space, from_logits, dtype):
     with np.errstate(divide="ignore"):

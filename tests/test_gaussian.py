@@ -12,7 +12,7 @@ from conftest import Run
 from scipy.integrate import quad
 
 import oracle
-from cases import CUDA, Model
+from cases import CUDA, Model, in_one_test
 
 
 @pytest.fixture
@@ -314,8 +314,8 @@ def test_any_rank_and_batch_axis(eager, rng):
 
 
 @pytest.mark.parametrize("shape, batch_axis", [((3, 5), 0), ((5, 3), 1), ((2, 3, 4), -1), ((2, 1 << 15), 0)])
-@pytest.mark.parametrize("options", [{}, {"reduction": "mean"}, {"weight": 3.0}, {"reduction": "mean", "weight": 0.5}])
-@pytest.mark.parametrize("given", [(), (True,), (0.25,), (True, True), (0.25, 0.5)])
+@in_one_test("options", [{}, {"reduction": "mean"}, {"weight": 3.0}, {"reduction": "mean", "weight": 0.5}])
+@in_one_test("given", [(), (True,), (0.25,), (True, True), (0.25, 0.5)])
 def test_sums_in_float32(eager, rng, shape, batch_axis, options, given):
     """Samples of any length, with their gradients, whose sums may be put together from several."""
     mean, log_variance, *arrays = rng.normal(size=(4, *shape)).astype("float32")

@@ -16,7 +16,8 @@ from mxnet import autograd, gluon
 
 from cases import FEW, MEMBERS, close, every
 
-pytestmark = pytest.mark.skipif(not _mxnet.GLUON_2, reason="for MXNet 2")
+if not _mxnet.GLUON_2:
+    pytest.skip("for MXNet 2", allow_module_level=True)
 OPTIONS = {"eager": None, "hybrid": {}, "static": {"static_alloc": True, "static_shape": True}}
 
 

@@ -15,7 +15,9 @@ from mxnet import autograd, gluon
 import oracle
 from cases import FEW, MEMBERS, Case, Model, agrees, all_inputs, called, close, every
 
-pytestmark = [pytest.mark.skipif(not _mxnet.GLUON_2, reason="for MXNet 2"), pytest.mark.usefixtures("path")]
+if not _mxnet.GLUON_2:
+    pytest.skip("for MXNet 2", allow_module_level=True)
+pytestmark = pytest.mark.usefixtures("path")
 STATIC = dict(static_alloc=True, static_shape=True)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import oracle
+from cases import in_one_test
 
 
 def batches(rng, sizes, categories=6):
@@ -28,8 +29,8 @@ BOTH = [(gluon_kl.metric.KLDivergence, oracle.kl_terms, {}),
 
 @pytest.mark.usefixtures("path")
 @pytest.mark.parametrize("metric, terms, options", BOTH)
-@pytest.mark.parametrize("from_logits, pred_space", [(True, None), (False, None), (True, "probs"), (True, "logits")])
-@pytest.mark.parametrize("label_space", ["probs", "log_probs", "logits"])
+@in_one_test("from_logits, pred_space", [(True, None), (False, None), (True, "probs"), (True, "logits")])
+@in_one_test("label_space", ["probs", "log_probs", "logits"])
 def test_mean_over_all_samples(rng, metric, terms, options, from_logits, pred_space, label_space):
     """Batches of different sizes count by their samples."""
     metric = metric(from_logits, label_space=label_space, pred_space=pred_space, **options)

@@ -1,11 +1,11 @@
 """The table of what tests/mutations.py breaks: each line to be broken stands once, and what should notice is there."""
 
-import pytest
 from mutations import COMPILED, MUTATIONS, NOTICES, ROOT, SUITE
 
+from cases import in_one_test
 
-@pytest.mark.parametrize("what, name, source, target", [mutation[:4] for mutation in MUTATIONS],
-                         ids=[mutation[0] for mutation in MUTATIONS])
+
+@in_one_test("what, name, source, target", [mutation[:4] for mutation in MUTATIONS])
 def test_a_line_to_be_broken_stands_once(what, name, source, target):
     assert source != target
     assert (ROOT / "gluon_kl" / name).read_text(encoding="utf-8").count(source) == 1

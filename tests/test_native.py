@@ -18,7 +18,7 @@ import pytest
 from mxnet import autograd
 
 import oracle
-from cases import doubles, legacy
+from cases import doubles, in_one_test, legacy
 
 needs_native = pytest.mark.skipif(not native.is_available(), reason=f"no fused operator: {native.why_not()}")
 pytestmark = needs_native
@@ -181,7 +181,7 @@ def weights(rng, shape, kind, axis):
     return {"weight": weight}
 
 
-@pytest.mark.parametrize("shape, axis, batch_axis", LAYOUTS)
+@in_one_test("shape, axis, batch_axis", LAYOUTS)
 @pytest.mark.parametrize("pred, target", list(itertools.product(SPACES, SPACES)))
 @forms
 def test_pairs(form, shape, axis, batch_axis, pred, target):
@@ -197,7 +197,7 @@ def test_pairs(form, shape, axis, batch_axis, pred, target):
               skew=rng.choice([0.5, 0.1, 0.97]), keep=int(rng.rand() < 0.7))
 
 
-@pytest.mark.parametrize("shape, axis, batch_axis", [c for c in LAYOUTS if c[1] % len(c[0]) != c[2] % len(c[0])])
+@in_one_test("shape, axis, batch_axis", [c for c in LAYOUTS if c[1] % len(c[0]) != c[2] % len(c[0])])
 @pytest.mark.parametrize("target", [None, *SPACES])
 @forms
 def test_hard_labels(form, target, shape, axis, batch_axis):
@@ -233,7 +233,7 @@ ELEMENTWISE = [((5, 7), 0), ((3, 70), 0), ((4, 3, 5), 1), ((4, 3, 5), -1), ((6,)
                ((2, 3, 66), 0)]
 
 
-@pytest.mark.parametrize("shape, batch_axis", ELEMENTWISE)
+@in_one_test("shape, batch_axis", ELEMENTWISE)
 @pytest.mark.parametrize("priors", ["none", "numbers", "mean", "both"])
 @pytest.mark.parametrize("spread", ["log_variance", "std"])
 def test_gaussian(shape, batch_axis, priors, spread):
@@ -256,7 +256,7 @@ def test_gaussian(shape, batch_axis, priors, spread):
                   free_nats=free_nats, **options)
 
 
-@pytest.mark.parametrize("shape, batch_axis", ELEMENTWISE)
+@in_one_test("shape, batch_axis", ELEMENTWISE)
 @pytest.mark.parametrize("pred, target", list(itertools.product(("probs", "logits"), repeat=2)))
 def test_bernoulli(shape, batch_axis, pred, target):
     rng = seeded(shape, batch_axis, pred, target)

@@ -46,7 +46,7 @@ from mxnet import nd
 import oracle
 from cases import FEW as FEW_OF_FAMILY
 from cases import MEMBERS as FAMILY
-from cases import NESTED, Model
+from cases import NESTED, Model, in_one_test
 
 SPACES = ("probs", "log_probs", "logits")
 
@@ -484,7 +484,7 @@ def subclass_of(member, method):
 
 
 @pytest.mark.parametrize("method", ["hybrid_forward", "forward"])
-@pytest.mark.parametrize("name", FEW_OF_FAMILY)
+@in_one_test("name", FEW_OF_FAMILY)
 def test_an_override_counts(run, rng, name, method):
     """Eager, hybridized, static and nested, values and gradients, with a weight and without."""
     member = FAMILY[name]
@@ -788,7 +788,7 @@ def of_dtype(x, dtype):
 NO_INDEX = ("float16", "bool")
 
 
-@pytest.mark.parametrize("name", NESTED)
+@in_one_test("name", NESTED)
 def test_inputs_of_any_dtype_in_a_hybridized_block(path, rng, name):
     """Each input in each dtype, beside others in float32 or float64, gives the same. (A bool pred is refused.)"""
     member = FAMILY[name]
@@ -859,8 +859,8 @@ def test_distillation_of_one_category(run, nested, options):
 # 10: tiny divergences and extreme temperatures
 
 @pytest.mark.parametrize("name, form", [("kl", 0), ("reverse", 1), ("js", 0.3)])
-@pytest.mark.parametrize("categories", [3, 10, 1000])
-@pytest.mark.parametrize("scale", [1e-4, 1e-3, 1e-2])
+@in_one_test("categories", [3, 10, 1000])
+@in_one_test("scale", [1e-4, 1e-3, 1e-2])
 def test_two_nearly_equal_rows_of_scores(run, path, name, form, categories, scale):
     """In float32 the divergence of logits of this scale, which is about its square, is right to 1e-3."""
     rng = np.random.RandomState(5)
@@ -1741,9 +1741,10 @@ def test_every_loss_has_check_inputs(name):
 
 
 @pytest.mark.parametrize("hybrid", [False, True])
-@pytest.mark.parametrize("member", FAMILY.values(), ids=FAMILY)
-def test_second_order_gradients(path, member, hybrid):
+@in_one_test("name", FAMILY)
+def test_second_order_gradients(path, name, hybrid):
     """They are not supported: the error names the fused operator, or MXNet's own, not a node in front of it."""
+    member = FAMILY[name]
     inputs = member.inputs(np.random.RandomState(0), (3, 4))
     arrays = [None if x is None else nd.array(x, dtype=x.dtype) for x in inputs]
     arrays[0].attach_grad()
