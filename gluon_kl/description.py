@@ -78,8 +78,13 @@ class Description:
                 for name, x in zip(self.names, inputs)]
         return world.lifted(F, inputs, same, [name in wide for name in self.names])
 
-    def reduced(self, F: Any, world: Any, terms: Any, rows: Any = None, scale: float = 1.0) -> Any:
-        """The terms of each sample reduced, times `scale` and the loss's weight; `rows` are those of "row_mean"."""
+    def reduced(
+        self, F: Any, world: Any, terms: Any, rows: Any = None, scale: float = 1.0, wide: bool = False,
+    ) -> Any:
+        """The terms of each sample reduced, times `scale` and the loss's weight; `rows` are those of "row_mean".
+
+        With `wide`, the terms are in float64, also where the inputs are not.
+        """
         if self.weight is not None:
             scale *= self.weight
         if self.reduction == "none":
@@ -87,7 +92,8 @@ class Description:
         if self.reduction == "row" and self._axis is not None:
             return operators.sum_per_row(F, terms, self._axis, scale)
         out = operators.sum_per_sample(
-            F, terms, world.batch_axis(self.batch_axis), self.reduction == "mean", world.long, scale, rows)
+            F, terms, world.batch_axis(self.batch_axis), self.reduction == "mean", world.long, scale, rows,
+            world.lifts_to_float32 and not wide)
         return world.in_result_dtype(F, out)
 
     def rows_that_count(self, F: Any, pred: Any, weight: Any) -> Any:
@@ -395,7 +401,7 @@ class GaussianDescription(Description):
 
         given = (mean, log_variance, *(x for x in prior if x is not None))
         out = operators.weigh(F, world, terms, given, weight, None)
-        out = self.reduced(F, world, out, scale=0.5 if wide else 1.0)
+        out = self.reduced(F, world, out, scale=0.5 if wide else 1.0, wide=wide)
         return F.cast(out, dtype="float32") if wide else out
 
     def _sums(self, F: Any, world: Any, mean: Any, log_variance: Any, *prior: Any) -> Any:

@@ -43,6 +43,11 @@ class Known(NamedTuple):
         return self.ndim == 2
 
     @property
+    def lifts_to_float32(self) -> bool:
+        """Whether `lifted` is known to give float32, except for what is `wide`."""
+        return self.in_float32
+
+    @property
     def infers_shapes(self) -> bool:
         """Whether the shapes are left to MXNet's inference, which will find all of them."""
         return False
@@ -109,7 +114,7 @@ class Known(NamedTuple):
 class UsersGraph:
     """A graph that a user's program makes, of Symbols, or of traced arrays, which stand for arrays of any shape."""
 
-    in_float32 = small = long = row_weight = two_axes = False
+    in_float32 = small = long = row_weight = two_axes = lifts_to_float32 = False
     gradients: Sequence[bool] = (True,) * 9
 
     def __init__(self, traced: bool, device: Any = None) -> None:
@@ -194,6 +199,7 @@ class Trace(UsersGraph):
         dtypes = {DTYPE_NAMES[x.dtype] for x in inputs if isinstance(x, NDArray)}
         if self.fused or not self._summed or dtypes not in ({"float32"}, {"float64"}):
             return lifting.lift_unknown(F, inputs, same_shape, self._guard)
+        self.lifts_to_float32 = dtypes == {"float32"}
         self._zero = lifting.zero_of_dtype(F, [self._part(F, inputs[0]), *inputs[1:]], *dtypes)
         return lifting.tied(F, inputs, same_shape)
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import gluon_kl
+from gluon_kl import native
 
 import numpy as np
 import pytest
@@ -33,6 +34,8 @@ def here():
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory):
     """A quick run, with torch and JAX out of sight."""
+    if not native.is_available():
+        pytest.skip(f"without the native operator: {native.why_not()}")
     folder = tmp_path_factory.mktemp("benchmark")
     absent = folder / "absent"
     for name in ("torch", "jax"):
@@ -51,15 +54,7 @@ def table(folder, name):
         return list(csv.DictReader(file))
 
 
-def native_only():
-    from gluon_kl import native
-
-    if not native.is_available():
-        pytest.skip(f"without the native operator: {native.why_not()}")
-
-
 def test_every_row_is_measured(quick, here):
-    native_only()
     folder, said = quick
     # Of arrays this small, what a loss adds to a step may be lost in noise: then that is said instead of a time.
     drowned = said.count("gluon_kl left out (what it adds to a step drowns in noise)")
@@ -79,7 +74,6 @@ def test_every_row_is_measured(quick, here):
 
 def test_memory_tells_a_copy_from_none(quick):
     """By hand, arrays of pred's size are kept from forward to backward; the fused operator keeps none."""
-    native_only()
     row, = table(quick[0], "benchmark_memory")
     assert float(row["gluon_kl"]) < 1 < float(row["Gluon"])
 
@@ -159,7 +153,6 @@ def test_shares_and_gains(here, copy, gained, share):
 
 def test_the_ceiling_is_measured(quick):
     """What no core can beat, in the same run: it is compiled here. Of arrays this small it may be less than 1 %."""
-    native_only()
     assert all(row["of ceiling"].endswith("%") for row in table(quick[0], "benchmark_shapes"))
 
 
