@@ -6,7 +6,7 @@ only these.
 
 from typing import Any, NamedTuple, Tuple
 
-from gluon_kl.operators import numpy_of
+from gluon_kl.operators import numpy_of, swapaxes
 
 # Overwrites a kept logit: below every other, but finite, so that the softmax of a row of such numbers exists.
 _LOW = -1e38
@@ -23,7 +23,7 @@ class Kept(NamedTuple):
 
 def axis_last(F: Any, x: Any, axis: int) -> Any:
     """`x` with this axis and the last one swapped."""
-    return x if axis == -1 else F.swapaxes(x, dim1=axis, dim2=-1)
+    return x if axis == -1 else swapaxes(F, x, axis, -1)
 
 
 def as_rows(F: Any, x: Any, axis: int) -> Any:

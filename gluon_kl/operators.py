@@ -141,11 +141,21 @@ def sum_per_row(F: Any, terms: Any, axis: int, scale: float = 1.0) -> Any:
     return F.sum(sums if scale == 1 else sums * scale, axis=axis)
 
 
+def swapaxes(F: Any, x: Any, one: int, other: int) -> Any:
+    """`x` with two axes swapped.
+
+    MXNet 2.0.0's own operator gives wrong gradients in graphs, where its result may take the memory of its input.
+    """
+    if not _mxnet.GLUON_2:
+        return F.swapaxes(x, dim1=one, dim2=other)
+    return numpy_of(x).moveaxis(x.as_np_ndarray(), (one, other), (other, one)).as_nd_ndarray()
+
+
 def as_rows(F: Any, terms: Any, batch_axis: Optional[int]) -> Any:
     """The terms of each sample as a row; with `batch_axis` None they already are."""
     if batch_axis is None:
         return terms
-    return F.Flatten(terms if batch_axis == 0 else F.swapaxes(terms, dim1=0, dim2=batch_axis))
+    return F.Flatten(terms if batch_axis == 0 else swapaxes(F, terms, 0, batch_axis))
 
 
 def _ones(F: Any, rows: Any) -> Any:
@@ -155,9 +165,9 @@ def _ones(F: Any, rows: Any) -> Any:
 
 def first_along(F: Any, x: Any, axis: int) -> Any:
     """The first slice of `x` along `axis`, which keeps length 1."""
-    turned = x if axis == 0 else F.swapaxes(x, dim1=0, dim2=axis)
+    turned = x if axis == 0 else swapaxes(F, x, 0, axis)
     first = F.slice(turned, begin=(0,), end=(1,))
-    return first if axis == 0 else F.swapaxes(first, dim1=0, dim2=axis)
+    return first if axis == 0 else swapaxes(F, first, 0, axis)
 
 
 def nonzero_weight_rows(F: Any, x: Any, weight: Any, axis: int) -> Any:
@@ -437,8 +447,8 @@ def one_hot(F: Any, index: Any, pred: Any, axis: int, batch_axis: int, smoothing
     """
     ones = F.ones_like(first_along(F, pred, batch_axis))
     # cumsum takes no negative axis.
-    first = F.swapaxes(ones, dim1=0, dim2=axis)
-    numbers = F.swapaxes(numpy_of(first).cumsum(first.as_np_ndarray(), axis=0).as_nd_ndarray(), dim1=0, dim2=axis) - 1
+    first = swapaxes(F, ones, 0, axis)
+    numbers = swapaxes(F, numpy_of(first).cumsum(first.as_np_ndarray(), axis=0).as_nd_ndarray(), 0, axis) - 1
     count = F.sum(ones, axis=axis, keepdims=True)
     known = (index >= 0) * (index == F.floor(index)) * F.broadcast_lesser(index, count)
     # `numbers` comes first, because print_summary treats the first variable of a graph as a layer with two axes.
