@@ -92,4 +92,5 @@ MXNET = Version(mxnet.__version__)
 GLUON_2 = MXNET >= (2,)  # a block has only `forward`, which is traced with real arrays
 FAST_SUMS = GLUON_2 and any(  # oneDNN sums rows of float32
     feature.enabled for name, feature in mxnet.runtime.Features().items() if name in ("MKLDNN", "ONEDNN"))
+SWAPS_IN_PLACE = GLUON_2 and "b" not in mxnet.__version__.split("+")[0]  # `swapaxes` of 2.0.0, not of 2.0.0b1
 LIKE_WANTS_EQUAL_DTYPES = MXNET < (1, 8)  # `broadcast_like` requires equal dtypes on both sides

@@ -16,6 +16,7 @@ from typing import Any, Callable, Dict, NamedTuple, Optional, Sequence, Tuple
 from gluon_kl import _mxnet
 
 import mxnet as mx
+from mxnet.ndarray import NDArray
 
 SPACES = ("probs", "log_probs", "logits")
 
@@ -142,12 +143,16 @@ def sum_per_row(F: Any, terms: Any, axis: int, scale: float = 1.0) -> Any:
 
 
 def swapaxes(F: Any, x: Any, one: int, other: int) -> Any:
-    """`x` with two axes swapped.
+    """`x` with two axes swapped, and a right gradient.
 
-    MXNet 2.0.0's own operator gives wrong gradients in graphs, where its result may take the memory of its input.
+    MXNet 2.0.0's own operator gives a wrong one in graphs, where its result may take the memory of its input. `moveaxis`,
+    which ends the process on 2.0.0b1, takes no axis twice: in a trace, a later call whose number of axes makes the two
+    one raises an error.
     """
-    if not _mxnet.GLUON_2:
+    if not _mxnet.SWAPS_IN_PLACE:
         return F.swapaxes(x, dim1=one, dim2=other)
+    if isinstance(x, NDArray) and (one - other) % x.ndim == 0:
+        return F.transpose(x, axes=tuple(range(x.ndim)))  # not `x`: a trace must not serve another number of axes
     return numpy_of(x).moveaxis(x.as_np_ndarray(), (one, other), (other, one)).as_nd_ndarray()
 
 
@@ -165,9 +170,9 @@ def _ones(F: Any, rows: Any) -> Any:
 
 def first_along(F: Any, x: Any, axis: int) -> Any:
     """The first slice of `x` along `axis`, which keeps length 1."""
-    turned = x if axis == 0 else swapaxes(F, x, 0, axis)
+    turned = x if axis == 0 else F.swapaxes(x, dim1=0, dim2=axis)
     first = F.slice(turned, begin=(0,), end=(1,))
-    return first if axis == 0 else swapaxes(F, first, 0, axis)
+    return first if axis == 0 else F.swapaxes(first, dim1=0, dim2=axis)
 
 
 def nonzero_weight_rows(F: Any, x: Any, weight: Any, axis: int) -> Any:
@@ -447,8 +452,8 @@ def one_hot(F: Any, index: Any, pred: Any, axis: int, batch_axis: int, smoothing
     """
     ones = F.ones_like(first_along(F, pred, batch_axis))
     # cumsum takes no negative axis.
-    first = swapaxes(F, ones, 0, axis)
-    numbers = swapaxes(F, numpy_of(first).cumsum(first.as_np_ndarray(), axis=0).as_nd_ndarray(), 0, axis) - 1
+    first = F.swapaxes(ones, dim1=0, dim2=axis)
+    numbers = F.swapaxes(numpy_of(first).cumsum(first.as_np_ndarray(), axis=0).as_nd_ndarray(), dim1=0, dim2=axis) - 1
     count = F.sum(ones, axis=axis, keepdims=True)
     known = (index >= 0) * (index == F.floor(index)) * F.broadcast_lesser(index, count)
     # `numbers` comes first, because print_summary treats the first variable of a graph as a layer with two axes.

@@ -104,27 +104,30 @@ class TopKDescription(StudentDescription):
     def _rest_over_operators(self, F: Any, world: Any, pred: Any, *others: Any) -> Any:
         """The loss of each row, weighted and reduced."""
         label, index, value, weight = others
-        like = operators.first_along(F, index, self._axis)
+        axis = world.from_end(self._axis)
+        like = operators.first_along(F, index, axis)
         if label is not None:  # here, because a graph no longer knows its shape after the lifting
             label = F.reshape_like(label, like)
         inputs = [pred, *(x if x is None else F.BlockGrad(x) for x in (label, index, value)), weight]
         if self.weight == 0:  # hides even NaN; below, the index becomes -1: a teacher that kept nothing
             inputs = [x if x is None else F.zeros_like(x) for x in inputs]
-        exact: List[Any] = [x if x is None else compact.as_rows(F, F.cast(x, dtype="float64"), self._axis)
+        exact: List[Any] = [x if x is None else compact.as_rows(F, F.cast(x, dtype="float64"), axis)
                             for x in inputs[1:4]]
         if self.weight == 0:
             exact[1] = exact[1] - 1
-        rows = self._rows_over_operators(F, world, inputs, exact)
-        out, counted = (compact.from_column(F, x, like, self._axis) for x in rows)
+        rows = self._rows_over_operators(F, world, inputs, exact, axis)
+        out, counted = (compact.from_column(F, x, like, axis) for x in rows)
         return self.reduced(F, world, out, counted if self.reduction == "row_mean" else None)
 
-    def _rows_over_operators(self, F: Any, world: Any, inputs: Sequence[Any], exact: Sequence[Any]) -> Any:
+    def _rows_over_operators(
+        self, F: Any, world: Any, inputs: Sequence[Any], exact: Sequence[Any], axis: int,
+    ) -> Any:
         """The weighted loss of each row, as a column, and 1 for each row that counts; `exact` is in float64."""
         pred, _, like, value, weight = world.lifted(F, inputs, [False] * 5, [False] * 5)
         if weight is not None:
-            like = operators.first_along(F, like, self._axis)
-            weight = compact.as_rows(F, F.broadcast_like(weight, like), self._axis)
-        pred, value = (compact.as_rows(F, x, self._axis) for x in (pred, value))
+            like = operators.first_along(F, like, axis)
+            weight = compact.as_rows(F, F.broadcast_like(weight, like), axis)
+        pred, value = (compact.as_rows(F, x, axis) for x in (pred, value))
         label, index, exact_value = exact
         categories = compact.number_of_categories(F, pred)
         kept = compact.look_at(F, index, categories)

@@ -70,6 +70,10 @@ class Known(NamedTuple):
         axis = batch_axis % self.ndim
         return None if axis == 0 and self.ndim == 2 else axis
 
+    def from_end(self, axis: int) -> int:
+        """`axis`, counted from the last one if that is possible."""
+        return axis if axis < 0 else axis - self.ndim
+
     def in_result_dtype(self, F: Any, out: Any) -> Any:
         """The sum of a sample in the dtype of the result."""
         return F.cast(out, dtype="float32") if self.long and self.in_float32 else out
@@ -103,7 +107,7 @@ class Known(NamedTuple):
 
     def call_top_k(self, F: Any, inputs: Dict[str, Any], axis: int, **options: Any) -> Any:
         """The operator for a stored teacher: a loss for each row, with length 1 along the axis."""
-        last = axis if axis < 0 else axis - self.ndim
+        last = self.from_end(axis)
         given = {name: axis_last(F, F.cast(x, dtype=_STAND_INS[dtype]) if dtype in _STAND_INS else x, last)
                  for (name, x), dtype in zip(inputs.items(), self.dtypes)}
         given.update({name: F.BlockGrad(given[name])
@@ -146,6 +150,10 @@ class UsersGraph:
     def batch_axis(self, batch_axis: int) -> Optional[int]:
         """`batch_axis` as `sum_per_sample` takes it."""
         return batch_axis
+
+    def from_end(self, axis: int) -> int:
+        """`axis`, counted from the last one if that is possible."""
+        return axis
 
     def in_result_dtype(self, F: Any, out: Any) -> Any:
         """The sum of a sample, which has the dtype of the terms."""
