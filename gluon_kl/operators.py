@@ -145,9 +145,9 @@ def sum_per_row(F: Any, terms: Any, axis: int, scale: float = 1.0) -> Any:
 def swapaxes(F: Any, x: Any, one: int, other: int) -> Any:
     """`x` with two axes swapped, and a right gradient.
 
-    MXNet 2.0.0's own operator gives a wrong one in graphs, where its result may take the memory of its input. `moveaxis`,
-    which ends the process on 2.0.0b1, takes no axis twice: in a trace, a later call whose number of axes makes the two
-    one raises an error.
+    MXNet 2.0.0's own operator gives a wrong one in graphs, where its result may take the memory of its input. There
+    `moveaxis` is used, which ends the process on 2.0.0b1. It takes no axis twice: in a trace, a later call whose number
+    of axes makes the two one raises an error.
     """
     if not _mxnet.SWAPS_IN_PLACE:
         return F.swapaxes(x, dim1=one, dim2=other)

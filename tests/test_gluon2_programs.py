@@ -300,7 +300,8 @@ def test_shapes_that_differ_in_a_later_call(name):
            for later in ((2, 1), (1, 3), (3,), (6,), (1, 2, 3), (2, 2, 3), (2, 3, 1))], check)
 
 
-@pytest.mark.parametrize("name", ["kl logits probs", "js logits logits", "gaussian, prior", "both", "top-k", "top-k, dense"])
+@pytest.mark.parametrize("name", ["kl logits probs", "js logits logits", "gaussian, prior", "both", "top-k",
+                                  "top-k, dense"])
 def test_axes_in_every_way(name):
     """Swapped axes have right gradients in graphs, also where the two are one; MXNet 2.0.0's `swapaxes` has not."""
     def check(layout, way):
