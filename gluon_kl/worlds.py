@@ -197,7 +197,7 @@ class Trace(UsersGraph):
         super().__init__(True, device)
         self._axis = axis
         self._summed = summed  # whether the result is much smaller than the inputs
-        self._zero = None  # of one element, from operators that fail where the graph must not be run
+        self._zero: Any = None  # of one element, from operators that fail where the graph must not be run
         self._single = False if axis is not None and shape[axis] > 1 else None
         # One counts from the front, the other from the back: they are the same if there is one axis.
         self._apart = len(shape) > 1 and {axis, batch_axis} == {0, -1}
@@ -205,10 +205,13 @@ class Trace(UsersGraph):
     def lifted(self, F: Any, inputs: Sequence[Any], same_shape: Sequence[bool], wide: Sequence[bool]) -> List[Any]:
         """The inputs in one floating dtype, and numbers as arrays."""
         dtypes = {DTYPE_NAMES[x.dtype] for x in inputs if isinstance(x, NDArray)}
+        # A loss of two parts lifts twice: what is known holds for the part, and both parts are guarded.
+        self.lifts_to_float32 = False
         if self.fused or not self._summed or dtypes not in ({"float32"}, {"float64"}):
             return lifting.lift_unknown(F, inputs, same_shape, self._guard)
         self.lifts_to_float32 = dtypes == {"float32"}
-        self._zero = lifting.zero_of_dtype(F, [self._part(F, inputs[0]), *inputs[1:]], *dtypes)
+        zero = lifting.zero_of_dtype(F, [self._part(F, inputs[0]), *inputs[1:]], *dtypes)
+        self._zero = zero if self._zero is None else lifting.added(self._zero, zero)
         return lifting.tied(F, inputs, same_shape)
 
     def guarded(self, out: Any) -> Any:

@@ -5,7 +5,6 @@ which its rows of MEMBERS follow. `cases_of(name)` gives the calls of a member t
 walk many cases each: `every` names those that fail.
 """
 
-import contextlib
 import copy
 import functools
 import inspect
@@ -56,17 +55,26 @@ def every(cases, check):
 
 
 def in_one_test(names, values):
-    """pytest.mark.parametrize, but as one test of all values: a test each takes 3 ms, whatever it does."""
+    """pytest.mark.parametrize, but as one test of all values: a test each takes 3 ms, whatever it does.
+
+    If the test skips some values, the others count; if it skips all, it is skipped.
+    """
     names = [name.strip() for name in names.split(",")]
 
     def decorate(test):
         @functools.wraps(test)
         def walk(**fixtures):
+            skipped = []
+
             def check(value):
-                with contextlib.suppress(pytest.skip.Exception):
+                try:
                     test(**copy.deepcopy(fixtures), **dict(zip(names, value if len(names) > 1 else [value])))
+                except pytest.skip.Exception as reason:
+                    skipped.append(reason)
 
             every([(value,) for value in values], check)
+            if len(skipped) == len(values):
+                raise skipped[0]
 
         signature = inspect.signature(test)
         left = [parameter for name, parameter in signature.parameters.items() if name not in names]

@@ -92,10 +92,9 @@ def test_a_tiny_tail_keeps_its_digits(eager, dtype, tolerance):
     np.testing.assert_allclose(gradient[:, 2:], -p_tail[:, None] * share, rtol=10 * tolerance, atol=1e-12)
 
 
-@in_one_test("row, index", [("a class twice", [3, 1, 3, 0]), ("-2", [0, -2, 1, 3]),
-                                        ("too large", [9, 0, 1, 3]),
-                                        ("a fraction", [0.5, 1, 2, 3]), ("NaN", [np.nan, 1, 2, 3]),
-                                        ("infinity", [1, np.inf, 2, 3]), ("far off", [1, 2, 1e18, 3])])
+@in_one_test("row, index", [("a class twice", [3, 1, 3, 0]), ("-2", [0, -2, 1, 3]), ("too large", [9, 0, 1, 3]),
+                            ("a fraction", [0.5, 1, 2, 3]), ("NaN", [np.nan, 1, 2, 3]),
+                            ("infinity", [1, np.inf, 2, 3]), ("far off", [1, 2, 1e18, 3])])
 @pytest.mark.parametrize("hard_weight", [0, 0.5])
 def test_no_silent_category(run, given, row, index, hard_weight):
     given[2][1] = index
